@@ -1,0 +1,43 @@
+"""What a model costs by counting: parameters, MACs and FLOPs, through torch's own counter."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from infvit.attention import DiscountedAttention
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one image. FLOPs are 2 per multiply-add; elementwise work (norms, activations) is not counted.
+
+    `parameters` counts all that is learned; `discounts` is the part of it that is gamma (one per head and layer),
+    which the published counts leave out.
+    """
+
+    parameters: int
+    discounts: int
+    macs_forward: int
+    flops_forward: int
+    flops_training: int
+
+
+def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> Cost:
+    """Counts the model on one image of `image_size` pixels, on the meta device: nothing is computed or allocated.
+
+    `flops_training` is the forward and the backward pass, of matrix products, convolutions and fused attention.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    counted = copy.deepcopy(model).to("meta").train()
+    image = torch.empty(1, in_chans, height, width, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        output = counted(image)
+        forward = counter.get_total_flops()
+        output.sum().backward()
+        training = counter.get_total_flops()
+    discounts = sum(m.gamma_logit.numel() for m in model.modules() if isinstance(m, DiscountedAttention))
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(parameters, discounts, forward // 2, forward, training)

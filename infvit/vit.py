@@ -1,0 +1,213 @@
+"""The Vision Transformer that every attention is compared in: pre-norm, one backbone, the attention exchanged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from infvit.errors import UsageError
+from infvit.positions import PositionStart, resample, sincos
+
+Named = dict[str, Tensor]
+
+
+class Block(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        attention: `attention(dim, num_heads=...)` gives the attention layer.
+        drop_path: stochastic depth, the probability of skipping a branch for one image.
+        extra_proj: a second D × D projection behind the attention's own. Two linear maps in a row compute nothing
+            that one cannot; it exists to reproduce the parameter counts published for softmax and Pure (57.7M, 330.6M).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        attention: Callable[..., nn.Module],
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        extra_proj: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attention(dim, num_heads=num_heads)
+        self.extra_proj = nn.Linear(dim, dim) if extra_proj else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, named: Named | None = None, name: str = "") -> Tensor:
+        """(B, N, D) → (B, N, D); intermediate values are put into `named` under `name` if it is given."""
+        normed = self.norm1(x)
+        mixed = self.extra_proj(self.attn(normed))
+        after_attn = x + self.drop_path(mixed)
+        normed2 = self.norm2(after_attn)
+        expanded = self.mlp(normed2)
+        out = after_attn + self.drop_path(expanded)
+        if named is not None:
+            steps = {
+                "norm1": normed,
+                "attn": mixed,
+                "+attn": after_attn,
+                "norm2": normed2,
+                "mlp": expanded,
+                "+mlp": out,
+            }
+            named.update({f"{name}.{step}": value for step, value in steps.items()})
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """Vision Transformer with an exchangeable attention; parameters are named as timm's.
+
+    Args:
+        attention: `attention(dim, num_heads=...)` gives one attention layer, e.g. a class of `infvit.attention`.
+        img_size: side of the (square) training images in pixels, or (height, width).
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the images.
+        num_classes: outputs of the head; 0 gives the pooled features.
+        dim, depth, num_heads, mlp_ratio: width D, number of blocks, heads, hidden width of the MLP over D.
+        class_token: pool by a class token; otherwise by the mean over patches.
+        positions: initial position embedding of the patches (`infvit.positions`); the class token starts at 0.
+        learn_positions: whether they are a parameter or fixed.
+        pre_logits: a D × D layer with tanh before the head, as in the original ViT (arXiv:2010.11929).
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        extra_proj: see `Block`.
+
+    Raises:
+        UsageError: if the image size is not a multiple of the patch, or num_heads does not divide dim.
+    """
+
+    def __init__(
+        self,
+        attention: Callable[..., nn.Module],
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 1024,
+        depth: int = 4,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_token: bool = True,
+        positions: PositionStart = sincos,
+        learn_positions: bool = True,
+        pre_logits: bool = True,
+        drop_path_rate: float = 0.0,
+        extra_proj: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
+        self.head_hidden_size = dim
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.patch_size, self.num_heads, self.in_chans = patch_size, num_heads, in_chans
+        self.num_prefix_tokens = int(class_token)
+        self.grid_size = self._grid(*self.img_size)
+
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.add_module("proj", nn.Conv2d(in_chans, dim, patch_size, stride=patch_size))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        start = positions(self.grid_size, dim)
+        start = torch.cat([start.new_zeros(self.num_prefix_tokens, dim), start])[None]
+        if learn_positions:
+            self.pos_embed = nn.Parameter(start)
+        else:
+            self.register_buffer("pos_embed", start)
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, num_heads, attention, mlp_ratio, rate, extra_proj) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pre_logits = nn.Sequential()
+        if pre_logits:
+            self.pre_logits.add_module("fc", nn.Linear(dim, dim))
+            self.pre_logits.add_module("act", nn.Tanh())
+        self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """timm's ViT initialisation. Gamma draws nothing: equal seeds give all attentions equal shared weights."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        for side in (height, width):
+            if side < self.patch_size or side % self.patch_size:
+                below = max(side // self.patch_size, 1) * self.patch_size
+                raise UsageError(
+                    f"image size {height} × {width} is not a multiple of the patch size {self.patch_size}: "
+                    f"use {below} or {below + self.patch_size}"
+                )
+        return height // self.patch_size, width // self.patch_size
+
+    def _embed(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {self.in_chans}, height, width)")
+        grid = self._grid(*images.shape[-2:])
+        x = self.patch_embed(images).flatten(2).mT
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x + resample(self.pos_embed, self.grid_size, grid, self.num_prefix_tokens)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) → normalised tokens (B, N, D), the class token first."""
+        x = self._embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) → (B, D): the class token, or the mean over patches."""
+        return tokens[:, 0] if self.cls_token is not None else tokens.mean(dim=1)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Normalised tokens (B, N, D) → logits (B, classes), or the head's input (B, D) with `pre_logits`."""
+        pooled = self.pre_logits(self.pool(tokens))
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions."""
+        return self.forward_head(self.forward_features(images))
+
+    def features(self, images: Tensor) -> Named:
+        """Every intermediate value under its name, in order of computation, `logits` last.
+
+        `embed`; for block i `blocks.i.norm1`, `.attn`, `.+attn`, `.norm2`, `.mlp`, `.+mlp`, each (B, N, D); `norm`;
+        `pooled` and `pre_logits` (B, D); `logits` (B, classes). What a layer weighs its tokens with is
+        `model.blocks[i].attn.weights(named["blocks.i.norm1"])`.
+        """
+        named: Named = {"embed": self._embed(images)}
+        x = named["embed"]
+        for i, block in enumerate(self.blocks):
+            x = block(x, named, f"blocks.{i}")
+        named["norm"] = self.norm(x)
+        named["pooled"] = self.pool(named["norm"])
+        named["pre_logits"] = self.pre_logits(named["pooled"])
+        named["logits"] = self.head(named["pre_logits"])
+        return named
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the optimizer must not decay, beyond the one-dimensional ones (norms, biases, gamma)."""
+        return {"pos_embed", "cls_token"}
+
+    def get_classifier(self) -> nn.Module:
+        """The head, under the name that timm's tools look for."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, **_: Any) -> None:
+        """Replaces the head by a new one for `num_classes`; 0 removes it."""
+        self.num_classes = num_classes
+        if not num_classes:
+            self.head = nn.Identity()
+            return
+        head = nn.Linear(self.embed_dim, num_classes, device=self.norm.weight.device, dtype=self.norm.weight.dtype)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        self.head = head

@@ -1,0 +1,69 @@
+"""The paper's models under timm's names: `timm.create_model("linear_infvit_4l_patch16_224")` after `import infvit`.
+
+Width 1024, 16 heads, MLP 4096, patch 16, 224 × 224 (arXiv:2603.00175). All have equal parameters by default besides
+one gamma per head and layer; `extra_proj=True` gives the counts published for softmax and Pure.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.vit import VisionTransformer
+
+_CFG = {
+    "url": "",
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "pool_size": None,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+    "license": "mit",
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}.untrained": _CFG
+        for name in (
+            "vit_4l_patch16_224",
+            "infvit_4l_patch16_224",
+            "infvit_24l_patch16_224",
+            "linear_infvit_4l_patch16_224",
+        )
+    }
+)
+
+
+def _create(name: str, pretrained: bool, attention: type[nn.Module], depth: int, **kwargs: Any) -> VisionTransformer:
+    size: dict[str, Any] = {"depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
+    kwargs = {"attention": attention} | size | kwargs
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **kwargs)
+
+
+@register_model
+def vit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Softmax attention, 4 layers, 53.5M parameters (57.7M with `extra_proj`, as published)."""
+    return _create("vit_4l_patch16_224", pretrained, SoftmaxAttention, 4, **kwargs)
+
+
+@register_model
+def infvit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Pure InfSA, 4 layers, 53.5M parameters (57.7M with `extra_proj`, as published)."""
+    return _create("infvit_4l_patch16_224", pretrained, PureInfSA, 4, **kwargs)
+
+
+@register_model
+def infvit_24l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Pure InfSA, 24 layers, 305.4M parameters (330.6M with `extra_proj`, as published)."""
+    return _create("infvit_24l_patch16_224", pretrained, PureInfSA, 24, **kwargs)
+
+
+@register_model
+def linear_infvit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Linear-InfSA, 4 layers, 53.5M parameters, as published."""
+    return _create("linear_infvit_4l_patch16_224", pretrained, LinearInfSA, 4, **kwargs)

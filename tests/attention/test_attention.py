@@ -1,0 +1,146 @@
+"""Every operator against its naive twin, and what a user of the layer relies on."""
+
+import pytest
+import torch
+from timm.layers import Attention as TimmAttention
+
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.errors import UsageError
+from tests.attention import naive
+
+NAMES = list(ATTENTIONS)
+
+
+def layer_and_input(name, B=2, N=13, D=32, H=4, dtype=torch.float64, seed=0, **options):
+    torch.manual_seed(seed)
+    layer = ATTENTIONS[name](D, num_heads=H, **options).to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():  # biases too, and a gamma per head of its own
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return layer, torch.randn(B, N, D, dtype=dtype)
+
+
+def gradients(output, layer, x):
+    loss = (output * torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)).sum()
+    return torch.autograd.grad(loss, [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("N", [1, 13])
+def test_equals_its_naive_twin_in_float64(name, qkv_bias, N):
+    layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias)
+    x.requires_grad_()
+    fast, twin = layer(x), naive.TWINS[name](layer, x)
+    assert (fast - twin).abs().max() <= 1e-10
+    for got, expected in zip(gradients(fast, layer, x), gradients(twin, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_its_naive_twin_in_float32(name):
+    layer, x = layer_and_input(name, N=197, D=64, dtype=torch.float32)
+    assert (layer(x) - naive.TWINS[name](layer, x)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["cast", "autocast"])
+def test_half_precision_is_finite_and_close(name, dtype, how):
+    layer, x = layer_and_input(name, N=197, D=64)
+    expected = naive.TWINS[name](layer, x)
+    if how == "cast":
+        got = layer.to(dtype)(x.to(dtype))
+    else:
+        with torch.autocast("cpu", dtype):
+            got = layer.float()(x.float())
+    assert got.isfinite().all()
+    assert (got.double() - expected).norm() <= 2e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_what_the_operator_weighs_with(name):
+    layer, x = layer_and_input(name)
+    Q, _K, V = layer.heads(x)
+    w = layer.weights(x)
+    gamma = layer.gamma[:, None, None] if hasattr(layer, "gamma") else 1.0
+    O = w @ V if w.ndim == 4 else (w[:, :, None] @ V).expand_as(Q)  # noqa: E741
+    assert (layer.merge(gamma * O) - layer(x)).abs().max() <= 1e-10
+    assert (w >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["infsa", "linear_infsa"])
+def test_gamma_learns(name):
+    layer, x = layer_and_input(name)
+    layer(x).square().sum().backward()
+    assert layer.gamma_logit.shape == (4,)
+    assert (layer.gamma_logit.grad != 0).all()
+    assert PureInfSA(8, 2).gamma.tolist() == pytest.approx([0.95, 0.95])
+
+
+@pytest.mark.parametrize("name", ["infsa", "linear_infsa"])
+def test_a_head_that_is_off_gives_zero_and_a_finite_gradient(name):
+    layer, x = layer_and_input(name)
+    with torch.no_grad():  # K = -Q and equal tokens: every score of every head is negative
+        D = layer.dim
+        layer.qkv.weight[D : 2 * D] = -layer.qkv.weight[:D]
+        layer.qkv.bias[D : 2 * D] = -layer.qkv.bias[:D]
+    x = x[:, :1].expand_as(x).clone().requires_grad_()
+    assert (layer.weights(x) == 0).all()
+    output = layer(x)
+    assert torch.equal(output, layer.proj.bias.expand_as(output))
+    assert all(g.isfinite().all() for g in gradients(output, layer, x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_zero_input_has_finite_gradients(name):
+    layer, x = layer_and_input(name, qkv_bias=False)
+    x = torch.zeros_like(x, requires_grad=True)
+    assert all(g.isfinite().all() for g in gradients(layer(x), layer, x))
+
+
+def test_linear_infsa_forms_only_q_per_token():
+    """No K, V or output projection per token: the only large matrix product has D output columns, not 3 D or 4 D."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    N, D, H = 4096, 256, 4
+    layer, x = LinearInfSA(D, H), torch.zeros(1, N, D)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    q_projection = 2 * N * D * D
+    sums_and_scores = 3 * 2 * N * D * H
+    assert counter.get_total_flops() <= q_projection + sums_and_scores + 20 * D * D
+
+
+def test_linear_infsa_accumulates_in_float32_over_many_tokens():
+    """Equal weights of 1 / N at N = 200,000 would vanish in bfloat16 sums."""
+    layer, _ = layer_and_input("linear_infsa", D=8, H=1)
+    x = torch.randn(1, 200_000, 8, dtype=torch.float64) + 1
+    expected = layer(x)
+    got = layer.bfloat16()(x.bfloat16())
+    assert (got.double() - expected).norm() <= 2e-2 * expected.norm()
+
+
+def test_softmax_loads_timm_attention_weights():
+    theirs = TimmAttention(32, num_heads=4, qkv_bias=True).double()
+    ours = SoftmaxAttention(32, num_heads=4).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    assert (ours(x) - theirs(x)).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_acts_in_training_only(name):
+    layer, x = layer_and_input(name, attn_drop=0.5, proj_drop=0.5)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+    assert (layer(x) - naive.TWINS[name](layer, x)).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_input_names_what_is_wrong(name):
+    with pytest.raises(UsageError, match=r"num_heads=5 does not divide dim=32"):
+        ATTENTIONS[name](32, num_heads=5)
+    with pytest.raises(ValueError, match=r"\(2, 13, 31\).*D = 32"):
+        ATTENTIONS[name](32)(torch.zeros(2, 13, 31))

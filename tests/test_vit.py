@@ -1,0 +1,128 @@
+"""The backbone: the paper's parameter counts, positions, features, resolutions, timm."""
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+import infvit
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.errors import UsageError
+from infvit.measure.cost import cost
+from infvit.positions import normal, sincos
+from infvit.vit import VisionTransformer
+
+SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
+NAMES = ["vit_4l_patch16_224", "infvit_4l_patch16_224", "linear_infvit_4l_patch16_224"]
+
+
+def counts(name, **options):
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    parameters = sum(p.numel() for p in model.parameters())
+    gammas = sum(p.numel() for n, p in model.named_parameters() if n.endswith("gamma_logit"))
+    return parameters - gammas, gammas
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_the_papers(name):
+    assert counts(name)[0] == 53_451_752
+    assert counts(name)[1] == (0 if name.startswith("vit") else 4 * 16)
+
+
+def test_published_counts_by_the_documented_option():
+    assert counts("vit_4l_patch16_224", extra_proj=True)[0] == 57_650_152  # "57.7M"
+    assert counts("infvit_4l_patch16_224", extra_proj=True)[0] == 57_650_152  # "57.7M"
+    assert counts("infvit_24l_patch16_224", extra_proj=True) == (330_566_632, 24 * 16)  # "330.6M"
+    assert counts("infvit_24l_patch16_224")[0] == 53_451_752 + 20 * 12_596_224
+
+
+def test_cost_counts_what_can_be_counted_by_hand():
+    """Softmax ViT: 4 blocks of 12 D² + 2 N D multiply-adds a token, the patch embedding, pre-logits and head."""
+    with torch.device("meta"):
+        model = timm.create_model("vit_4l_patch16_224")
+    N, D = 197, 1024
+    macs = 4 * (12 * N * D * D + 2 * N * N * D) + 196 * 768 * D + D * D + D * 1000
+    got = cost(model, 224)
+    assert got.macs_forward == macs
+    assert got.flops_forward == 2 * macs
+    assert 2.9 * got.flops_forward < got.flops_training < 3 * got.flops_forward
+    assert (got.parameters, got.discounts) == (53_451_752, 0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS.values())
+@pytest.mark.parametrize("class_token", [True, False])
+def test_any_resolution_and_pooling(attention, class_token):
+    model = VisionTransformer(attention, **SMALL, class_token=class_token).eval()
+    assert model(torch.randn(3, 3, 16, 16)).shape == (3, 7)
+    assert model(torch.randn(1, 3, 24, 8)).shape == (1, 7)
+
+
+def test_equals_timms_vit_with_the_same_weights():
+    """The whole backbone against an independent implementation."""
+    ours = VisionTransformer(SoftmaxAttention, **SMALL, pre_logits=False).eval()
+    theirs = TimmViT(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=7).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    assert (ours(images) - theirs(images)).abs().max() < 1e-5
+
+
+def test_positions_start_at_full_scale_and_are_learned():
+    model = VisionTransformer(LinearInfSA, **SMALL)
+    assert isinstance(model.pos_embed, torch.nn.Parameter)
+    patches = model.pos_embed[0, 1:]
+    assert torch.equal(patches, sincos((4, 4), 32))
+    assert patches.detach().abs().max().item() == pytest.approx(1, abs=1e-3)
+    assert (model.pos_embed[0, 0] == 0).all()
+    fixed = VisionTransformer(LinearInfSA, **SMALL, learn_positions=False)
+    assert "pos_embed" not in dict(fixed.named_parameters())
+    assert normal((30, 30), 64, std=0.5).std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_features_are_the_forward_pass():
+    model = VisionTransformer(PureInfSA, **SMALL).eval()
+    images = torch.randn(2, 3, 16, 16)
+    named = model.features(images)
+    assert torch.equal(named["logits"], model(images))
+    assert torch.equal(named["blocks.1.+attn"], named["blocks.0.+mlp"] + named["blocks.1.attn"])
+    assert torch.equal(model.blocks[1].attn(named["blocks.1.norm1"]), named["blocks.1.attn"])
+    assert list(named)[:3] == ["embed", "blocks.0.norm1", "blocks.0.attn"]
+
+
+def test_equal_seeds_give_all_attentions_equal_shared_weights():
+    states = []
+    for attention in (SoftmaxAttention, PureInfSA, LinearInfSA):
+        torch.manual_seed(3)
+        states.append(VisionTransformer(attention, **SMALL).state_dict())
+    for name, value in states[0].items():
+        assert all(torch.equal(value, state[name]) for state in states[1:]), name
+
+
+def test_stochastic_depth_skips_branches_in_training_only():
+    model = VisionTransformer(SoftmaxAttention, **SMALL, drop_path_rate=0.5)
+    images = torch.randn(8, 3, 16, 16)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_timm_creates_and_adapts_the_models():
+    model = timm.create_model("linear_infvit_4l_patch16_224", num_classes=10, img_size=32, dim=64, num_heads=4)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    model.reset_classifier(3)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert "infvit_24l_patch16_224" in timm.list_models("*infvit*")
+    assert model.forward_head(model.forward_features(torch.zeros(1, 3, 32, 32)), pre_logits=True).shape == (1, 64)
+    assert infvit.VisionTransformer is VisionTransformer
+
+
+def test_bad_sizes_name_the_nearest_good_ones():
+    with pytest.raises(UsageError, match=r"18 × 18 is not a multiple of the patch size 4: use 16 or 20"):
+        VisionTransformer(SoftmaxAttention, **{**SMALL, "img_size": 18})
+    model = VisionTransformer(SoftmaxAttention, **SMALL)
+    with pytest.raises(UsageError, match="patch size 4"):
+        model(torch.zeros(1, 3, 16, 15))
+    with pytest.raises(ValueError, match=r"\(1, 4, 16, 16\)"):
+        model(torch.zeros(1, 4, 16, 16))
+    with pytest.raises(UsageError, match="multiple of 4"):
+        VisionTransformer(SoftmaxAttention, **{**SMALL, "dim": 30, "num_heads": 2})
