@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both reuse what is there.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+APT := libopencv-dev libturbojpeg0-dev pkg-config g++
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.installed
+
+# torch first: the rest then builds and resolves against it. FFCV last and optional: it compiles against $(APT).
+$(VENV)/.installed: pyproject.toml
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	@echo "installing torch (some minutes, several GB)"
+	@$(PYTHON) -m pip install -q --disable-pip-version-check torch torchvision
+	@echo "installing infvit and what its experiments need"
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[experiments,dev]'
+	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then true; \
+	 elif pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null; then $(MAKE) -s ffcv; \
+	 elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	   echo "installing $(APT)"; \
+	   (apt-get update -qq && apt-get install -y -qq $(APT)) >$(VENV)/apt.log 2>&1 && $(MAKE) -s ffcv \
+	   || { tail -3 $(VENV)/apt.log; $(MAKE) -s without-ffcv; }; \
+	 elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then \
+	   echo "installing $(APT)"; \
+	   (sudo -n apt-get update -qq && sudo -n apt-get install -y -qq $(APT)) >$(VENV)/apt.log 2>&1 && $(MAKE) -s ffcv \
+	   || { tail -3 $(VENV)/apt.log; $(MAKE) -s without-ffcv; }; \
+	 else $(MAKE) -s without-ffcv; fi
+	@touch $@
+
+.PHONY: ffcv without-ffcv
+ffcv:
+	@echo "installing FFCV"
+	@$(PYTHON) -m pip install -q --disable-pip-version-check 'ffcv>=1.0.2' >$(VENV)/ffcv.log 2>&1 \
+	|| { tail -3 $(VENV)/ffcv.log; $(MAKE) -s without-ffcv; }
+
+without-ffcv:
+	@echo "FFCV is not installed; going on with the torch loader. For FFCV run:"
+	@echo "  sudo apt-get install -y $(APT) && $(PYTHON) -m pip install ffcv"
+
+demo: setup
+	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then loader=ffcv; else loader=torch; fi; \
+	set -x; $(PYTHON) train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1 data/loader=$$loader
+
+test: setup
+	@$(PYTHON) -m pytest
+
+lint: setup
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+# The layer and the whole model against their naive twins, at 4,097 tokens, D 1024, H 16.
+bench: setup
+	@$(PYTHON) -m tests.bench_twins
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""The Hydra callback that ends a sweep with its comparison: files, the table in the terminal, the same in W&B."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import wandb
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from infvit.compare import Comparison, to_text, write_comparison
+
+
+class CompareAtEnd(Callback):
+    """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode.name == "MULTIRUN":
+            print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        sweep = Path(config.hydra.sweep.dir)
+        comparison = write_comparison([sweep], sweep)
+        print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md and .csv)")
+        pictures = sorted(sweep.glob("*.png"))
+        if pictures:
+            print("pictures:   " + "  ".join(str(picture) for picture in pictures))
+        if "wandb" in (config.get("logger") or {}):
+            _log_to_wandb(config.logger.wandb, sweep, comparison, pictures)
+        failed = [run for run in comparison.runs if run.status != "finished"]
+        if failed or comparison.unreadable:
+            names = [f"{Path(run.run_dir).name} ({run.status})" for run in failed]
+            names += [f"{bad.path} ({bad.reason})" for bad in comparison.unreadable]
+            print(f"error: {len(names)} jobs of the sweep did not finish: {', '.join(names)}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _log_to_wandb(logger: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
+    with wandb.init(
+        project=logger.project,
+        name=f"comparison-{sweep.name}",
+        group=sweep.name,
+        job_type="comparison",
+        dir=sweep,
+        mode="offline" if logger.offline else "online",
+        settings=wandb.Settings(silent=True),
+    ) as run:
+        records = comparison.records()
+        columns: list[str | int] = list(records[0]) if records else []
+        table = wandb.Table(columns=columns, data=[list(record.values()) for record in records])
+        run.log({"comparison": table, "page": wandb.Html(str(sweep / "comparison.html"))})
+        run.log({picture.stem: wandb.Image(str(picture)) for picture in pictures})

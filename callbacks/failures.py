@@ -1,0 +1,91 @@
+"""How a command fails: mistakes of use in one line with exit code 2, and one bad job does not stop a sweep."""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from infvit.errors import UsageError
+
+Task = Callable[[DictConfig], Any]
+
+
+def one_line(error: BaseException) -> str | None:
+    """The line that tells a user what to mend, or None if the error is not a mistake of use but a bug."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        cause = error.__cause__
+        return one_line(cause) or _joined(str(error))
+    if isinstance(error, UsageError):
+        return _joined(str(error))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = ", ".join(o for o in error.options or [])
+        return f"{group or 'config'}={name} does not exist" + (f": expected one of {options}" if options else "")
+    if isinstance(error, HydraException | OmegaConfBaseException | MisconfigurationException):
+        return _joined(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
+    return None
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def sweep_goes_on(task: Task) -> Task:
+    """Decorates a Hydra task: its W&B run ends with it, and in a sweep a failure is told and the next job runs.
+
+    The failed job's `result.json` says so; the sweep's last callback names it and exits with 1.
+    """
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> Any:
+        code = 1
+        try:
+            value = task(cfg)
+            code = 0
+            return value
+        except Exception as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            number, overrides = HydraConfig.get().job.num, " ".join(HydraConfig.get().overrides.task)
+            print(f"job {number} failed ({overrides}): {one_line(error) or repr(error)}", file=sys.stderr)
+            if one_line(error) is None or _wants_traceback():
+                traceback.print_exception(error)
+            return None
+        finally:
+            if wandb.run is not None:  # each job is a run of its own, and a failed one shows as failed
+                wandb.finish(exit_code=code)
+
+    return job
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Runs a `hydra.main`: mistakes of use end in one line and exit code 2, anything else in its traceback."""
+    wants_traceback = _wants_traceback()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines
+    try:
+        main()
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        if wants_traceback:
+            traceback.print_exc()
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -1,0 +1,51 @@
+"""The progress of a run in the terminal: Lightning's Rich bar with the time left of the whole run."""
+
+import datetime
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
+
+
+class RunProgress(RichProgressBar):
+    """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead."""
+
+    def __init__(self) -> None:
+        terminal = Console().is_terminal
+        super().__init__(refresh_rate=4 if terminal else 0)
+        self.lines = not terminal
+        self.first_epoch, self.since = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.first_epoch, self.since = trainer.current_epoch, time.monotonic()
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {"run ETA": self.eta(trainer), **metrics}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        epochs, done = trainer.max_epochs or 1, trainer.current_epoch + 1
+        if self.lines and trainer.is_global_zero and (done % max(epochs // 10, 1) == 0 or done == epochs):
+            values = {name: float(v) for name, v in trainer.callback_metrics.items()}
+            shown = [f"epoch {done:>3}/{epochs}", f"loss {values.get('train/loss_epoch', float('nan')):.3f}"]
+            if "val/top1" in values:
+                shown.append(f"top-1 {100 * values['val/top1']:.1f}%")
+            shown.append(f"ETA {self.eta(trainer, done)}")
+            print(" · ".join(shown), flush=True)
+
+    def eta(self, trainer: Trainer, done: float | None = None) -> str:
+        """Time left of the run, h:mm:ss, from the epochs (and parts of one) that this process trained."""
+        if done is None:
+            batches = trainer.num_training_batches
+            part = trainer.fit_loop.epoch_loop.batch_progress.current.completed / batches if batches else 0
+            done = trainer.current_epoch + min(part, 1)
+        trained = done - self.first_epoch
+        if not trained or not trainer.max_epochs:
+            return "-:--:--"
+        left = (time.monotonic() - self.since) / trained * (trainer.max_epochs - done)
+        return str(datetime.timedelta(seconds=round(left)))

@@ -1,0 +1,196 @@
+"""What a run leaves: `result.json`, written when it starts, after every epoch, and when it ends, however it ends."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from data.datamodule import ImageDataModule
+from infvit.compare import Result
+from infvit.errors import UsageError
+from infvit.measure.cost import cost
+from infvit.module import Classifier
+
+PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv")
+
+
+class RunRecord(Callback):
+    """Keeps the run's `result.json` true from the first second: status, identity, curves, metrics, error."""
+
+    def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
+        self.path = run_dir / "result.json"
+        self.writes = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+        self.since = time.monotonic()
+        self.speeds: list[float] = []
+        self.result = Result(
+            status="running",
+            model=cfg.model.name,
+            attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
+            variant=_variant(),
+            depth=cfg.size.depth,
+            dim=cfg.size.dim,
+            heads=cfg.size.heads,
+            patch=cfg.size.patch,
+            image_size=cfg.size.image_size,
+            num_classes=None,
+            recipe=cfg.recipe.name,
+            recipe_hash=recipe_hash(cfg.recipe),
+            epochs=cfg.trainer.max_epochs,
+            batch_size=cfg.recipe.batch_size,
+            data=cfg.data.name,
+            data_fingerprint="",
+            loader="",
+            precision=str(cfg.trainer.precision),
+            seed=cfg.seed,
+            energy_note="not measured",
+            hardware=_hardware(),
+            versions=_versions(),
+            git_commit=_git_commit(),
+            command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            run_dir=str(run_dir),
+        )
+        self.write()
+
+    def describe(self, module: Classifier, data: ImageDataModule) -> None:
+        """Adds what is known once model and data exist: counts, classes, fingerprint."""
+        counted = cost(module.net, self.result.image_size)
+        self.result = dataclasses.replace(
+            self.result,
+            parameters=counted.parameters,
+            macs_forward=counted.macs_forward,
+            flops_forward=counted.flops_forward,
+            flops_training=counted.flops_training,
+            num_classes=data.num_classes,
+            data_fingerprint=data.fingerprint,
+            loader=data.loader_name,
+        )
+        self.write()
+
+    def announce(self, module: Classifier) -> None:
+        """Says in a few lines what is about to run."""
+        r = self.result
+        if self.writes:
+            print(
+                f"{r.model}: {r.depth} layers, {r.parameters:,} parameters, "
+                f"{(r.flops_forward or 0) / 1e9:,.3g} GFLOPs forward per image at {r.image_size} px\n"
+                f"recipe {r.recipe}#{r.recipe_hash}: {r.epochs} epochs, batch {r.batch_size}, "
+                f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512); "
+                f"data {r.data}#{r.data_fingerprint}, {r.loader} loader; seed {r.seed}\n"
+                f"run folder {r.run_dir}",
+                flush=True,
+            )
+
+    def write(self) -> None:
+        """Writes the file (rank 0 alone)."""
+        if self.writes:
+            self.result.seconds = round(time.monotonic() - self.since, 2)
+            self.result.write(self.path)
+
+    def failed(self, error: BaseException) -> None:
+        """Marks the run as failed: one line for a mistake of use, the traceback for anything else."""
+        self.result.status = "failed"
+        usage = isinstance(error, UsageError)
+        self.result.error = str(error) if usage else "".join(traceback.format_exception(error))
+        self.write()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.result.hardware["devices"] = trainer.world_size
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs after validation, so the epoch's row is whole."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        loss = metrics.get("train/loss_epoch", math.nan)
+        optimizer = trainer.optimizers[0]
+        self.result.curves.append(
+            {"epoch": trainer.current_epoch, "train/loss": loss, "lr": optimizer.param_groups[0]["lr"]}
+            | {name: value for name, value in metrics.items() if name.startswith("val/")}
+        )
+        if "images_per_second" in metrics:
+            self.speeds.append(metrics["images_per_second"])
+            self.result.train_images_per_second = round(statistics.median(self.speeds), 1)
+        if not math.isfinite(loss):
+            self.result.status = "diverged"
+            self.result.error = f"the training loss became {loss} in epoch {trainer.current_epoch}"
+            trainer.should_stop = True
+        self.write()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.result.metrics |= {name: v for name, v in metrics.items() if name.startswith(("val/", "test/"))}
+
+    def finished(self) -> None:
+        """Marks the run as finished, unless it diverged."""
+        if self.result.status == "running":
+            self.result.status = "finished"
+        self.result.metrics |= {k: v for k, v in (self.result.curves or [{}])[-1].items() if k.startswith("val/")}
+        self.write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves travel in the checkpoint, so that a resumed run shows them whole."""
+        return {"curves": self.result.curves, "speeds": self.speeds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.result.curves, self.speeds = state_dict["curves"], state_dict["speeds"]
+
+
+def recipe_hash(recipe: DictConfig) -> str:
+    """Eight hexadecimal digits of everything that the recipe says, its name aside."""
+    content = OmegaConf.to_container(recipe, resolve=True)
+    assert isinstance(content, dict)
+    content.pop("name")
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _variant() -> str:
+    """The overrides that change the model beyond choosing it by name."""
+    overrides = HydraConfig.get().overrides.task
+    return " ".join(o for o in overrides if o.lstrip("+~").startswith(("model.", "size.", "backbone.")))
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,68 @@
+"""What one wants to see of a run while it trains: speed, gradient norm, gamma and dead heads."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.utils import get_total_norm
+
+from infvit.attention import DiscountedAttention
+from infvit.measure.health import dead_heads
+from infvit.vit import VisionTransformer
+
+
+class Watch(Callback):
+    """Logs `images_per_second`, `grad_norm` (before clipping), `gamma/block.head` and `dead_heads/block`.
+
+    Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
+    queues stay out of it. Dead heads are the share of heads that are off, on the first validation batch.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.since = 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if batch_idx == 0:
+            self.images, self.since = 0, time.perf_counter()
+        else:
+            self.images += len(batch[0]) * trainer.world_size
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            pl_module.log("grad_norm", get_total_norm(gradients))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.images:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()
+            pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since))
+        layers = [m for m in pl_module.modules() if isinstance(m, DiscountedAttention)]
+        for i, layer in enumerate(layers):
+            pl_module.log_dict({f"gamma/{i}.{h}": g for h, g in enumerate(layer.gamma.detach())})
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        net = getattr(pl_module, "net", None)
+        if batch_idx or not isinstance(net, VisionTransformer):
+            return
+        if any(isinstance(m, DiscountedAttention) for m in net.modules()):
+            for i, share in enumerate(dead_heads(net, batch[0]).mean(1)):
+                pl_module.log(f"dead_heads/{i}", share, batch_size=len(batch[0]))

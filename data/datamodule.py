@@ -1,0 +1,136 @@
+"""The LightningDataModule of every data set: loaders, device-side augmentation, normalisation."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from data.beton import BetonSettings
+from data.ffcv_loader import FFCVReader
+from data.order import EpochOrder
+from data.source import Source, Split
+from data.torch_loader import TorchReader
+from data.view import View
+from infvit.errors import UsageError
+
+Batch = tuple[Tensor, Tensor]
+Transform = Callable[[Tensor], Tensor]
+
+
+class ImageDataModule(LightningDataModule):
+    """Images of a source in batches, augmented and normalised on the device.
+
+    Training and validation use `loader`; testing always uses the exact pipeline of the torch loader (PIL, bicubic).
+
+    Args:
+        name: of the data set, for tables and file names.
+        source: the images.
+        loader: reads them: `FFCVReader` or `TorchReader`.
+        view: how an image becomes the model's square.
+        batch_size: images per optimizer step, over all devices and accumulated batches together.
+        eval_batch_size: images per batch and device in validation and test.
+        cache_dir: where files are written once.
+        seed: of the order of the images and, with the torch loader, of crops and flips.
+        mean, std: of the channels, for normalisation, on the scale [0, 1].
+        workers: threads (FFCV) or processes (torch) per device that read.
+        beton: how FFCV's files are written.
+        augment: float images (B, 3, h, w) in [0, 1] → the same, on the device, in training.
+        erasing: the same on normalised images.
+        repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        loader: FFCVReader | TorchReader,
+        view: View,
+        batch_size: int,
+        cache_dir: str,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        eval_batch_size: int = 256,
+        workers: int = 2,
+        beton: BetonSettings | None = None,
+        augment: Transform | None = None,
+        erasing: Transform | None = None,
+        repeats: int = 1,
+    ) -> None:
+        super().__init__()
+        self.source, self.reader, self.view = source, loader, view
+        self.name, self.loader_name = name, loader.name
+        self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
+        self.cache_dir, self.seed = Path(cache_dir).expanduser().resolve(), seed
+        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+        self.beton = beton or BetonSettings()
+        self.augment, self.erasing, self.repeats = augment, erasing, repeats
+        self.classes, self.num_classes = source.classes, len(source.classes)
+        self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
+        self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
+        if batch_size > self.train_size:
+            raise UsageError(
+                f"recipe.batch_size={batch_size} is more than the {self.train_size} training images of {self.name}: "
+                f"give at most {self.train_size}"
+            )
+
+    def prepare_data(self) -> None:
+        """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
+        for split in ("train", "val"):
+            self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        trainer = self.trainer
+        assert trainer is not None
+        parts = trainer.world_size * trainer.accumulate_grad_batches
+        if self.batch_size % parts:
+            raise UsageError(
+                f"recipe.batch_size={self.batch_size} does not divide over {trainer.world_size} devices × "
+                f"{trainer.accumulate_grad_batches} accumulated batches: give a multiple of {parts}"
+            )
+        order = self._order(len(self.source.split("train")), shuffle=True)
+        return self._loader(self.reader, "train", self.view, order, self.batch_size // parts)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        order = self._order(self.val_size, shuffle=False)
+        return self._loader(self.reader, "val", self.view.evaluation(), order, self.eval_batch_size)
+
+    def test_dataloader(self) -> Iterable[Batch]:
+        """The exact pipeline, whatever loader trains."""
+        order = self._order(self.val_size, shuffle=False)
+        return self._loader(TorchReader(), "val", self.view.evaluation(), order, self.eval_batch_size)
+
+    def _order(self, size: int, shuffle: bool) -> EpochOrder:
+        trainer = self.trainer
+        assert trainer is not None
+        return EpochOrder(
+            size, self.batch_size, self.seed, shuffle, trainer.global_rank, trainer.world_size, self.repeats
+        )
+
+    def _loader(
+        self, reader: FFCVReader | TorchReader, split: Split, view: View, order: EpochOrder, batch_size: int
+    ) -> Iterable[Batch]:
+        assert self.trainer is not None
+        images, device = self.source.split(split), self.trainer.strategy.root_device
+        files = (self.name, split, self.cache_dir, self.beton)
+        return reader.loader(images, *files, view, order, batch_size, self.workers, device)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 → [0, 1] → augmentation → normalised → erasing, all on the device; augmentation in training alone."""
+        images, labels = batch
+        training: Any = self.trainer is not None and self.trainer.training
+        images = images.float() / 255
+        if training and self.augment is not None:
+            images = self.augment(images)
+        images = (images - self.mean.to(images.device)) / self.std.to(images.device)
+        if training and self.erasing is not None:
+            images = self.erasing(images)
+        return images, labels
+
+
+def _short(*fingerprints: str) -> str:
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:16]

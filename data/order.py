@@ -1,0 +1,71 @@
+"""Which image goes where: the one definition of the order of an epoch over steps and processes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+class EpochOrder:
+    """The images that one process sees in an epoch, in order.
+
+    Training (`shuffle`): a permutation drawn from (seed, epoch) is cut into global batches of `batch_size`; each
+    process takes its equal part of every global batch, so a step trains on the same images however many processes
+    share it. The incomplete last global batch is left out, other images in each epoch. With `repeats` = 3 each epoch
+    takes a third of the images, each three times in a row of the permutation (DeiT's repeated augmentation; DeiT pads
+    to equal parts with repeated images, here nothing is padded).
+
+    Evaluation: process r takes the images r, r + world_size, ...; every image once, nothing padded, also for sizes
+    that do not divide.
+
+    Args:
+        size: number of images.
+        batch_size: images per step over all processes; used in training alone.
+        seed: of the permutations.
+        shuffle: training or evaluation.
+        rank, world_size: this process and how many there are.
+        repeats: how often each chosen image is seen in an epoch of training.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world_size, self.repeats = rank, world_size, repeats
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; Lightning calls it before each one, and with the right number after a resumption."""
+        self.epoch = epoch
+
+    def indices(self) -> np.ndarray:
+        """This process's images of the epoch, in order: (len(self),) int64."""
+        return self._whole()[self._mine()]
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """(epoch, place in the whole epoch's order, image): what the random augmentation of one image depends on."""
+        whole, mine = self._whole(), self._mine()
+        return zip([self.epoch] * len(mine), mine.tolist(), whole[mine].tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return len(self._mine())
+
+    def _whole(self) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.size)
+        permutation = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return np.repeat(permutation, self.repeats)[: self.size]
+
+    def _mine(self) -> np.ndarray:
+        """The places of the whole epoch's order that belong to this process."""
+        if not self.shuffle:
+            return np.arange(self.rank, self.size, self.world_size)
+        steps = self.size // self.batch_size
+        places = np.arange(steps * self.batch_size).reshape(steps, self.world_size, -1)
+        return places[:, self.rank].reshape(-1)

@@ -1,0 +1,116 @@
+"""The LightningModule of a classifier: loss, optimizer, schedule and metrics, the same for every backbone."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(LightningModule):
+    """Trains `net` on (images (B, 3, h, w), labels (B,)) and measures top-1, top-5 and loss.
+
+    Args:
+        net: images → logits (B, classes).
+        num_classes: number of classes.
+        optimizer: `optimizer(net, lr=...)`; timm's factory keeps decay off norms, biases, positions and gamma.
+        epochs: length of the schedule: linear warm-up over `warmup_epochs`, then a cosine to `min_lr`, by steps.
+        batch_size: images per optimizer step, over all devices.
+        base_lr: learning rate for 512 images per step; what is used is base_lr · batch_size / 512.
+        label_smoothing: of the targets, mixed or not.
+        mixup: `mixup(num_classes=...)` gives timm's Mixup/CutMix; None for none.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        epochs: int,
+        batch_size: int,
+        base_lr: float,
+        min_lr: float = 0.0,
+        warmup_epochs: int = 0,
+        label_smoothing: float = 0.0,
+        mixup: Callable[..., Callable[[Tensor, Tensor], Batch]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.base_lr, self.lr = base_lr, base_lr * batch_size / 512
+        self.min_lr, self.epochs, self.warmup_epochs = min_lr, epochs, warmup_epochs
+        self.label_smoothing = label_smoothing
+        self.make_optimizer = optimizer
+        self.mixup = mixup(num_classes=num_classes) if mixup is not None else None
+        metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(num_classes, average="micro"),
+                "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+            }
+        )
+        # A metric's total over all images and processes, not a mean of batch means.
+        self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) → logits (B, classes)."""
+        return self.net(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        if self.mixup is not None:
+            images, targets = self.mixup(images, targets)
+        loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _measure(self, stage: str, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        metrics, loss = self._scores(stage)
+        metrics.update(logits, labels)
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+
+    def _scores(self, stage: str) -> tuple[MetricCollection, MeanMetric]:
+        return cast(MetricCollection, self.metrics[stage]), cast(MeanMetric, self.losses[stage])
+
+    def _report(self, stage: str) -> None:
+        metrics, loss = self._scores(stage)
+        self.log_dict({**metrics.compute(), f"{stage}/loss": loss.compute()}, prog_bar=stage == "val")
+        metrics.reset()
+        loss.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.make_optimizer(self.net, lr=self.lr)
+        # The schedule belongs to the recipe: a trainer that stops early (max_epochs) stops on the same curve.
+        per_epoch = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        schedule = warmup_cosine(optimizer, self.warmup_epochs * per_epoch, self.epochs * per_epoch, self.min_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, min_lr: float) -> LRScheduler:
+    """Linear from nearly 0 to the learning rate in `warmup` steps, then a cosine to `min_lr` at step `total`."""
+    cosine = CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1), eta_min=min_lr)
+    if not warmup:
+        return cosine
+    rise = LinearLR(optimizer, start_factor=1e-3, total_iters=warmup)
+    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])

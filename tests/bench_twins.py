@@ -1,0 +1,95 @@
+"""Linear-InfSA against its formulas as written and both softmaxes, a layer and a whole model, in one run.
+
+    python -m tests.bench_twins [--side 1024] [--rounds 7]
+
+All contestants take turns in each round, so that drift hits all alike; ratios are medians over rounds of the ratio
+within a round, with their smallest and largest value.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
+from infvit.attention.layer import EPS
+from infvit.vit import VisionTransformer
+
+
+class LinearInfSAAsWritten(LinearInfSA):
+    """The formulas with Q, K, V and the output projection formed for every token, batched over images and heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        Q, K, V = self.heads(x)
+        norms = torch.linalg.vector_norm(Q, dim=-1)
+        alpha = norms / (norms.sum(-1, keepdim=True) + EPS)
+        qbar = alpha.unsqueeze(-2) @ Q
+        scores = F.relu((qbar @ K.mT) / self.head_dim)
+        a = scores / (scores.sum(-1, keepdim=True) + EPS)
+        return self.merge((self.gamma[:, None, None] * (a @ V)).expand_as(V))
+
+
+LAYERS = {
+    "linear_infsa": LinearInfSA,
+    "linear_infsa as written": LinearInfSAAsWritten,
+    "softmax fused": SoftmaxAttention,
+    "softmax unfused": UnfusedSoftmaxAttention,
+    "infsa": PureInfSA,
+}
+
+
+def race(contestants: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of one forward pass of each, per round; the first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(rounds + 1):
+        for name, module in contestants.items():
+            start = time.perf_counter()
+            module(x)
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: dict[str, list[float]]) -> None:
+    print(f"\n{title}\n{'':28}{'median':>10}{'time over linear_infsa (min – max)':>40}")
+    for name, values in seconds.items():
+        ratios = [v / own for v, own in zip(values, seconds["linear_infsa"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} – {max(ratios):.2f})"
+        print(f"{name:28}{statistics.median(values) * 1e3:>7.0f} ms{spread:>40}")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=1024, help="image side in pixels, patch 16 (1024: 4,097 tokens)")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    tokens = (arguments.side // 16) ** 2 + 1
+    torch.manual_seed(0)
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch 1")
+
+    layers = {name: make(1024, num_heads=16).eval() for name, make in LAYERS.items()}
+    for layer in layers.values():
+        layer.load_state_dict(layers["linear_infsa"].state_dict(), strict=False)
+    x = torch.randn(1, tokens, 1024)
+    difference = (layers["linear_infsa"](x) - layers["linear_infsa as written"](x)).abs().max()
+    report(f"layer, {tokens:,} tokens, D 1024, H 16", race(layers, x, arguments.rounds))
+    print(f"largest difference to the formulas as written: {difference:.1e}")
+
+    models = {
+        name: VisionTransformer(make, img_size=arguments.side).eval()
+        for name, make in LAYERS.items()
+        if name != "infsa"
+    }
+    report(
+        f"whole model, 4 layers, {arguments.side} px",
+        race(models, torch.randn(1, 3, arguments.side, arguments.side), arguments.rounds),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Runs the command lines in this process: the same entry points, arguments, output and exit codes as in a shell."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import eval as eval_script
+import train as train_script
+from callbacks import failures
+from conf import resolvers
+
+SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def runs(self) -> list[Path]:
+        """The folders of the runs, oldest first."""
+        return sorted(path.parent for path in self.folder.glob("runs/**/result.json"))
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path, capfd, data_cache):
+    """`cli("train", "experiment=digits", ...)` in an empty folder → Outcome."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFVIT_CACHE", str(data_cache))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+    resolvers.register()
+
+    def run(script: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            failures.run(SCRIPTS[script])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err, tmp_path)
+
+    return run

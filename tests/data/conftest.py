@@ -1,0 +1,19 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Real JPEGs and PNGs of odd sizes, grey ones too: 3 classes, 6 for training and 4 for validation in each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "tree"
+    for split, count in (("train", 6), ("val", 4)):
+        for label, name in enumerate(("Birch", "apple", "cedar")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (20 + 3 * i, 31, 3), dtype=np.uint8) // 4 + 60 * label
+                image = Image.fromarray(pixels if i % 3 else pixels[..., 0])
+                image.save(folder / (f"{i}.JPEG" if i % 2 else f"{i}.png"))
+    return root

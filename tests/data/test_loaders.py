@@ -1,0 +1,179 @@
+"""The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from data.beton import BetonSettings, beton_path, check_beton, write_beton
+from data.datamodule import ImageDataModule
+from data.digits import Digits
+from data.imagefolder import ImageFolder
+from data.order import EpochOrder
+from data.torch_loader import TorchReader
+from data.view import View
+from infvit.errors import UsageError
+
+RAW = BetonSettings()
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ffcv():
+    pytest.importorskip("ffcv")
+    from data.ffcv_loader import FFCVReader
+
+    return FFCVReader()
+
+
+def loader(reader, images, cache, view, order, batch_size=64, workers=2, settings=RAW):
+    reader.prepare(images, "test", "train", cache, settings)
+    return reader.loader(images, "test", "train", cache, settings, view, order, batch_size, workers, CPU)
+
+
+def test_both_give_the_same_digits_in_the_same_order(ffcv, cache):
+    images, view = Digits().split("train"), View(8, crop_ratio=1.0)
+    order = EpochOrder(len(images), 128, seed=3)
+    order.set_epoch(4)
+    batches = [list(loader(reader, images, cache, view, order)) for reader in (ffcv, TorchReader())]
+    assert len(batches[0]) == len(batches[1]) == 22
+    for (a, a_labels), (b, b_labels) in zip(*batches, strict=True):
+        assert a.dtype == b.dtype == torch.uint8
+        assert a.shape == b.shape == (64, 3, 8, 8)
+        assert torch.equal(a, b)
+        assert torch.equal(a_labels, b_labels)
+    indices = order.indices()
+    assert torch.equal(torch.cat([labels for _, labels in batches[0]]), torch.tensor(images.labels[indices]))
+
+
+def test_ffcv_batches_stay_what_they_were(ffcv, cache):
+    """Its buffers are a ring: without a copy, a batch kept for some steps turns into a later one."""
+    images = Digits().split("train")
+    order = EpochOrder(len(images), 32, seed=0)
+    kept = list(loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32))
+    again = [(i.clone(), x.clone()) for i, x in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32)]
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(kept, again, strict=True))
+
+
+def test_ffcv_evaluation_gives_every_image_once(ffcv, cache):
+    images = Digits().split("val")
+    order = EpochOrder(len(images), 128, shuffle=False)
+    labels = torch.cat([labels for _, labels in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=128)])
+    assert labels.tolist() == images.labels.tolist()
+
+
+def test_both_crop_and_resize_a_tree_of_jpegs(ffcv, tree, tmp_path):
+    images = ImageFolder(str(tree), str(tmp_path)).split("train")
+    jpg = BetonSettings(mode="jpg", max_resolution=500)
+    view, order = View(16, crop_scale=(0.3, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
+    for reader in (ffcv, TorchReader()):
+        batches = list(loader(reader, images, tmp_path, view, order, batch_size=6, settings=jpg))
+        assert torch.cat([labels for _, labels in batches]).tolist() == images.labels[order.indices()].tolist()
+        means = torch.cat([x.float().mean((1, 2, 3)) for x, _ in batches])
+        brightness = torch.tensor(images.labels[order.indices()]).float() * 60 + 31  # as the tree's classes are made
+        assert (means - brightness).abs().max() < 12
+
+
+def test_torch_batches_do_not_depend_on_the_number_of_workers(tree, tmp_path):
+    images = ImageFolder(str(tree), str(tmp_path)).split("train")
+    view, order = View(16, crop_scale=(0.1, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
+    runs = [
+        torch.cat([x for x, _ in loader(TorchReader(), images, tmp_path, view, order, 6, workers)])
+        for workers in (0, 2)
+    ]
+    assert torch.equal(*runs)
+    order.set_epoch(1)
+    other = torch.cat([x for x, _ in loader(TorchReader(), images, tmp_path, view, order, 6, 0)])
+    assert not torch.equal(runs[0], other)
+
+
+def test_the_exact_view_is_timms():
+    from PIL import Image
+    from timm.data import create_transform
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 51, 3), dtype=np.uint8))
+    theirs = create_transform((3, 32, 32), interpolation="bicubic", crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))(
+        image
+    )
+    ours = View(32)(image, np.random.default_rng(0))
+    assert torch.equal((theirs * 255).round().to(torch.uint8), ours)
+
+
+@pytest.mark.usefixtures("ffcv")
+def test_beton_is_written_once_and_named_by_content_and_settings(tmp_path):
+    images = Digits().split("val")
+    path = beton_path(images, "digits", "val", tmp_path, RAW)
+    write_beton(images, path, RAW)
+    written = path.stat().st_mtime_ns
+    write_beton(images, path, RAW)
+    assert path.stat().st_mtime_ns == written
+    assert beton_path(images, "digits", "val", tmp_path, BetonSettings(mode="jpg")) != path
+    assert beton_path(Digits().split("train"), "digits", "val", tmp_path, RAW) != path
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.usefixtures("ffcv")
+def test_a_beton_that_is_cut_short_or_foreign_is_refused(tmp_path):
+    images = Digits().split("val")
+    path = beton_path(images, "digits", "val", tmp_path, RAW)
+    write_beton(images, path, RAW)
+    check_beton(path, len(images))
+    with pytest.raises(UsageError, match=r"holds 360 samples .*expected 361"):
+        check_beton(path, 361)
+    content = path.read_bytes()
+    for damaged in (b"", b"GIF89a" * 1000, content[: len(content) // 2], content[:-24], content[:40]):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"rm '.*digits-val-.*beton'"):
+            check_beton(path, len(images))
+
+
+def test_a_reading_thread_that_dies_is_an_error_not_an_endless_wait(ffcv, tmp_path, monkeypatch):
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    images = Digits().split("val")
+    batches = loader(ffcv, images, tmp_path, View(8, 1.0), EpochOrder(len(images), 64, shuffle=False))
+    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: 1 / 0)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    with pytest.raises(RuntimeError, match="reading thread died"):
+        list(batches)
+
+
+def datamodule(cache, **options):
+    defaults = {"view": View(8, 1.0), "batch_size": 128, "seed": 0, "mean": [0.5] * 3, "std": [0.5] * 3, "workers": 0}
+    return ImageDataModule("digits", Digits(), TorchReader(), cache_dir=str(cache), **defaults | options)
+
+
+def attached(module, **options):
+    module.trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, **options
+    )
+    return module
+
+
+def test_the_batch_is_global_and_must_divide(cache):
+    module = attached(datamodule(cache), accumulate_grad_batches=4)
+    assert next(iter(module.train_dataloader()))[0].shape[0] == 32
+    with pytest.raises(UsageError, match=r"batch_size=128 does not divide .* 3 accumulated .* multiple of 3"):
+        attached(datamodule(cache), accumulate_grad_batches=3).train_dataloader()
+    with pytest.raises(UsageError, match=r"5000 .* 1437"):
+        datamodule(cache, batch_size=5000)
+
+
+def test_augmentation_acts_on_unit_images_in_training_alone_and_erasing_on_normalised_ones(cache):
+    seen = []
+    spy = {
+        name: lambda images, name=name: (seen.append((name, images.min(), images.max())), images)[1] for name in "ab"
+    }
+    module = attached(datamodule(cache, augment=spy["a"], erasing=spy["b"]))
+    batch = (torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.zeros(2))
+    images, _ = module.on_after_batch_transfer(batch, 0)
+    assert not seen
+    assert (images.min(), images.max()) == (-1, 1)
+    module.trainer.training = True
+    module.on_after_batch_transfer(batch, 0)
+    assert seen == [("a", 0, 1), ("b", -1, 1)]

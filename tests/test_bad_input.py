@@ -1,0 +1,108 @@
+"""Each mistake gives one line that names the thing, what was found and what is possible; exit code 2, no traceback."""
+
+import pytest
+import torch
+from PIL import Image
+
+DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", "recipe.epochs=1"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Real images in the layout of `data=imagefolder`: 2 classes, 8 for training and 4 for validation in each."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 4)):
+        for color, name in ((40, "dark"), (200, "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20 + i, 16), (color + i, color, color)).save(folder / f"{i}.jpg")
+    return root
+
+
+def complaint(outcome):
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=nothing"], ["model=nothing", "linear_infvit", "vit"]),
+        (["recipe=nothing"], ["recipe=nothing", "deit", "digits"]),
+        (["experiment=nothing"], ["experiment=nothing", "digits"]),
+        (["size.heads=5"], ["num_heads=5", "dim=64", "4"]),
+        (["size.image_size=9"], ["9", "patch size 2", "8 or 10"]),
+        (["data.num_classes=7"], ["num_classes", "7"]),
+        (["recipe.batch_size=5000"], ["5000", "1437"]),
+        (["recipe.batch_sizes=5"], ["batch_sizes"]),
+        (["trainer.devices=8"], ["trainer.devices=8", "found 0"]),
+        (["trainer.accelerator=gpu"], ["GPU", "found 0"]),
+        (["resume=nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
+        (["model.attention.gamma=1.5", "+x=1"], ["gamma"]),
+        (["model=linear_infvit", "+model.attention.gamma=1.5"], ["gamma=1.5", "0 < gamma < 1"]),
+        (["seed="], ["seed"]),
+    ],
+)
+def test_one_line(cli, arguments, says):
+    if any("devices" in a or "gpu" in a for a in arguments) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    line = complaint(cli("train", *DIGITS, *arguments))
+    for words in says:
+        assert words in line
+
+
+def test_without_imagenet_the_paper_run_says_where_it_looked_and_what_else_there_is(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path / "not_here"))
+    line = complaint(cli("train"))
+    for words in (str(tmp_path / "not_here"), "train/", "data.root=", "experiment=digits"):
+        assert words in line
+
+
+def test_full_error_shows_the_traceback(cli, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = cli("train", *DIGITS, "size.heads=5")
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+
+
+OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "logger=csv"]
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_own_images_train_in_one_line_and_a_corrupt_one_is_named(cli, tree, loader):
+    if loader == "ffcv":
+        pytest.importorskip("ffcv")
+    mine = [*OWN, f"data.root={tree}", f"data/loader={loader}"]
+    assert cli("train", *mine).code == 0
+    bad = tree / "train" / "dark" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    line = complaint(cli("train", *mine))
+    assert str(bad) in line
+    assert "skip_bad" in line
+    assert cli("train", *mine, "data.skip_bad=true").code == 0
+
+
+def test_empty_and_missing_folders(cli, tree):
+    line = complaint(cli("train", *OWN, f"data.root={tree / 'nothing'}", "data/loader=torch"))
+    assert str(tree / "nothing") in line
+    for image in (tree / "val" / "dark").iterdir():
+        image.unlink()
+    line = complaint(cli("train", *OWN, f"data.root={tree}", "data/loader=torch"))
+    assert "dark" in line
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_checkpoint_that_is_none_or_of_another_model(cli, tmp_path, content):
+    path = tmp_path / "other.ckpt"
+    if content is None:
+        assert cli("train", *DIGITS, "model=vit").code == 0
+        path = next(tmp_path.glob("runs/**/last.ckpt"))
+    else:
+        path.write_bytes(content)
+    line = complaint(cli("train", *DIGITS, f"resume={path}", "model=linear_infvit"))
+    assert str(path) in line
+    assert ("another model" in line and "gamma_logit" in line) if content is None else "not a whole checkpoint" in line

@@ -1,0 +1,83 @@
+"""The recipe's parts: what is decayed, how the learning rate goes, what the metrics count."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from torch.utils.data import DataLoader, TensorDataset
+
+from infvit.attention import PureInfSA
+from infvit.module import Classifier, warmup_cosine
+from infvit.vit import VisionTransformer
+
+TINY = {"img_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3, "pre_logits": False}
+
+
+def classifier(**options):
+    torch.manual_seed(0)
+    defaults = {
+        "optimizer": partial(create_optimizer_v2, opt="adamw", weight_decay=0.05),
+        "epochs": 2,
+        "batch_size": 4,
+        "base_lr": 0.1,
+    }
+    return Classifier(VisionTransformer(PureInfSA, **TINY), 3, **defaults | options)
+
+
+def test_no_decay_on_norms_biases_positions_and_gamma():
+    module = classifier()
+    optimizer = module.make_optimizer(module.net, lr=0.1)
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    names = {name for name, p in module.net.named_parameters() if id(p) in decayed}
+    assert names == {
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.weight",
+    }
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.net.parameters()))
+
+
+def test_the_learning_rate_scales_with_the_batch_warms_up_and_follows_the_cosine():
+    assert classifier(base_lr=5e-4, batch_size=1024).lr == 1e-3
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = warmup_cosine(optimizer, warmup=10, total=110, min_lr=0.1)
+    rates = []
+    for _ in range(110):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[5] == pytest.approx(0.5, abs=0.01)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55, abs=1e-6)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_metrics_count_every_image_once_whatever_the_batches():
+    module = classifier().eval()
+    images, labels = torch.randn(11, 3, 8, 8), torch.randint(0, 3, (11,))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    got = trainer.test(module, DataLoader(TensorDataset(images, labels), batch_size=4), verbose=False)[0]
+    with torch.no_grad():
+        logits = module(images)
+    assert got["test/top1"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert got["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_mixed_targets_are_smoothed_as_timm_smooths_them():
+    """Smoothing in the loss equals timm's smoothing of the targets before they are mixed."""
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    images = torch.randn(4, 3, 8, 8)
+    losses = []
+    for in_mixup, in_loss in ((0.1, 0.0), (0.0, 0.1)):
+        np.random.seed(0)
+        _, targets = Mixup(mixup_alpha=0.8, label_smoothing=in_mixup, num_classes=3)(images.clone(), labels)
+        losses.append(torch.nn.functional.cross_entropy(logits, targets, label_smoothing=in_loss))
+    assert losses[0] == pytest.approx(losses[1].item(), rel=1e-5)

@@ -1,0 +1,65 @@
+"""Trains one model: `python train.py` is the paper's run, `python train.py experiment=digits` a small real one.
+
+Composes conf/train.yaml, fits, measures with the exact pipeline, and leaves result.json in the run's folder.
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig
+
+from callbacks import failures
+from callbacks.checkpoint import matching_checkpoint
+from callbacks.devices import check_devices, workers_run_this_job
+from callbacks.result import RunRecord
+from conf import resolvers
+from data.datamodule import ImageDataModule
+from infvit.module import Classifier
+
+
+def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
+    """The data and the model with its recipe, as composed; the data say how many classes there are."""
+    data = instantiate(cfg.data.module, _convert_="all")
+    net = instantiate(cfg.model.net, num_classes=data.num_classes, _convert_="all")
+    if cfg.compile:
+        net.compile()
+    recipe = instantiate(cfg.recipe, _convert_="all")
+    settings = ("optimizer", "epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "label_smoothing", "mixup")
+    return data, Classifier(net, data.num_classes, **{name: recipe[name] for name in settings})
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@failures.sweep_goes_on
+def train(cfg: DictConfig) -> float | None:
+    """One run; returns the test top-1, which sweepers may maximise."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    record = RunRecord(cfg, run_dir)
+    try:
+        check_devices(cfg.trainer)
+        workers_run_this_job()
+        seed_everything(cfg.seed, workers=True, verbose=False)
+        data, module = build(cfg)
+        record.describe(module, data)
+        checkpoint = matching_checkpoint(cfg.resume, module)
+        watchers = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+        loggers = [instantiate(logger) for logger in cfg.logger.values()]
+        trainer = instantiate(cfg.trainer, callbacks=[*watchers, record], logger=loggers)
+        record.announce(module)
+        for logger in loggers:
+            logger.log_hyperparams(resolvers.plain(cfg))
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        if record.result.status == "running":
+            trainer.test(module, datamodule=data, verbose=False)
+    except BaseException as error:
+        record.failed(error)
+        raise
+    record.finished()
+    return record.result.metrics.get("test/top1")
+
+
+if __name__ == "__main__":
+    resolvers.register()
+    failures.run(train)
