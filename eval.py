@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from callbacks import failures
-from callbacks.checkpoint import matching_checkpoint, run_config
+from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
 from callbacks.devices import check_devices
+from callbacks.progress import RunProgress
 from conf import resolvers
 from train import build
 
@@ -25,12 +26,13 @@ def evaluate(cfg: DictConfig) -> float:
     check_devices(cfg.trainer)
     trained = run_config(cfg.ckpt)
     trained.trainer = cfg.trainer
-    if cfg.data is not None:
+    if cfg.get("data"):
         trained.data = cfg.data
     data, module = build(trained)
-    checkpoint = matching_checkpoint(cfg.ckpt, module)
-    trainer = instantiate(cfg.trainer, max_epochs=1, gradient_clip_val=None, logger=False)
-    trainer.test(module, datamodule=data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+    matching_checkpoint(cfg.ckpt, module)
+    module.load_state_dict(read_checkpoint(cfg.ckpt)["state_dict"])
+    trainer = instantiate(trained.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
+    trainer.test(module, datamodule=data, verbose=False)
 
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     row = {"ckpt": str(cfg.ckpt), "model": trained.model.name, "data": data.name, "fingerprint": data.fingerprint}

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint
-from callbacks.devices import check_devices, workers_run_this_job
+from callbacks.devices import check_devices, workers_of_this_job
 from callbacks.result import RunRecord
 from conf import resolvers
 from data.datamodule import ImageDataModule
@@ -36,10 +36,8 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 def train(cfg: DictConfig) -> float | None:
     """One run; returns the test top-1, which sweepers may maximise."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    record = RunRecord(cfg, run_dir)
-    try:
+    with RunRecord(cfg, run_dir) as record, workers_of_this_job():
         check_devices(cfg.trainer)
-        workers_run_this_job()
         seed_everything(cfg.seed, workers=True, verbose=False)
         data, module = build(cfg)
         record.describe(module, data)
@@ -53,10 +51,6 @@ def train(cfg: DictConfig) -> float | None:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if record.result.status == "running":
             trainer.test(module, datamodule=data, verbose=False)
-    except BaseException as error:
-        record.failed(error)
-        raise
-    record.finished()
     return record.result.metrics.get("test/top1")
 
 

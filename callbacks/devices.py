@@ -1,14 +1,19 @@
 """The devices that a run asks for: are they there, and does each worker of a distributed job run that one job?"""
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, read_write
 
 from infvit.errors import UsageError
+
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
 
 
 def check_devices(trainer: DictConfig) -> None:
@@ -36,16 +41,27 @@ def _count(devices: Any) -> int:
     return len(devices)
 
 
-def workers_run_this_job() -> None:
-    """Makes the processes that Lightning starts for a distributed job of a sweep run that job, in its folder.
+@contextlib.contextmanager
+def workers_of_this_job() -> Iterator[None]:
+    """Makes the processes that Lightning starts for a distributed job of a sweep run that job, and lets go of them.
 
     Lightning repeats the command line of this process, which under `--multirun` would start a whole sweep in each
-    worker (Lightning issue 11300). The command becomes the job's own: its overrides and its output folder.
+    worker (Lightning issue 11300): the command becomes the job's own, its overrides and its output folder. It leaves
+    the process group and its variables behind, which the sweep's next job would take for its own.
     """
+    before = {name: os.environ.get(name) for name in RENDEZVOUS}
     cfg = HydraConfig.get()
-    if cfg.mode != RunMode.MULTIRUN:
-        return
-    sys.argv[1:] = list(cfg.overrides.task)
-    config = cast(DictConfig, HydraConfig.instance().cfg)
-    with read_write(config), open_dict(config):
-        config.hydra.run.dir = cfg.runtime.output_dir
+    if cfg.mode == RunMode.MULTIRUN:
+        sys.argv[1:] = list(cfg.overrides.task)
+        run = cast(DictConfig, cfg.run)
+        with read_write(run):
+            run.dir = cfg.runtime.output_dir
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -4,8 +4,9 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import wandb
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +19,15 @@ from omegaconf.errors import OmegaConfBaseException
 from infvit.errors import UsageError
 
 Task = Callable[[DictConfig], Any]
+
+WANTS_TRACEBACK = "INFVIT_FULL_ERROR"
+"""Keeps what the user set HYDRA_FULL_ERROR to, also for the processes of a distributed job."""
+
+NOISE = (
+    r".*isinstance\(treespec, LeafSpec\)",  # Lightning on torch's pytree
+    r"The dirpath has changed",  # a resumed run writes its checkpoints into its own folder, as meant
+    r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
+)
 
 
 def one_line(error: BaseException) -> str | None:
@@ -55,7 +65,7 @@ def sweep_goes_on(task: Task) -> Task:
             return value
         except Exception as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
-                raise
+                _stop(error)
             number, overrides = HydraConfig.get().job.num, " ".join(HydraConfig.get().overrides.task)
             print(f"job {number} failed ({overrides}): {one_line(error) or repr(error)}", file=sys.stderr)
             if one_line(error) is None or _wants_traceback():
@@ -70,22 +80,31 @@ def sweep_goes_on(task: Task) -> Task:
 
 def run(main: Callable[[], Any]) -> None:
     """Runs a `hydra.main`: mistakes of use end in one line and exit code 2, anything else in its traceback."""
-    wants_traceback = _wants_traceback()
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", message=noise)
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ.setdefault(WANTS_TRACEBACK, before or "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines
     try:
         main()
     except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        if wants_traceback:
-            traceback.print_exc()
-        print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
     finally:
-        if not wants_traceback:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+        os.environ.pop(WANTS_TRACEBACK)
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _stop(error: Exception) -> NoReturn:
+    line = one_line(error)
+    if line is None:
+        raise error
+    if _wants_traceback():
+        traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+    return os.environ.get(WANTS_TRACEBACK) == "1"

@@ -9,7 +9,6 @@ import platform
 import shlex
 import statistics
 import subprocess
-import sys
 import time
 import traceback
 from datetime import datetime, timezone
@@ -63,10 +62,24 @@ class RunRecord(Callback):
             hardware=_hardware(),
             versions=_versions(),
             git_commit=_git_commit(),
-            command=shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
         )
+        self.write()
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """One line for a mistake of use, the traceback for any other error; finished, unless it diverged."""
+        if error is not None:
+            usage = isinstance(error, UsageError)
+            self.result.status = "failed"
+            self.result.error = str(error) if usage else "".join(traceback.format_exception(error))
+        elif self.result.status == "running":
+            self.result.status = "finished"
+            self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
@@ -104,13 +117,6 @@ class RunRecord(Callback):
             self.result.seconds = round(time.monotonic() - self.since, 2)
             self.result.write(self.path)
 
-    def failed(self, error: BaseException) -> None:
-        """Marks the run as failed: one line for a mistake of use, the traceback for anything else."""
-        self.result.status = "failed"
-        usage = isinstance(error, UsageError)
-        self.result.error = str(error) if usage else "".join(traceback.format_exception(error))
-        self.write()
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.result.hardware["devices"] = trainer.world_size
 
@@ -135,13 +141,6 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.result.metrics |= {name: v for name, v in metrics.items() if name.startswith(("val/", "test/"))}
-
-    def finished(self) -> None:
-        """Marks the run as finished, unless it diverged."""
-        if self.result.status == "running":
-            self.result.status = "finished"
-        self.result.metrics |= {k: v for k, v in (self.result.curves or [{}])[-1].items() if k.startswith("val/")}
-        self.write()
 
     def state_dict(self) -> dict[str, Any]:
         """The curves travel in the checkpoint, so that a resumed run shows them whole."""

@@ -60,4 +60,6 @@ class TorchReader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            # Starting an iterator draws a seed that nothing here uses: it must not come from the run's own randomness.
+            generator=torch.Generator(),
         )

@@ -108,7 +108,7 @@ def test_a_sweep_ends_with_its_comparison_and_a_failing_job_leaves_the_others(cl
 
 def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(cli):
     outcome = cli(
-        "train", "-m", *QUICK, "data/loader=torch", "recipe.epochs=1", "seed=0,1", "trainer.limit_val_batches=1,x"
+        "train", "-m", *QUICK, "data/loader=torch", "recipe.epochs=1", "seed=0,1", "recipe.min_lr=1e-5,x"
     )
     assert outcome.code == 1
     runs = [run for folder in outcome.runs() for run in folder.glob("wandb/offline-run-*")]
@@ -119,14 +119,16 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(
 
 @pytest.mark.parametrize("sweep", [False, True])
 def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache, sweep):
-    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=1", *(["-m", "seed=0"] if sweep else [])]
+    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=1"]
+    arguments = ["-m", *arguments, "seed=0,1"] if sweep else arguments
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (left,) = (path for path in tmp_path.glob("runs/**/result.json"))
-    assert result(left.parent)["status"] == "finished"
-    assert result(left.parent)["hardware"]["devices"] == 2
-    assert len(list(tmp_path.glob("runs/**/metrics.csv"))) == 1
+    left = [path.parent for path in tmp_path.glob("runs/**/result.json")]
+    assert len(left) == len(list(tmp_path.glob("runs/**/metrics.csv"))) == (2 if sweep else 1)
+    for folder in left:
+        assert result(folder)["status"] == "finished"
+        assert result(folder)["hardware"]["devices"] == 2
     assert len(list(tmp_path.glob("runs/digits/*"))) == 1

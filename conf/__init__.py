@@ -1,0 +1,1 @@
+"""The experiments, as data; `resolvers` is what they ask of the machine."""
