@@ -8,12 +8,12 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint
 from callbacks.devices import check_devices, workers_of_this_job
+from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
 from conf import resolvers
 from data.datamodule import ImageDataModule
@@ -38,7 +38,7 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
         check_devices(cfg.trainer)
-        seed_everything(cfg.seed, workers=True, verbose=False)
+        seed_run(cfg.seed)
         data, module = build(cfg)
         record.describe(module, data)
         checkpoint = matching_checkpoint(cfg.resume, module)

@@ -38,10 +38,12 @@ class ImageDataModule(LightningDataModule):
         mean, std: of the channels, for normalisation, on the scale [0, 1].
         workers: threads (FFCV) or processes (torch) per device that read.
         beton: how FFCV's files are written.
-        augment: float images (B, 3, h, w) in [0, 1] → the same, on the device, in training.
-        erasing: the same on normalised images.
+        augment: uint8 images (B, 3, h, w) → the same, on the device, in training.
+        erasing: normalised images → the same, likewise.
         repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
     """
+
+    name: str
 
     def __init__(
         self,
@@ -120,12 +122,12 @@ class ImageDataModule(LightningDataModule):
         return reader.loader(images, *files, view, order, batch_size, self.workers, device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 → [0, 1] → augmentation → normalised → erasing, all on the device; augmentation in training alone."""
+        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone."""
         images, labels = batch
         training: Any = self.trainer is not None and self.trainer.training
-        images = images.float() / 255
         if training and self.augment is not None:
             images = self.augment(images)
+        images = images.float() / 255
         images = (images - self.mean.to(images.device)) / self.std.to(images.device)
         if training and self.erasing is not None:
             images = self.erasing(images)

@@ -164,7 +164,7 @@ def test_the_batch_is_global_and_must_divide(cache):
         datamodule(cache, batch_size=5000)
 
 
-def test_augmentation_acts_on_unit_images_in_training_alone_and_erasing_on_normalised_ones(cache):
+def test_augmentation_acts_on_bytes_in_training_alone_and_erasing_on_normalised_images(cache):
     seen = []
     spy = {
         name: lambda images, name=name: (seen.append((name, images.min(), images.max())), images)[1] for name in "ab"
@@ -176,4 +176,4 @@ def test_augmentation_acts_on_unit_images_in_training_alone_and_erasing_on_norma
     assert (images.min(), images.max()) == (-1, 1)
     module.trainer.training = True
     module.on_after_batch_transfer(batch, 0)
-    assert seen == [("a", 0, 1), ("b", -1, 1)]
+    assert seen == [("a", 0, 255), ("b", -1, 1)]

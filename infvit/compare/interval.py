@@ -1,0 +1,48 @@
+"""The mean over seeds and how well the seeds determine it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` seeds with the half-width of its 95% interval, in the unit of the values.
+
+    The interval is Student's t with n - 1 degrees of freedom, t * s / sqrt(n), s the sample standard deviation. It
+    assumes that seeds are independent draws of roughly normal values. One seed has no interval (None). Two have one
+    3.6 times as wide as three would at the same spread: two say little, and the interval says so.
+    """
+
+    n: int = 0
+    mean: float | None = None
+    half_width: float | None = None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Estimate:
+        """From one value per seed; a seed without a value does not count."""
+        known = [float(value) for value in values if value is not None and math.isfinite(value)]
+        if not known:
+            return cls()
+        mean = statistics.fmean(known)
+        if len(known) == 1:
+            return cls(1, mean)
+        t = float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2))
+        return cls(len(known), mean, t * statistics.stdev(known, xbar=mean) / math.sqrt(len(known)))
+
+    @property
+    def low(self) -> float | None:
+        """The lower end of the interval."""
+        return None if self.mean is None or self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        """The upper end of the interval."""
+        return None if self.mean is None or self.half_width is None else self.mean + self.half_width

@@ -1,0 +1,220 @@
+"""A comparison as text: for the terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from infvit.compare.interval import Estimate
+from infvit.compare.table import Comparison, Row
+
+INTERVALS = (
+    "± is the half-width of the 95% interval of the mean over seeds: Student's t with n − 1 degrees of freedom. "
+    "One seed has no interval (–); two seeds have a very wide one, shown as it is."
+)
+NOTHING = "–"
+
+
+def percent(estimate: Estimate) -> str:
+    """An accuracy, a fraction, in percent with its interval: "93.40 ± 1.25"."""
+    return _interval(estimate, lambda x: f"{100 * x:.2f}")
+
+
+def plain(estimate: Estimate) -> str:
+    """A loss with its interval, in three decimals."""
+    return _interval(estimate, lambda x: f"{x:.3f}")
+
+
+def rate(estimate: Estimate) -> str:
+    """Images per second with its interval."""
+    small = estimate.mean is not None and estimate.mean < 100
+    return _interval(estimate, lambda x: f"{x:,.1f}" if small else f"{x:,.0f}")
+
+
+def amount(number: float | None) -> str:
+    """A count in three digits with its SI prefix: "53.5M"."""
+    if number is None:
+        return NOTHING
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # From 999.5 on, three digits round up into the next prefix.
+        if number >= 0.9995 * size:
+            value = number / size
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{prefix}"
+    return f"{number:g}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in its two largest units: "3 min 12 s"."""
+    if seconds is None:
+        return NOTHING
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def differing(row: Row) -> str:
+    """The comparability mark: ✓, or what differs."""
+    return "✓" if row.comparable else "≠ " + "; ".join(row.differs)
+
+
+def subject(comparison: Comparison) -> list[tuple[str, str]]:
+    """What was compared: the recipes, data sets, hardware, versions, commands and dates of all runs."""
+    runs = comparison.runs
+    pairs = {
+        "Recipe": [f"{run.recipe} (hash {run.recipe_hash or 'unknown'}, {run.epochs} epochs)" for run in runs],
+        "Data": [f"{run.data} (fingerprint {run.data_fingerprint or 'unknown'}, {run.image_size} px)" for run in runs],
+        "Hardware": [_flat(hardware) for hardware in comparison.distinct("hardware")],
+        "Versions": [_flat(versions) for versions in comparison.distinct("versions")],
+        "Commit": comparison.distinct("git_commit"),
+        "Command": comparison.distinct("command"),
+    }
+    dates = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
+    if dates:
+        pairs["Started"] = [dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"]
+    # The most common first.
+    ordered = {name: [value for value, _ in Counter(values).most_common()] for name, values in pairs.items()}
+    return [(name, "\n".join(values)) for name, values in ordered.items() if values]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What must be known beside the numbers: repeated seeds, missing values, throughput of different machines."""
+    lines = []
+    for row in comparison.rows:
+        for run in row.repeats:
+            lines.append(f"{row.name} seed {run.seed}: finished twice; only the latest is counted, not {run.run_dir}")
+        metrics = (("top-1", row.top1), ("top-5", row.top5), ("loss", row.loss))
+        lacking = [name for name, estimate in metrics if 0 < estimate.n < row.finished]
+        if lacking:
+            lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
+    measured = [run for run in comparison.runs if run.train_images_per_second is not None]
+    for what in ("hardware", "loader", "precision"):
+        if len({str(getattr(run, what)) for run in measured}) > 1:
+            lines.append(f"images/s were measured with different {what}: they do not compare")
+    return lines
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Every row in raw numbers, accuracies as fractions, missing ones empty."""
+    records = comparison.records()
+    out = io.StringIO()
+    if records:
+        writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return out.getvalue()
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda row: row.name,
+    "comparable": differing,
+    "seeds": lambda row: str(row.finished),
+    "no result": lambda row: row.troubles or "0",
+    "top-1 %": lambda row: percent(row.top1),
+    "top-5 %": lambda row: percent(row.top5),
+    "test loss": lambda row: plain(row.loss),
+    "images/s": lambda row: rate(row.images_per_second),
+    "params": lambda row: amount(row.known("parameters")),
+    "FLOPs": lambda row: amount(row.known("flops_forward")),
+    "training": lambda row: duration(row.seconds.mean),
+}
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The table with what was compared above it and the failures below."""
+    lines = ["# Comparison", ""]
+    lines += [f"- {name}: {_markdown(value)}" for name, value in subject(comparison)]
+    lines += ["", "| " + " | ".join(COLUMNS) + " |"]
+    lines += ["|" + "|".join(["---", "---", *["---:"] * (len(COLUMNS) - 2)]) + "|"]
+    for row in comparison.rows:
+        lines.append("| " + " | ".join(_markdown(cell(row)) for cell in COLUMNS.values()) + " |")
+    for bad in comparison.unreadable:
+        cells = [_markdown(bad.path), "unreadable: " + _markdown(bad.reason), *[NOTHING] * (len(COLUMNS) - 2)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", INTERVALS + " FLOPs are for the forward pass of one image, two per multiply-add.", ""]
+    lines += [f"- {_markdown(line)}" for line in failures(comparison) + notes(comparison)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def failures(comparison: Comparison) -> list[str]:
+    """One line for each run that failed or diverged: which, how, and its error."""
+    return [
+        f"{row.name} seed {run.seed} {run.status}: {run.error_line or 'no error recorded'}"
+        + (f" ({run.run_dir})" if run.run_dir else "")
+        for row, run in comparison.failures
+    ]
+
+
+def to_text(comparison: Comparison, width: int = 80) -> str:
+    """A table for a terminal: as many columns as fit, the rest left to the files; no line is longer than `width`."""
+    # In the order in which they are given up when there is no room.
+    wanted = ["top-1 %", "seeds", "params", "FLOPs", "images/s", "training", "test loss", "top-5 %"]
+    cells = {name: [name, *(COLUMNS[name](row) for row in comparison.rows)] for name in wanted}
+    names = ["model", *(("✓ " if row.comparable else "≠ ") + _printable(row.name) for row in comparison.rows)]
+    room = width - min(max(map(len, names)), max(16, width - 60))
+    shown = []
+    for name in wanted:
+        needed = 2 + max(map(len, cells[name]))
+        if needed > room:
+            break
+        room -= needed
+        shown.append(name)
+    first = width - room - sum(2 + max(map(len, cells[name])) for name in shown)
+    first = min(max(map(len, names)), first + room)
+    order = [name for name in COLUMNS if name in shown]
+    lines = []
+    for i, name in enumerate(names):
+        line = _cut(name, first).ljust(first)
+        line += "".join("  " + cells[column][i].rjust(max(map(len, cells[column]))) for column in order)
+        lines.append(line.rstrip())
+        if i == 0:
+            lines.append("─" * len(line))
+            continue
+        row = comparison.rows[i - 1]
+        for remark in (*row.differs, row.troubles):
+            lines += _wrapped(remark, width, "    ") if remark else []
+    for bad in comparison.unreadable:
+        lines += _wrapped(f"✗ {bad.path}: {bad.reason}", width, "    ", first="")
+    lines.append("")
+    for line in (*failures(comparison), *notes(comparison), INTERVALS):
+        lines += _wrapped(line, width, "  ", first="")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+    if estimate.mean is None:
+        return NOTHING
+    return f"{form(estimate.mean)} ± {NOTHING if estimate.half_width is None else form(estimate.half_width)}"
+
+
+def _flat(facts: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
+
+
+def _printable(text: str) -> str:
+    """One line without the control characters that would move a terminal's cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _wrapped(text: str, width: int, indent: str, first: str | None = None) -> Sequence[str]:
+    lead = indent if first is None else first
+    return textwrap.wrap(_printable(text), width, initial_indent=lead, subsequent_indent=indent) or [lead]
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in one line of one cell."""
+    for char, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "\\\\")):
+        text = text.replace(char, escaped)
+    for char in "|*`[]":
+        text = text.replace(char, "\\" + char)
+    return "; ".join(_printable(line) for line in text.splitlines())

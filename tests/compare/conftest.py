@@ -1,0 +1,98 @@
+"""Synthetic results: a run of any configuration and seed, as `train.py` would have left it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infvit.compare import Result
+
+MakeResult = Callable[..., Result]
+MakeSweep = Callable[..., list[Path]]
+
+COSTS = {"vit": (1.31e6, 84e6), "infvit": (1.30e6, 81e6), "linear_infvit": (1.05e6, 68e6)}
+
+
+@pytest.fixture(scope="session")
+def make_result() -> MakeResult:
+    """A finished run; `top1` None gives one that ended without a number, and any field may be named."""
+
+    def make(model: str = "vit", seed: int = 0, top1: float | None = 0.9, **fields: Any) -> Result:
+        noise = random.Random(f"{model}{seed}")
+        epochs = fields.pop("epochs", 12)
+        parameters, macs = COSTS.get(model, (1.2e6, 75e6))
+        final = 0.5 if top1 is None else top1
+        curves = [
+            {
+                "epoch": epoch,
+                "train/loss": 2.3 * math.exp(-epoch / 4) + 0.2 + noise.uniform(0, 0.05),
+                "val/loss": 2.3 * math.exp(-epoch / 4) + 0.3,
+                "val/top1": final * (1 - math.exp(-(epoch + 1) / 3)) + noise.uniform(-0.01, 0.01),
+                "lr": 1e-3 * (1 - epoch / epochs),
+            }
+            for epoch in range(epochs)
+        ]
+        given: dict[str, Any] = {
+            "status": "finished",
+            "model": model,
+            "attention": {"vit": "softmax", "infvit": "pure_infsa", "linear_infvit": "linear_infsa"}.get(model, model),
+            "depth": 4,
+            "dim": 192,
+            "heads": 4,
+            "patch": 2,
+            "image_size": 8,
+            "num_classes": 10,
+            "parameters": int(parameters),
+            "macs_forward": int(macs),
+            "flops_forward": int(2 * macs),
+            "flops_training": int(6 * macs),
+            "recipe": "digits",
+            "recipe_hash": "34cd90ab12ef5678",
+            "epochs": epochs,
+            "batch_size": 128,
+            "data": "digits",
+            "data_fingerprint": "9f3ac2d417b0",
+            "loader": "ffcv",
+            "precision": "32-true",
+            "seed": seed,
+            "metrics": {} if top1 is None else {"test/top1": top1, "test/top5": 0.5 + top1 / 2, "test/loss": 1 - top1},
+            "curves": curves,
+            "train_images_per_second": 1800 + noise.uniform(-60, 60),
+            "hardware": {"cpu": "AMD EPYC 7B13", "cores": 2, "gpu": "none", "memory_gb": 24},
+            "versions": {
+                "python": "3.11.7",
+                "torch": "2.14.1",
+                "lightning": "2.6.6",
+                "timm": "1.0.28",
+                "infvit": "0.1.0",
+            },
+            "git_commit": "0123abcd",
+            "command": "python train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1",
+            "started": f"2025-11-24T02:0{seed % 10}:00+00:00",
+            "seconds": 41.5 + seed,
+            "run_dir": f"runs/digits/{model}-{seed}",
+        }
+        return Result(**(given | fields))
+
+    return make
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> MakeSweep:
+    """Write results into a folder each, as the jobs of a sweep do; returns the folders."""
+
+    def make(results: list[Result]) -> list[Path]:
+        folders = []
+        for i, result in enumerate(results):
+            folder = tmp_path / "sweep" / f"{i}_seed={result.seed}"
+            folder.mkdir(parents=True)
+            result.write(folder / "result.json")
+            folders.append(folder)
+        return folders
+
+    return make

@@ -1,0 +1,163 @@
+"""Seeds become means and intervals; what must not be compared is marked; nothing disappears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from infvit.compare import Comparison, Estimate
+from infvit.errors import UsageError
+from tests.compare.conftest import MakeResult, MakeSweep
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.94], [0.9, 0.94, 0.91], [0.5, 0.51, 0.7, 0.66, 0.58]])
+def test_the_interval_is_students_t(values: list[float]) -> None:
+    estimate = Estimate.of(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert estimate.n == len(values)
+    assert estimate.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert (estimate.low, estimate.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
+
+
+def test_two_seeds_by_hand() -> None:
+    # mean 0.92, s = 0.02 * sqrt(2), t(1) = 12.7062: the half-width is 12.7062 * 0.02.
+    assert Estimate.of([0.90, 0.94]).half_width == pytest.approx(0.254124, abs=1e-6)
+
+
+def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+    assert Estimate.of([0.9]) == Estimate(1, 0.9, None)
+    assert Estimate.of([None, float("nan")]) == Estimate(0, None, None)
+    assert Estimate.of([0.9, None]) == Estimate(1, 0.9, None)
+
+
+def test_seeds_of_one_configuration_are_one_row(make_result: MakeResult) -> None:
+    results = [make_result(model, seed, top1) for seed in (0, 1) for model, top1 in (("vit", 0.9), ("infvit", 0.95))]
+    comparison = Comparison.from_results(results)
+    assert [(row.name, row.finished) for row in comparison.rows] == [("infvit", 2), ("vit", 2)]
+    assert comparison.rows[0].top1.mean == pytest.approx(0.95)
+
+
+def test_rows_fall_by_top1_and_those_without_come_last(make_result: MakeResult) -> None:
+    given = {"a": 0.2, "b": None, "c": 0.9, "d": 0.0}
+    comparison = Comparison.from_results(make_result(model, 0, top1) for model, top1 in given.items())
+    assert [row.name for row in comparison.rows] == ["c", "a", "d", "b"]
+
+
+def test_failed_runs_are_counted_and_not_averaged(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results(
+        [
+            make_result(seed=0, top1=0.9),
+            make_result(seed=1, top1=0.1, status="failed", error="CUDA out of memory"),
+            make_result(seed=2, top1=0.1, status="diverged", error="loss became nan"),
+            make_result(seed=3, top1=0.1, status="running"),
+        ]
+    )
+    (row,) = comparison.rows
+    assert row.troubles == "1 failed, 1 diverged, 1 running"
+    assert (row.finished, row.top1.n, row.top1.mean) == (1, 1, 0.9)
+    assert [run.error_line for _, run in comparison.failures] == ["CUDA out of memory", "loss became nan"]
+
+
+def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row(make_result: MakeResult) -> None:
+    early = make_result(seed=1, status="failed", data_fingerprint="", num_classes=None, parameters=None)
+    comparison = Comparison.from_results([early, make_result(seed=0), make_result("infvit", 0)])
+    assert {row.name: row.troubles for row in comparison.rows} == {"vit": "1 failed", "infvit": ""}
+    row = next(row for row in comparison.rows if row.name == "vit")
+    assert row.known("parameters") == 1_310_000
+    assert row.config.data_fingerprint
+
+
+def test_what_one_failed_run_does_not_know_another_may(make_result: MakeResult) -> None:
+    failed = [
+        make_result(seed=s, status="failed", parameters=p, data_fingerprint=f)
+        for s, p, f in ((0, None, ""), (1, 7, "a"))
+    ]
+    (row,) = Comparison.from_results(failed).rows
+    assert row.known("parameters") == 7
+    assert row.config.data_fingerprint == "a"
+
+
+def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results(
+        [make_result(top1=0.9), make_result(top1=0.8, variant="pooling=mean"), make_result(top1=0.7, depth=24)]
+    )
+    assert [row.name for row in comparison.rows] == ["vit (depth=4)", "vit pooling=mean", "vit (depth=24)"]
+
+
+def test_the_same_seed_twice_is_no_second_opinion(make_result: MakeResult) -> None:
+    first = make_result(seed=0, top1=0.8, started="2025-01-01T00:00:00", run_dir="first")
+    second = make_result(seed=0, top1=0.9, started="2025-01-02T00:00:00", run_dir="second")
+    (row,) = Comparison.from_results([second, first]).rows
+    assert row.top1 == Estimate(1, 0.9, None)
+    assert [run.run_dir for run in row.repeats] == ["first"]
+    assert len(row.runs) == 2
+
+
+def test_what_differs_is_said_in_words(make_result: MakeResult) -> None:
+    changes = {
+        "a": {"depth": 24},
+        "b": {"dim": 384},
+        "c": {"recipe": "deit", "recipe_hash": "ab12cd34ef"},
+        "d": {"data": "mnist5k", "data_fingerprint": "77"},
+        "e": {"image_size": 16, "epochs": 30},
+        "f": {"batch_size": 64, "heads": 8, "recipe": "the same by another name"},
+    }
+    usual = [make_result(model, 0) for model in ("vit", "infvit")]
+    comparison = Comparison.from_results(usual + [make_result(name, **change) for name, change in changes.items()])
+    differs = {row.name: row.differs for row in comparison.rows}
+    assert differs == {
+        "vit": (),
+        "infvit": (),
+        "a": ("depth 24, not 4",),
+        "b": ("width 384, not 192",),
+        "c": ("recipe deit#ab12cd34, not digits#34cd90ab",),
+        "d": ("data mnist5k#77, not digits#9f3ac2d4",),
+        "e": ("resolution 16, not 8", "epochs 30, not 12"),
+        "f": (),
+    }
+    assert all(row.comparable == (not row.differs) for row in comparison.rows)
+
+
+def test_hashes_alike_at_the_start_are_told_in_full(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results([make_result("vit"), make_result("infvit", recipe_hash="34cd90abXX")])
+    assert comparison.rows[1].differs == ("recipe digits#34cd90abXX, not digits#34cd90ab12ef5678",)
+
+
+def test_the_reference_is_what_most_finished_rows_share_and_the_first_of_equals(make_result: MakeResult) -> None:
+    four, deep = make_result("a", depth=4), make_result("b", depth=24)
+    assert Comparison.from_results([four, deep]).reference is four
+    assert Comparison.from_results([deep, four]).reference is deep
+    unfinished = [make_result(model, depth=24, status="failed") for model in "cde"]
+    comparison = Comparison.from_results([four, *unfinished])
+    assert comparison.reference is four
+    assert [row.comparable for row in comparison.rows] == [True, False, False, False]
+
+
+def test_files_are_found_below_and_read_once(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+    folders = make_sweep([make_result(seed=0), make_result(seed=1)])
+    comparison = Comparison.from_dirs([folders[0].parent, folders[0], folders[0] / "result.json"])
+    (row,) = comparison.rows
+    assert row.finished == 2
+    assert sorted(run.run_dir for run in row.runs) == [str(folder) for folder in folders]
+
+
+def test_a_damaged_file_and_an_empty_folder_are_shown(
+    make_result: MakeResult, make_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    folders = make_sweep([make_result(seed=0), make_result(seed=1)])
+    (folders[1] / "result.json").write_text('{"schema": 7}')
+    (tmp_path / "empty").mkdir()
+    comparison = Comparison.from_dirs([*folders, tmp_path / "empty"])
+    assert comparison.rows[0].finished == 1
+    assert [(bad.path, bad.reason) for bad in comparison.unreadable] == [
+        (str(folders[1] / "result.json"), "has schema 7, expected 1"),
+        (str(tmp_path / "empty"), "no result.json in it"),
+    ]
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        Comparison.from_dirs([tmp_path / "nowhere"])
