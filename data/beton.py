@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.beton_writer import write_watched
 from data.cache import made_once
 from data.source import ImageSet, Split
 from infvit.errors import UsageError
@@ -39,18 +39,23 @@ def write_beton(images: ImageSet, path: Path, settings: BetonSettings) -> None:
     with made_once(path) as beside:
         if beside is None:
             return
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.writer import DatasetWriter
-
-        image = RGBImageField(settings.mode, max_resolution=settings.max_resolution, jpeg_quality=settings.quality)
         print(f"writing {len(images):,} images to {path}", flush=True)
-        writer = DatasetWriter(str(beside), {"image": image, "label": IntField()}, num_workers=os.cpu_count() or 1)
-        # Every image was decoded once before (data.imagefolder): FFCV's writer would wait forever for one that fails.
-        writer.from_indexed_dataset(images, chunksize=100)
+        write_watched(images, beside, settings)
+        path.with_suffix(".json").write_text(json.dumps(_about(images, settings), indent=2) + "\n")
 
 
-def check_beton(path: Path, samples: int) -> None:
+def _about(images: ImageSet, settings: BetonSettings) -> dict:
+    """What a person wants to know of the file; nothing reads it back."""
+    labels, counts = np.unique(images.labels, return_counts=True)
+    per_label = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    content = {"fingerprint": images.fingerprint(), "images": len(images), "images_per_label": per_label}
+    return content | {"settings": asdict(settings), "format": FORMAT}
+
+
+def check_beton(path: Path, samples: int, labels: np.ndarray | None = None) -> None:
     """Raises UsageError if the file is cut short, damaged or not the expected one.
+
+    With `labels`, (samples,) int64, the file must hold exactly these.
 
     FFCV's reader thread dies of such a file without a word, and its consumer waits forever.
     """
@@ -73,3 +78,9 @@ def check_beton(path: Path, samples: int) -> None:
     whole = end + table.nbytes == path.stat().st_size and len(np.unique(table["sample_id"])) == samples
     if not whole or int((table["ptr"] + table["size"]).max()) > end:
         raise UsageError(f"{path} is cut short or damaged: {advice}")
+    image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
+    # FFCV looks up sizes by address and reads whatever lies there: a wrong address is a crash, not an error.
+    if not np.array_equal(np.sort(image["data_ptr"]), np.sort(table["ptr"])):
+        raise UsageError(f"{path} is damaged, its index does not match its images: {advice}")
+    if labels is not None and not np.array_equal(label.reshape(-1), labels):
+        raise UsageError(f"{path} holds other labels than expected: {advice}")

@@ -82,6 +82,8 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
+        if self.trainer is not None and self.trainer.testing:
+            return  # the exact pipeline reads the images themselves
         for split in ("train", "val"):
             self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 

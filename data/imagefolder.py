@@ -96,14 +96,21 @@ class ImageFolder:
         return json.loads(memo.read_text())
 
     def _stat(self, path: str) -> tuple[int, int]:
-        stat = os.stat(self.root / path)
+        try:
+            stat = os.stat(self.root / path)
+        except OSError as error:
+            raise _unreadable(self.root / path, error) from error
         return stat.st_size, stat.st_mtime_ns
 
     def _inspect(self, found: dict[str, list[tuple[str, int]]]) -> dict:
         known: dict = {"bad": []}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for split, samples in found.items():
-                digests: Iterable[str | None] = pool.map(self._digest, (path for path, _ in samples))
+                # Part by part: a million waiting tasks at once would take 2 GB.
+                parts = (samples[start : start + 4096] for start in range(0, len(samples), 4096))
+                digests: Iterable[str | None] = (
+                    digest for part in parts for digest in pool.map(self._digest, [path for path, _ in part])
+                )
                 if len(samples) > 2000:
                     digests = track(digests, f"reading {split} images of {self.name}", len(samples))
                 content = hashlib.sha256()
@@ -117,7 +124,10 @@ class ImageFolder:
 
     def _digest(self, path: str) -> str | None:
         """sha256 of the file's bytes, or None if they are no whole image."""
-        content = (self.root / path).read_bytes()
+        try:
+            content = (self.root / path).read_bytes()
+        except OSError as error:
+            raise _unreadable(self.root / path, error) from error
         try:
             with Image.open(io.BytesIO(content)) as image:
                 image.convert("RGB")
@@ -141,6 +151,10 @@ class _Files:
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be read ({error.strerror}): mend or remove it")
 
 
 def _folders(root: Path) -> list[str]:

@@ -1,0 +1,103 @@
+"""Random erasing on the device: a rectangle of noise in some images of a batch, each with its own rectangle.
+
+Source: Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896, by the rules of timm/data/random_erasing.py
+in mode `pixel` with one rectangle, as DeiT uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from infvit.errors import UsageError
+
+ATTEMPTS = 10
+"""How many rectangles are tried for an image before it stays whole."""
+
+
+class Rectangles(NamedTuple):
+    """One rectangle per image, in pixels, each an integer tensor (n,); height and width 0 where nothing is erased."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+
+class RandomErasing(nn.Module):
+    """Replaces in each image, with `probability`, one random rectangle by noise from N(0, 1), drawn per value.
+
+    Call it after normalisation, where N(0, 1) is as bright and as contrasted as the images are. The rectangle covers
+    `min_area` to `max_area` of the image, uniformly; its height / width is log-uniform in [min_aspect, 1 / min_aspect];
+    rectangles that do not fit are drawn again, ten times at most.
+
+    All is drawn from the default generator of the images' device. One wait for the device per call.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.25,
+        min_area: float = 0.02,
+        max_area: float = 1 / 3,
+        min_aspect: float = 0.3,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= probability <= 1:
+            raise UsageError(f"RandomErasing's probability is {probability}; expected 0 to 1.")
+        if not 0 < min_area <= max_area <= 1:
+            raise UsageError(f"RandomErasing's areas are {min_area} to {max_area}; expected 0 < min <= max <= 1.")
+        if not 0 < min_aspect <= 1:
+            raise UsageError(f"RandomErasing's min_aspect is {min_aspect}; expected above 0, at most 1.")
+        self.probability = probability
+        self.min_area = min_area
+        self.max_area = max_area
+        self.min_aspect = min_aspect
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        return (
+            f"probability={self.probability}, area=({self.min_area:.3g}, {self.max_area:.3g}), "
+            f"min_aspect={self.min_aspect}"
+        )
+
+    def draw(self, n: int, height: int, width: int, device: torch.device | str = "cpu") -> Rectangles:
+        """Draws the rectangles of `n` images of `height` x `width` pixels on `device`."""
+        low, high, shape = self.min_area, self.max_area, (ATTEMPTS, n)
+        area = (low + (high - low) * torch.rand(shape, device=device)) * (height * width)
+        log_aspect = math.log(self.min_aspect) * (1 - 2 * torch.rand(shape, device=device))
+        h = (area * log_aspect.exp()).sqrt_().round_().long()
+        w = (area / log_aspect.exp()).sqrt_().round_().long()
+        fits = (h < height) & (w < width)
+        first = fits.int().argmax(0, keepdim=True)
+        erased = fits.any(0) & (torch.rand(n, device=device) < self.probability)
+        h, w = h.gather(0, first)[0] * erased, w.gather(0, first)[0] * erased
+        top = (torch.rand(n, device=device) * (height - h + 1)).long()
+        left = (torch.rand(n, device=device) * (width - w + 1)).long()
+        return Rectangles(top, left, h, w)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, rectangles: Rectangles | None = None) -> Tensor:
+        """Erases in normalised floating `images` (B, C, H, W); gives the same shape and dtype.
+
+        With `inplace`, the images are overwritten and returned. `rectangles` says where to erase instead of a new
+        `self.draw(B, H, W)`. Raises UsageError for another shape or for integers.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise UsageError(
+                f"RandomErasing got {images.dtype} images of shape {tuple(images.shape)}; expected normalised, "
+                "floating (B, C, H, W): call it after normalisation."
+            )
+        n, channels, H, W = images.shape
+        top, left, height, width = rectangles or self.draw(n, H, W, images.device)
+        y, x = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
+        rows = (y >= top.view(n, 1)) & (y < (top + height).view(n, 1))
+        columns = (x >= left.view(n, 1)) & (x < (left + width).view(n, 1))
+        mask = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+        count = channels * int((height * width).sum())
+        noise = torch.randn(count, device=images.device, dtype=images.dtype)
+        out = images if self.inplace else images.clone()
+        return out.masked_scatter_(mask, noise)

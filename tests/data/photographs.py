@@ -1,0 +1,25 @@
+"""Real photographs for tests, benchmarks and pictures: cut-outs of the two that scikit-learn ships."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from tests.data.timm_in_pillow import to_tensor
+
+
+def photographs(n: int, height: int, width: int) -> Tensor:
+    """`n` different cut-outs, scaled as a training crop would be: uint8 (n, 3, height, width)."""
+    rng = np.random.default_rng(0)
+    sources = [Image.fromarray(image) for image in load_sample_images().images]
+    cuts = []
+    for i in range(n):
+        source = sources[i % len(sources)]
+        scale = rng.uniform(0.4, 1)
+        w, h = int(source.width * scale), int(source.height * scale)
+        left, top = rng.integers(source.width - w + 1), rng.integers(source.height - h + 1)
+        cuts.append(to_tensor(source.resize((width, height), box=(left, top, left + w, top + h))))
+    return torch.stack(cuts)

@@ -1,0 +1,139 @@
+"""What FFCV does to its process: nothing that a run would notice."""
+
+import threading
+import time
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from data.beton import BetonSettings
+from data.datamodule import ImageDataModule
+from data.digits import Digits
+from data.imagefolder import ImageFolder
+from data.order import EpochOrder
+from data.view import View
+from infvit.errors import UsageError
+
+pytest.importorskip("ffcv")
+from data.ffcv_loader import FFCVReader
+
+RAW, CPU = BetonSettings(), torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def loader(cache, order=None, batch_size=32, view=None):
+    images, reader = Digits().split("train"), FFCVReader()
+    reader.prepare(images, "d", "train", cache, RAW)
+    order = order or EpochOrder(len(images), batch_size)
+    return reader.loader(images, "d", "train", cache, RAW, view or View(8, 1.0), order, batch_size, 1, CPU)
+
+
+def test_torch_keeps_its_threads(cache):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches = iter(loader(cache))
+        next(batches)
+        assert torch.get_num_threads() == 2
+        list(batches)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_stopping_early_leaves_no_reading_thread(cache):
+    batches = iter(loader(cache))
+    next(batches)
+    batches.close()
+    end = time.monotonic() + 5
+    while any(type(thread).__name__ == "EpochIterator" for thread in threading.enumerate()):
+        assert time.monotonic() < end, "the reading thread goes on"
+        time.sleep(0.05)
+
+
+def test_the_jobs_of_a_sweep_share_compiled_code_and_keep_their_orders(cache):
+    labels = torch.tensor(Digits().split("train").labels)
+    orders = [EpochOrder(len(labels), 32, seed=seed) for seed in (0, 1)]
+    first, second = (loader(cache, order) for order in orders)
+    assert first.loader is second.loader
+    for turn in range(2):  # one after the other, then again: no order is taken from a neighbour
+        for batches, order in zip((first, second), orders, strict=True):
+            order.set_epoch(turn)
+            assert torch.equal(torch.cat([found for _, found in batches]), labels[order.indices()])
+    a, b = [found for _, found in zip(first, range(45), strict=False)], iter(second)
+    assert torch.equal(next(b)[1], labels[orders[1].indices()][:32])
+    assert len(a) == 44
+    assert loader(cache, view=View(8, 0.875)).loader is not first.loader
+
+
+def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(cache, capfd, monkeypatch):
+    list(loader(cache))
+    capfd.readouterr()
+    list(loader(cache))
+    assert capfd.readouterr().out == ""
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    run = EpochIterator.run_pipeline
+    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *given: (time.sleep(1.3), run(*given))[1])
+    slow = loader(cache, EpochOrder(1437, 1437, shuffle=False), batch_size=1437)
+    list(slow)
+    said = capfd.readouterr().out
+    assert said.index("compiles its reading code") < said.index("compiled its reading code in")
+
+
+class Sees(LightningModule):
+    """Notes the labels of every step, by epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), {}
+
+    def training_step(self, batch, *_):
+        self.seen.setdefault(self.current_epoch, []).append(batch[1])
+        return self.weight.sum()
+
+    def test_step(self, batch, *_):
+        self.seen.setdefault("test", []).append(batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def datamodule(cache):
+    return ImageDataModule("d", Digits(), FFCVReader(), View(8, 1.0), 128, str(cache), 0, [0.5] * 3, [0.5] * 3)
+
+
+def trainer(folder, epochs=1):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(max_epochs=epochs, default_root_dir=folder, use_distributed_sampler=False, **quiet)
+
+
+def test_a_resumed_run_goes_on_with_the_order_of_its_epoch(cache, tmp_path):
+    labels, order = torch.tensor(Digits().split("train").labels), EpochOrder(1437, 128, seed=0)
+    stopped = trainer(tmp_path, 2)
+    stopped.fit(Sees(), datamodule=datamodule(cache))
+    stopped.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = Sees()
+    trainer(tmp_path, 4).fit(resumed, datamodule=datamodule(cache), ckpt_path=tmp_path / "a.ckpt")
+    assert list(resumed.seen) == [2, 3]
+    for epoch, found in resumed.seen.items():
+        order.epoch = epoch
+        assert torch.equal(torch.cat(found), labels[order.indices()])
+
+
+def test_a_run_that_only_tests_writes_no_beton(tmp_path):
+    seen = Sees()
+    trainer(tmp_path).test(seen, datamodule=datamodule(tmp_path), verbose=False)
+    assert sum(len(found) for found in seen.seen["test"]) == 360
+    assert not list(tmp_path.rglob("*.beton"))
+
+
+def test_an_image_that_cannot_be_read_is_named(tree, tmp_path):
+    (tree / "train" / "apple" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UsageError, match=r"apple/gone.png cannot be read"):
+        ImageFolder(str(tree), str(tmp_path))
