@@ -42,7 +42,7 @@ def _log_to_wandb(logger: DictConfig, sweep: Path, comparison: Comparison, pictu
         group=sweep.name,
         job_type="comparison",
         dir=sweep,
-        mode="offline" if logger.offline else "online",
+        mode=logger.mode,
         settings=wandb.Settings(silent=True),
     ) as run:
         records = comparison.records()

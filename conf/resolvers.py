@@ -1,12 +1,14 @@
-"""What configurations ask of the machine and of Hydra: `${precision:}`, `${sweep_name:}`, `${wandb_offline:}`."""
+"""What configurations ask of the machine and of Hydra: `${precision:}`, `${sweep_name:}`, `${wandb_mode:}`."""
 
+import contextlib
+import netrc
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,10 +25,16 @@ def sweep_name() -> str | None:
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
-def wandb_offline() -> bool:
-    """Whether W&B keeps its files here: WANDB_MODE decides, else whether the user is logged in."""
+def wandb_mode() -> str:
+    """Where W&B's runs go: what WANDB_MODE says, else online for users who are logged in and offline for others."""
     mode = os.environ.get("WANDB_MODE")
-    return mode != "online" if mode else wandb.api.api_key is None
+    if mode:
+        return "offline" if mode == "dryrun" else mode
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc(os.environ.get("NETRC")).authenticators(host):
+            return "online"
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def cores_per_device(devices: int | str | Sequence[int]) -> int:
@@ -47,5 +55,5 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
-    for resolver in (precision, sweep_name, wandb_offline, cores_per_device):
+    for resolver in (precision, sweep_name, wandb_mode, cores_per_device):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

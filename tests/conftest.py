@@ -36,8 +36,9 @@ def cli(monkeypatch, tmp_path, capfd, data_cache):
     """`cli("train", "experiment=digits", ...)` in an empty folder → Outcome."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFVIT_CACHE", str(data_cache))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):  # as for a user who is not logged in
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.delenv("IMAGENET_DIR", raising=False)
     resolvers.register()
