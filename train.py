@@ -3,9 +3,11 @@
 Composes conf/train.yaml, fits, measures with the exact pipeline, and leaves result.json in the run's folder.
 """
 
+import os
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -39,6 +41,7 @@ def train(cfg: DictConfig) -> float | None:
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
         check_devices(cfg.trainer)
         seed_run(cfg.seed)
+        torch.set_num_threads(cfg.threads or len(os.sched_getaffinity(0)))
         data, module = build(cfg)
         record.describe(module, data)
         checkpoint = matching_checkpoint(cfg.resume, module)

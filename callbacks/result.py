@@ -118,7 +118,7 @@ class RunRecord(Callback):
             self.result.write(self.path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.result.hardware["devices"] = trainer.world_size
+        self.result.hardware |= {"devices": trainer.world_size, "threads": torch.get_num_threads()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs after validation, so the epoch's row is whole."""
@@ -171,7 +171,7 @@ def _hardware() -> dict[str, Any]:
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "gpus": gpus}
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
 
 
 def _versions() -> dict[str, str]:
