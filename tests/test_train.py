@@ -45,7 +45,7 @@ def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader):
     assert 0.2 < left["metrics"]["test/top1"] <= left["metrics"]["test/top5"] <= 1
     assert left["metrics"]["test/top1"] == pytest.approx(left["metrics"]["val/top1"])  # 8 × 8 pixels, not resampled
     assert left["train_images_per_second"] > 0
-    assert "learning rate 0.001" in outcome.out
+    assert "learning rate 0.004" in outcome.out
     assert (folder / ".hydra" / "config.yaml").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     header = (folder / "metrics.csv").read_text().splitlines()[0]
@@ -107,9 +107,7 @@ def test_a_sweep_ends_with_its_comparison_and_a_failing_job_leaves_the_others(cl
 
 
 def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(cli):
-    outcome = cli(
-        "train", "-m", *QUICK, "data/loader=torch", "recipe.epochs=1", "seed=0,1", "recipe.min_lr=1e-5,x"
-    )
+    outcome = cli("train", "-m", *QUICK, "data/loader=torch", "recipe.epochs=1", "seed=0,1", "recipe.min_lr=1e-5,x")
     assert outcome.code == 1
     runs = [run for folder in outcome.runs() for run in folder.glob("wandb/offline-run-*")]
     assert len({run.name.rsplit("-", 1)[-1] for run in runs}) == len(runs) >= 2

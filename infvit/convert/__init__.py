@@ -1,0 +1,168 @@
+"""Replaces the self-attention inside timm, torchvision, transformers and torch models by an attention of InfViT.
+
+    model = timm.create_model("deit_small_patch16_224", pretrained=True)
+    print(convert(model, "linear_infsa"))
+
+A module is converted only when it is proven to be plain softmax attention of its q, k, v and o: it must hold nothing
+else, take no argument that cannot be told from a mask, and a copy of it must agree with `SoftmaxAttention` on random
+weights and tokens. Everything else stays and is listed with the reason. transformers is not imported here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from infvit.attention import ATTENTIONS
+from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
+from infvit.convert.projections import LeftAlone, Projections
+from infvit.convert.published import from_published, load_published
+from infvit.convert.report import Report
+from infvit.convert.sites import Site, called_with, find_sites, is_own
+from infvit.convert.trial import returned_by
+from infvit.errors import UsageError
+
+Patterns = str | Iterable[str] | None
+
+
+def convert(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module] = "linear_infsa",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    copy_weights: bool = True,
+    **attention_options: Any,
+) -> Report:
+    """Replaces every self-attention of `model`, in place, and says what was replaced and what was not.
+
+    The new layers take over width, heads, biases, dropout, device, dtype, training mode and, with `copy_weights`, the
+    weights; a projection that was frozen stays frozen. They answer to the calls of what they replaced and hang under
+    `<name>.layer` (the layers of InfViT itself are replaced directly). Of masks, only a
+    `key_padding_mask` (True where a key is padding, as in torch) is passed on, to a layer whose forward takes one;
+    whatever else is given that it cannot honour raises `UsageError` at the call.
+
+    Args:
+        model: any module that holds attentions; it is changed only if everything could be built.
+        attention: a name in `infvit.attention.ATTENTIONS`, or a class or callable with the signature of these.
+        include: glob patterns on names of modules, such as `"blocks.[0-5]"`; a pattern takes all below what it
+            matches. None takes everything.
+        exclude: glob patterns of what to leave alone; it wins over `include`.
+        copy_weights: whether q, k, v, o are copied exactly; otherwise the layers start afresh.
+        attention_options: passed on, such as `gamma=0.9`; they win over the dropout that was there.
+
+    Returns:
+        The names converted, and the reason for each attention left alone.
+
+    Raises:
+        UsageError: for an unknown attention, options that it does not take, a pattern that matches no attention, or
+            a model that is itself an attention.
+    """
+    make, label = _maker(attention, attention_options)
+    sites = list(find_sites(model))
+    included, excluded = _patterns("include", include, sites), _patterns("exclude", exclude, sites)
+    report = Report(label)
+    swaps: list[tuple[Site, nn.Module]] = []
+    built: dict[int, nn.Module] = {}
+    for site in sites:
+        try:
+            if (pattern := _match(site.name, excluded)) is not None:
+                raise LeftAlone(f"excluded by {pattern!r}")
+            if include is not None and _match(site.name, included) is None:
+                raise LeftAlone("not included")
+            if id(site.module) not in built:
+                built[id(site.module)] = _replacement(site, make, copy_weights)
+            swaps.append((site, built[id(site.module)]))
+        except LeftAlone as reason:
+            report.left_alone[site.name] = str(reason)
+    for site, _ in swaps:
+        if not site.ancestors:
+            raise UsageError(
+                f"the model is itself a {type(site.module).__name__}, which cannot be replaced in place: "
+                "convert a module that holds it, e.g. nn.ModuleDict({'attn': model})"
+            )
+    for site, new in swaps:
+        setattr(site.ancestors[-1], site.attribute, new)
+        for ancestor in site.ancestors:
+            if isinstance(ancestor, nn.TransformerEncoder):
+                ancestor.use_nested_tensor = False  # nested tensors are for torch's own fused attention only
+        report.converted.append(site.name)
+    return report
+
+
+def _maker(
+    attention: str | Callable[..., nn.Module], options: dict[str, Any]
+) -> tuple[Callable[[Projections], nn.Module], str]:
+    """A function from maps to a fresh layer, and the attention's name."""
+    if isinstance(attention, str):
+        if attention not in ATTENTIONS:
+            raise UsageError(f"attention={attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
+        cls: Callable[..., nn.Module] = ATTENTIONS[attention]
+    elif callable(attention):
+        cls = attention
+    else:
+        raise UsageError(
+            f"attention={attention!r} is neither a name nor callable: choose one of {', '.join(ATTENTIONS)}"
+        )
+    label = attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
+    if taken := {"dim", "num_heads", "qkv_bias"} & options.keys():
+        raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
+
+    def arguments(maps: Projections) -> dict[str, Any]:
+        drop = {"attn_drop": maps.attn_drop, "proj_drop": maps.proj_drop}
+        return {"num_heads": maps.num_heads, "qkv_bias": maps.qkv_bias, **drop, **options}
+
+    try:
+        empty = dict.fromkeys(("num_heads", "qkv_bias", "attn_drop", "proj_drop"))
+        inspect.signature(cls).bind(1, **{**empty, **options})
+    except TypeError as error:
+        raise UsageError(f"attention {label}: {error}") from None
+    return (lambda maps: cls(maps.dim, **arguments(maps))), label
+
+
+def _patterns(what: str, patterns: Patterns, sites: list[Site]) -> list[str]:
+    if patterns is None:
+        return []
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(_match(site.name, [pattern]) for site in sites):
+            names = ", ".join(site.name for site in sites[:4]) or "none"
+            raise UsageError(f"{what}={pattern!r} matches no attention of the model; there are: {names}")
+    return patterns
+
+
+def _match(name: str, patterns: list[str]) -> str | None:
+    """The first pattern that matches `name` or a module above it."""
+    parts = name.split(".")
+    above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return next((pattern for pattern in patterns if any(fnmatchcase(n, pattern) for n in above)), None)
+
+
+def _replacement(site: Site, make: Callable[[Projections], nn.Module], copy_weights: bool) -> nn.Module:
+    module, maps = site.module, site.maps
+    if maps is None:
+        raise LeftAlone(site.reason)
+    names = called_with(site)
+    returned = returned_by(module, names[0])
+    layer = make(maps).to(device=maps.q.device, dtype=maps.q.dtype).train(module.training)
+    if copy_weights:
+        try:
+            maps.copy_to(layer)
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"the weights of {site.name} do not fit {type(layer).__name__} ({error}): it needs Linear qkv and proj "
+                "of timm's shapes, or copy_weights=False"
+            ) from error
+        if not any(source.requires_grad for source in maps.sources):
+            for name in ("qkv", "proj"):
+                getattr(layer, name).requires_grad_(False)
+    if is_own(module):
+        return layer
+    if isinstance(module, nn.MultiheadAttention):
+        return MultiheadAdapter(layer, site.name, maps.num_heads, module.batch_first)
+    config = getattr(module, "config", None)
+    return TokensAdapter(layer, site.name, maps.num_heads, names, returned, config)
+
+
+__all__ = ["AdaptedAttention", "Report", "convert", "from_published", "load_published"]

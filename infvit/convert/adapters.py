@@ -1,0 +1,168 @@
+"""Layers that are called as the attention they replace was: the arguments, the order of axes and what is returned."""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infvit.errors import UsageError
+
+REFUSED = {
+    "attn_mask",
+    "attention_mask",
+    "causal_attention_mask",
+    "head_mask",
+    "mask",
+    "is_causal",
+    "key_padding_mask",
+    "output_attentions",
+    "shared_rel_pos_bias",
+    "relative_position_bias",
+}
+"""What an original may take and a converted layer refuses when it is given."""
+
+WITHOUT_EFFECT = {
+    "interpolate_pos_encoding",
+    "resolution",
+    "output_hidden_states",
+    "return_dict",
+    "num_items_in_batch",
+}
+"""What transformers passes down to layers for others than the attention."""
+
+
+class AdaptedAttention(nn.Module):
+    """A converted attention: `layer` computes, and its caller sees the convention of what it replaced.
+
+    Args:
+        layer: the attention layer, (B, N, D) → (B, N, D).
+        name: where it is in the model, for messages.
+        num_heads: heads of the layer.
+    """
+
+    def __init__(self, layer: nn.Module, name: str, num_heads: int) -> None:
+        super().__init__()
+        self.layer, self.name = layer, name
+        self.num_heads = self.num_attention_heads = num_heads
+        self.takes_padding = "key_padding_mask" in signature(layer.forward).parameters
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What `layer` weighs tokens with: (B, N, D) → (B, H, N, N) or (B, H, N)."""
+        weights = getattr(self.layer, "weights", None)
+        if not callable(weights):
+            raise UsageError(f"{self.name}: {type(self.layer).__name__} has no weights to return: ask for none")
+        return weights(x)
+
+    def _attend(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+        if key_padding_mask is None:
+            return self.layer(x)
+        if not self.takes_padding:
+            raise self._refusal("key_padding_mask")
+        return self.layer(x, key_padding_mask=self._boolean(key_padding_mask))
+
+    def _boolean(self, mask: Tensor) -> Tensor:
+        """True where a key is padding; nn.TransformerEncoder turns such a mask into 0 and -inf on the way here."""
+        if mask.dtype == torch.bool:
+            return mask
+        padding = mask == float("-inf")
+        if not bool((padding | (mask == 0)).all()):
+            raise UsageError(f"{self.name}: key_padding_mask has values other than 0 and -inf: pass a boolean mask")
+        return padding
+
+    def _refusal(self, argument: str) -> UsageError:
+        return UsageError(
+            f"{self.name}: {type(self.layer).__name__} cannot honour {argument}: "
+            f"call the model without it, or convert with exclude={self.name!r}"
+        )
+
+
+class TokensAdapter(AdaptedAttention):
+    """Called with tokens (B, N, D) first, as in timm and transformers.
+
+    Args:
+        layer, name, num_heads: as in `AdaptedAttention`.
+        arguments: names of the original's arguments, in order, the tokens first.
+        returned: 0 to return the tokens alone, n to return them in a tuple of n with None for what else was there.
+        config: the original's transformers configuration, if it has one.
+    """
+
+    def __init__(
+        self, layer: nn.Module, name: str, num_heads: int, arguments: list[str], returned: int, config: object = None
+    ) -> None:
+        super().__init__(layer, name, num_heads)
+        self.arguments, self.returned, self.config = tuple(arguments), returned, config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's arguments; all but the tokens and a key padding mask are refused if given."""
+        given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        x = given.pop(self.arguments[0])
+        padding = given.pop("key_padding_mask", None)
+        for argument, value in given.items():
+            if value is not None and value is not False and argument not in WITHOUT_EFFECT:
+                raise self._refusal(argument)
+        # transformers records attentions from its own classes only: it would return an empty tuple in silence.
+        if getattr(self.config, "output_attentions", False):
+            raise self._refusal("output_attentions")
+        out = self._attend(x, padding)
+        return (out, *[None] * (self.returned - 1)) if self.returned else out
+
+
+class MultiheadAdapter(AdaptedAttention):
+    """Called as `nn.MultiheadAttention`: query, key, value, of which all three must be one tensor.
+
+    Args:
+        layer, name, num_heads: as in `AdaptedAttention`.
+        batch_first: (B, N, D) if true, else (N, B, D); (N, D) without a batch either way.
+    """
+
+    # nn.TransformerEncoderLayer in eval mode hands these weights to a fused softmax and calls no submodule,
+    # unless they are missing.
+    in_proj_weight: None = None
+    in_proj_bias: None = None
+    _qkv_same_embed_dim = False
+
+    def __init__(self, layer: nn.Module, name: str, num_heads: int, batch_first: bool) -> None:
+        super().__init__(layer, name, num_heads)
+        self.batch_first = batch_first
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(tokens, weights or None), as `nn.MultiheadAttention` returns them."""
+        if query is not key or key is not value:
+            raise UsageError(
+                f"{self.name}: called with query, key and value that are not one tensor; only self-attention can be "
+                f"converted: convert with exclude={self.name!r}"
+            )
+        if attn_mask is not None:
+            raise self._refusal("attn_mask")
+        if is_causal:
+            raise self._refusal("is_causal")
+        batched = query.dim() == 3
+        tokens_first = batched and not self.batch_first
+        x = query.transpose(0, 1) if tokens_first else query if batched else query.unsqueeze(0)
+        if key_padding_mask is not None and not batched:
+            key_padding_mask = key_padding_mask.unsqueeze(0)
+        out = self._attend(x, key_padding_mask)
+        out = out.transpose(0, 1) if tokens_first else out if batched else out.squeeze(0)
+        if not need_weights:
+            return out, None
+        if key_padding_mask is not None:
+            raise self._refusal("need_weights=True with key_padding_mask")
+        weights = self.weights(x)
+        if average_attn_weights:
+            weights = weights.mean(1, keepdim=True)
+        if weights.dim() == 3:  # one weight serves all tokens
+            weights = weights.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
+        if average_attn_weights:
+            weights = weights.squeeze(1)
+        return out, weights if batched else weights.squeeze(0)

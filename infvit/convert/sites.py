@@ -1,0 +1,153 @@
+"""Finds the attentions of a model, and how each is called."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from infvit.attention import Attention
+from infvit.convert.adapters import REFUSED, WITHOUT_EFFECT, AdaptedAttention
+from infvit.convert.projections import LeftAlone, Projections, check_nothing_is_left_over, read_projections
+
+
+@dataclass
+class Site:
+    """One attention of a model: what it is, where it hangs, and its maps or the reason why it has none to carry."""
+
+    name: str
+    module: nn.Module
+    ancestors: list[nn.Module] = field(default_factory=list)
+    maps: Projections | None = None
+    reason: str = ""
+
+    @property
+    def attribute(self) -> str:
+        """Name of the module in its parent."""
+        return self.name.rpartition(".")[2]
+
+
+def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ...] = ()) -> Iterator[Site]:
+    """Every attention under `module`, in order, also the ones that cannot be converted."""
+    site = Site(name, module, list(ancestors))
+    if isinstance(module, AdaptedAttention):
+        site.reason = f"already converted to {type(module.layer).__name__}"
+        yield site
+        return
+    try:
+        site.maps = read_projections(module)
+    except LeftAlone as reason:
+        site.reason = str(reason)
+    if site.maps is not None or site.reason:
+        yield site
+        return
+    inside = False
+    for child_name, child in module._modules.items():
+        if child is not None:
+            for found in find_sites(child, f"{name}.{child_name}" if name else child_name, (*ancestors, module)):
+                inside = True
+                yield found
+    if not inside and _looks_like_attention(module):
+        children = ", ".join(module._modules) or "no submodules"
+        site.reason = f"{type(module).__name__} ({children}) is laid out in no way known here"
+        yield site
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    """Whether the report should name it: silence is worse than one name too many."""
+    if any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads")):
+        return True
+    return re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__) is not None
+
+
+_WHY_AN_ARGUMENT_MATTERS = (
+    (r"rope|rotary|position|freqs|object_queries", "rotary or added position embeddings at every call"),
+    (r"encoder|key_value|kv|context|memory|^key$|^value$|query", "cross-attention"),
+    (r"past|cache", "a cache of keys and values"),
+)
+
+
+def called_with(site: Site) -> list[str]:
+    """The names of the arguments of a site that is called with tokens first.
+
+    Raises:
+        LeftAlone: if it takes, or is known to be given, what a converted layer cannot honour.
+    """
+    module, maps = site.module, site.maps
+    assert maps is not None
+    check_nothing_is_left_over(module, maps)
+    _check_flags(site)
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if isinstance(module, nn.MultiheadAttention):
+        _check_self_attention(site)
+        return names
+    for name in names[1:]:
+        if name not in REFUSED | WITHOUT_EFFECT:
+            why = next((why for p, why in _WHY_AN_ARGUMENT_MATTERS if re.search(p, name)), "not known here")
+            raise LeftAlone(f"its forward takes {name}: {why}")
+    if not names:
+        raise LeftAlone("its forward names no arguments")
+    return names
+
+
+def _check_flags(site: Site) -> None:
+    module = site.module
+    for flag in ("is_causal", "causal", "is_decoder", "is_cross_attention"):
+        if getattr(module, flag, False) is True:
+            raise LeftAlone(f"causal or cross-attention ({flag} is true)")
+    parent = site.ancestors[-1] if site.ancestors else None
+    if isinstance(getattr(parent, "attn_mask", None), Tensor):
+        raise LeftAlone("its block holds an attn_mask")
+    owners = [module, *reversed(site.ancestors)]
+    # BEiT keeps a bias in the block, or one for all blocks: it comes as an argument, at every call.
+    for owner in site.ancestors:
+        for name, part in owner._modules.items():
+            if part is not None and re.search("rel(ative)?_?pos", f"{name} {type(part).__name__}", re.IGNORECASE):
+                raise LeftAlone(f"relative-position bias, held by its {type(owner).__name__} ({name})")
+    config = next((c for owner in owners if hasattr(c := getattr(owner, "config", None), "model_type")), None)
+    if hasattr(config, "vocab_size") and not any(hasattr(config, n) for n in ("image_size", "patch_size")):
+        raise LeftAlone(f"text ({type(config).__name__}): its attention is given padding or causal masks")
+
+
+def _check_self_attention(site: Site) -> None:
+    """An `nn.MultiheadAttention` serves self- and cross-attention alike: the code that calls it tells which."""
+    if not site.ancestors:
+        return
+    parent = site.ancestors[-1]
+    if isinstance(parent, nn.TransformerDecoderLayer) and site.attribute == "self_attn":
+        raise LeftAlone("self-attention of a decoder, which is given causal masks")
+    for arguments in _calls(type(parent), site.attribute):
+        names = {argument.id if isinstance(argument, ast.Name) else None for argument in arguments}
+        if len(arguments) == 3 and (len(names) > 1 or None in names):
+            q, k, v = (ast.unparse(argument) for argument in arguments)
+            raise LeftAlone(f"cross-attention: {type(parent).__name__} calls it with ({q}, {k}, {v})")
+
+
+def _calls(owner: type, attribute: str) -> Iterator[list[ast.expr]]:
+    """Query, key and value of each `self.<attribute>(...)` in the source of `owner`, where it can be read."""
+    for cls in owner.__mro__:
+        if cls.__module__.startswith("torch.nn.modules.module") or cls is object:
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == attribute
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "self"
+            ):
+                keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+                yield [*node.args[:3], *(keywords[n] for n in ("query", "key", "value") if n in keywords)]
+
+
+def is_own(module: nn.Module) -> bool:
+    """Whether it is one of the layers here, which are replaced without an adapter."""
+    return isinstance(module, Attention)

@@ -1,0 +1,74 @@
+"""Tries an attention on its own: is it plain softmax attention of its q, k, v, o, and what does it return?"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from infvit.attention import SoftmaxAttention
+from infvit.convert.projections import LeftAlone, read_projections
+
+TOLERANCE = 1e-5
+"""Largest difference, relative to the largest output; transformers' eager attention rounds to float32 on the way."""
+
+
+def returned_by(module: nn.Module, tokens: str) -> int:
+    """0 if `module` returns the tokens alone, n if a tuple of n; what it computes is compared with softmax attention.
+
+    The trial runs on a copy, in float64 on the CPU and with random weights, so that nothing hides behind biases that
+    start at 0 or scores too faint to matter, and the module itself stays as it is.
+
+    Raises:
+        LeftAlone: if it cannot be run on (B, N, D), or computes something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            twin = _random_twin(module, generator)
+            maps = read_projections(twin)
+            assert maps is not None
+            x = torch.randn(2, 5, maps.dim, generator=generator, dtype=torch.float64)
+            expected = SoftmaxAttention(maps.dim, maps.num_heads, maps.qkv_bias).double()
+            maps.copy_to(expected)
+            # An input that asks for gradients keeps torch off its fused inference kernels.
+            found, returned = _call(twin, tokens, x.requires_grad_())
+            found, softmax = found.detach(), expected(x).detach()
+            difference = (found - softmax).abs().max() if found.shape == x.shape else torch.tensor(torch.inf)
+            largest = softmax.abs().max()
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise LeftAlone(f"cannot be tried on tokens (B, N, D): {type(error).__name__}: {line}") from error
+    if not difference <= TOLERANCE * largest:
+        share = (difference / largest).item()
+        raise LeftAlone(f"not plain softmax attention of its q, k, v, o: differs by {share:.1g} of the largest output")
+    return returned
+
+
+def _random_twin(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    twin = copy.deepcopy(module)
+    on_meta = any(tensor.is_meta for tensor in [*twin.parameters(), *twin.buffers()])
+    twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double().eval()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
+        if on_meta:
+            for buffer in twin.buffers():
+                buffer.zero_()
+    for part in twin.modules():
+        # Flash and flex kernels run on some devices and types only.
+        config: Any = getattr(part, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"
+            config.output_attentions = False
+    return twin
+
+
+def _call(module: nn.Module, tokens: str, x: Tensor) -> tuple[Tensor, int]:
+    if isinstance(module, nn.MultiheadAttention):
+        x = x if module.batch_first else x.transpose(0, 1)
+        out, _ = module(x, x, x, need_weights=False)
+        return out if module.batch_first else out.transpose(0, 1), 2
+    out = module(**{tokens: x})
+    return (out[0], len(out)) if isinstance(out, tuple | list) else (out, 0)

@@ -1,0 +1,435 @@
+"""convert(): proven by softmax → softmax, which must change nothing, on real models with random weights."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from infvit import VisionTransformer
+from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.convert import convert, from_published, load_published
+from infvit.convert.adapters import MultiheadAdapter
+from infvit.errors import UsageError
+
+SIZE = 32
+IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
+
+
+def strong(model: nn.Module) -> nn.Module:
+    """Weights far from 0, biases too: a bias that is lost or a head that is swapped then shows."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def timm_model(name: str, **options: object) -> nn.Module:
+    small = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    return timm.create_model(name, **{**small, **options})
+
+
+def torchvision_vit() -> nn.Module:
+    vit = pytest.importorskip("torchvision").models.VisionTransformer
+    model = vit(SIZE, 8, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=5)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def transformers_model(name: str, implementation: str = "sdpa", config: str = "Config", **options: object) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    made = getattr(transformers, name + config)(**small, image_size=SIZE, patch_size=8, **options)
+    made._attn_implementation = implementation
+    return getattr(transformers, name + "Model")(made)
+
+
+def encoder(**options: object) -> nn.Module:
+    options = {"batch_first": True, "dropout": 0.0, "dim_feedforward": 32, **options}
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, **options), 2, enable_nested_tensor=False)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "timm vit": lambda: timm_model("vit_tiny_patch16_224"),
+    "timm vit, no qkv bias": lambda: timm_model("vit_tiny_patch16_224", qkv_bias=False),
+    "timm vit, two attentions a block": lambda: timm_model("vit_small_patch16_18x2_224"),
+    "timm deit": lambda: timm_model("deit_tiny_distilled_patch16_224"),
+    "timm deit3": lambda: timm_model("deit3_small_patch16_224"),
+    "timm beit": lambda: timm_model("beit_base_patch16_224", use_rel_pos_bias=False),
+    "torchvision vit": torchvision_vit,
+    "torch encoder": encoder,
+    "torch encoder, batch second": lambda: encoder(batch_first=False),
+    "torch encoder, norm first": lambda: encoder(norm_first=True, activation="gelu"),
+    "torch encoder, no bias": lambda: encoder(bias=False),
+    "transformers ViT": lambda: transformers_model("ViT"),
+    "transformers ViT, eager": lambda: transformers_model("ViT", "eager"),
+    "transformers ViT, no qkv bias": lambda: transformers_model("ViT", qkv_bias=False),
+    "transformers DINOv2": lambda: transformers_model("Dinov2"),
+    "transformers DeiT": lambda: transformers_model("DeiT"),
+    "transformers BEiT": lambda: transformers_model("Beit"),
+    "transformers CLIP vision": lambda: transformers_model("CLIPVision"),
+    "transformers CLIP vision, eager": lambda: transformers_model("CLIPVision", "eager"),
+}
+
+
+def run(model: nn.Module) -> Tensor:
+    out = model(TOKENS if isinstance(model, nn.TransformerEncoder) else IMAGES)
+    return out if isinstance(out, Tensor) else out.last_hidden_state
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return strong(FAMILIES[request.param]())
+
+
+def test_softmax_to_softmax_changes_nothing(model: nn.Module) -> None:
+    with torch.no_grad():
+        before = run(model)
+        report = convert(model, "softmax")
+        after = run(model)
+    assert len(report.converted) >= 2
+    assert not report.left_alone
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max().clamp_min(1)
+
+
+def test_every_layer_of_a_converted_model_computes_and_learns(model: nn.Module) -> None:
+    with torch.no_grad():
+        before = run(model)
+    report = convert(model, "linear_infsa")
+    layers = [m for m in model.modules() if isinstance(m, LinearInfSA)]
+    assert len(layers) == len(report.converted)
+    called = []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: called.append(1))
+    after = run(model)
+    assert len(called) == len(layers)
+    assert (after - before).abs().max() > 1e-3
+    # A random direction: the sum over the channels of a LayerNorm has no gradient.
+    (after * torch.randn(after.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+    for layer in layers:
+        for name in ("qkv.weight", "proj.weight", "gamma_logit"):
+            gradient = layer.get_parameter(name).grad
+            assert gradient is not None
+            assert gradient.isfinite().all()
+            assert gradient.abs().max() > 0
+
+
+def test_the_fused_path_of_the_encoder_is_off() -> None:
+    """In eval mode without gradients torch computes softmax from the weights, past every submodule."""
+    model = strong(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), 2))
+    convert(model, "infsa")
+    # No hooks here: torch leaves the fused path by itself where there are any.
+    with torch.inference_mode():
+        inference = model(TOKENS)
+    torch.testing.assert_close(inference, model.train()(TOKENS).detach())
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 5:] = True
+    if not model.layers[0].self_attn.takes_padding:
+        with pytest.raises(UsageError, match="key_padding_mask"):
+            model.eval()(TOKENS, src_key_padding_mask=padding)
+
+
+class PaddedAttention(SoftmaxAttention):
+    """Softmax that honours a padding mask: what `convert` must hand on where a layer takes it."""
+
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
+        Q, K, V = self.heads(x)
+        scores = Q @ K.mT * self.head_dim**-0.5
+        if key_padding_mask is not None:
+            assert key_padding_mask.dtype == torch.bool
+            scores = scores.masked_fill(key_padding_mask[:, None, None], float("-inf"))
+        return self.merge(scores.softmax(-1) @ V)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_reaches_a_layer_that_takes_it(batch_first: bool) -> None:
+    block = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=batch_first)
+    model = strong(nn.TransformerEncoder(block, 2, enable_nested_tensor=batch_first))
+    x = TOKENS if batch_first else TOKENS.transpose(0, 1)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 5:] = True
+    real = ~padding if batch_first else ~padding.T
+    before = model(x, src_key_padding_mask=padding)
+    assert convert(model, PaddedAttention).attention == "PaddedAttention"
+    with torch.no_grad():
+        after = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(after[real], before[real].detach(), atol=1e-5, rtol=1e-5)
+
+
+def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
+    original = strong(nn.MultiheadAttention(16, 4, **options))
+    return original, nn.ModuleDict({"attn": copy.deepcopy(original)})
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("x", [TOKENS, TOKENS[0]], ids=["batched", "unbatched"])
+def test_multihead_keeps_its_calling_convention(options: dict[str, bool], average: bool, x: Tensor) -> None:
+    original, box = in_a_box(**options)
+    convert(box, "softmax")
+    for need_weights in (True, False):
+        expected = original(x, x, x, need_weights=need_weights, average_attn_weights=average)
+        found = box["attn"](x, x, x, need_weights=need_weights, average_attn_weights=average)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_multihead_returns_the_weights_of_linear_infsa_one_row_per_token() -> None:
+    _, box = in_a_box(batch_first=True)
+    convert(box)
+    _, weights = box["attn"](TOKENS, TOKENS, TOKENS)
+    assert weights.shape == (2, 7, 7)
+    assert (weights == weights[:, :1]).all()
+    assert box["attn"](TOKENS, TOKENS, TOKENS, average_attn_weights=False)[1].shape == (2, 4, 7, 7)
+
+
+def test_what_an_adapter_cannot_honour_is_refused_by_name() -> None:
+    _, box = in_a_box(batch_first=True)
+    convert(box, "softmax")
+    attn, x = box["attn"], TOKENS
+    with pytest.raises(UsageError, match=r"attn: SoftmaxAttention cannot honour attn_mask"):
+        attn(x, x, x, attn_mask=torch.zeros(7, 7))
+    with pytest.raises(UsageError, match="is_causal"):
+        attn(x, x, x, is_causal=True)
+    with pytest.raises(UsageError, match="not one tensor"):
+        attn(x, x.clone(), x)
+    model = timm_model("vit_tiny_patch16_224")
+    convert(model)
+    block = model.blocks[0].attn
+    for argument, value in {"attn_mask": torch.ones(7, 7, dtype=torch.bool), "is_causal": True}.items():
+        with pytest.raises(UsageError, match=rf"blocks\.0\.attn: LinearInfSA cannot honour {argument}"):
+            block(torch.randn(1, 7, 32), **{argument: value})
+
+
+def test_attentions_of_transformers_are_refused_not_returned_empty() -> None:
+    model = transformers_model("ViT", "eager")
+    convert(model)
+    with pytest.raises(UsageError, match="output_attentions"):
+        model(IMAGES, output_attentions=True)
+    assert len(model(IMAGES, output_hidden_states=True).hidden_states) == 3
+
+
+class TwoStreams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.MultiheadAttention(16, 4)
+        self.other = nn.MultiheadAttention(16, 4)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        x = x + self.own(x, x, x)[0]
+        return x + self.other(x, key=memory, value=memory)[0]
+
+
+def small_swin() -> nn.Module:
+    swin = pytest.importorskip("torchvision").models.SwinTransformer
+    return swin([4, 4], 8, [1, 1], [2, 2], [4, 4], num_classes=5)
+
+
+def relative_beit(**options: object) -> nn.Module:
+    return timm_model("beit_base_patch16_224", **options)
+
+
+def clip() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    text = {**small, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**small, "image_size": SIZE, "patch_size": 8}
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.q_proj, self.out_proj = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.k_proj, self.v_proj = nn.Linear(16, 8), nn.Linear(16, 8)
+
+
+class Scaled(SoftmaxAttention):
+    """Its parameters say softmax attention; what it computes is another temperature."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        Q, K, V = self.heads(x)
+        return self.merge((0.25 * Q @ K.mT).softmax(-1) @ V)
+
+
+LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
+    "torchvision swin": (small_swin, 2, "relative-position bias"),
+    "beit": (relative_beit, 2, "relative-position bias"),
+    "beit, shared": (
+        lambda: relative_beit(use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+        2,
+        "relative-position bias, held by its Beit",
+    ),
+    "transformers beit": (
+        lambda: transformers_model("Beit", use_shared_relative_position_bias=True),
+        2,
+        "relative-position bias",
+    ),
+    "qk-norm": (lambda: timm_model("vit_tiny_patch16_224", qk_norm=True), 2, "qk-norm"),
+    "rotary": (lambda: timm_model("eva02_tiny_patch14_224"), 2, "rotary"),
+    "cross": (TwoStreams, 1, "cross-attention: TwoStreams calls it with (x, memory, memory)"),
+    "decoder": (
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4), 1),
+        2,
+        "self-attention of a decoder, which is given causal masks",
+    ),
+    "kdim": (lambda: nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4, kdim=8)}), 1, "cross-attention"),
+    "bias_kv": (lambda: nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, add_bias_kv=True)}), 1, "additional key"),
+    "CLIP text": (clip, 2, "text (CLIPTextConfig)"),
+    "grouped": (lambda: nn.ModuleDict({"attn": Grouped()}), 1, "grouped queries"),
+    "temperature": (lambda: nn.ModuleDict({"attn": Scaled(16, 4)}), 1, "not plain softmax"),
+    "pooling": (lambda: timm_model("vit_base_patch16_siglip_224"), 1, "AttentionPoolLatent"),
+    "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "no softmax attention"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_what_cannot_be_carried_over_is_left_alone_and_listed(case: str) -> None:
+    make, count, reason = LEFT_ALONE[case]
+    model = make()
+    before = dict(model.named_modules())
+    report = convert(model)
+    assert len(report.left_alone) == count
+    assert reason in str(next(iter(report.left_alone.values())))
+    for name, why in report.left_alone.items():
+        assert model.get_submodule(name) is before[name]
+        assert name in str(report)
+        assert why in str(report)
+
+
+def test_the_rest_of_a_mixed_model_is_converted() -> None:
+    assert convert(TwoStreams()).converted == ["own"]
+    report = convert(clip())
+    assert report.converted == [name for name in report.converted if name.startswith("vision_model")]
+    assert len(report.converted) == 2
+
+
+def test_patterns_choose_by_name_and_by_what_is_above() -> None:
+    model = timm_model("vit_tiny_patch16_224", depth=4)
+    report = convert(model, include="blocks.[0-2]", exclude=["*.1.*"])
+    assert report.converted == ["blocks.0.attn", "blocks.2.attn"]
+    assert report.left_alone == {"blocks.1.attn": "excluded by '*.1.*'", "blocks.3.attn": "not included"}
+    again = convert(model, "softmax")
+    assert again.converted == ["blocks.1.attn", "blocks.3.attn"]
+    assert again.left_alone["blocks.0.attn"] == "already converted to LinearInfSA"
+
+
+def test_layers_take_over_options_device_type_and_mode() -> None:
+    model = timm_model("vit_tiny_patch16_224", attn_drop_rate=0.1, proj_drop_rate=0.2).to(torch.bfloat16).eval()
+    for parameter in model.blocks[0].attn.parameters():
+        parameter.requires_grad_(False)
+    convert(model, "infsa", gamma=0.5)
+    layer = model.blocks[0].attn.layer
+    assert (layer.attn_drop.p, layer.proj_drop.p, layer.training) == (0.1, 0.2, False)
+    assert layer.qkv.weight.dtype is torch.bfloat16
+    assert layer.gamma.mean().item() == pytest.approx(0.5)
+    assert (layer.qkv.weight.requires_grad, layer.gamma_logit.requires_grad) == (False, True)
+    assert model.blocks[1].attn.layer.qkv.weight.requires_grad
+
+
+def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
+    model = VisionTransformer(SoftmaxAttention, img_size=SIZE, patch_size=8, dim=16, depth=2, num_heads=4)
+    weight = model.blocks[1].attn.qkv.weight
+    assert convert(model).converted == ["blocks.0.attn", "blocks.1.attn"]
+    assert isinstance(model.blocks[1].attn, LinearInfSA)
+    assert torch.equal(model.blocks[1].attn.qkv.weight, weight)
+
+
+def test_weights_start_afresh_when_asked() -> None:
+    model = timm_model("vit_tiny_patch16_224")
+    old = model.blocks[0].attn.qkv.weight.clone()
+    convert(model, copy_weights=False)
+    assert not torch.equal(model.blocks[0].attn.layer.qkv.weight, old)
+
+
+def test_beit_has_no_bias_of_keys() -> None:
+    model = strong(timm_model("beit_base_patch16_224", use_rel_pos_bias=False))
+    q_bias, v_bias = model.blocks[0].attn.q_bias.clone(), model.blocks[0].attn.v_bias.clone()
+    convert(model, "infsa")
+    assert torch.equal(model.blocks[0].attn.layer.qkv.bias, torch.cat((q_bias, torch.zeros(32), v_bias)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "linear"}, "linear_infsa"),
+        ({"attention": 3}, "callable"),
+        ({"gama": 0.9}, "gama"),
+        ({"num_heads": 2}, "comes from the model"),
+        ({"include": "block.*"}, r"matches no attention.*blocks\.0\.attn"),
+        ({"exclude": ["head"]}, "matches no attention"),
+        ({"attention": lambda *_, **__: nn.Identity()}, "copy_weights=False"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line_and_change_nothing(options: dict[str, object], message: str) -> None:
+    model = timm_model("vit_tiny_patch16_224")
+    before = list(model.modules())
+    with pytest.raises(UsageError, match=message) as error:
+        convert(model, **options)
+    assert "\n" not in str(error.value)
+    assert list(model.modules()) == before
+
+
+def test_a_model_that_is_itself_an_attention_cannot_be_replaced_in_place() -> None:
+    with pytest.raises(UsageError, match="ModuleDict"):
+        convert(nn.MultiheadAttention(16, 4))
+
+
+def test_an_attention_shared_by_two_blocks_stays_shared() -> None:
+    attn = nn.MultiheadAttention(16, 4)
+    model = nn.ModuleDict({"a": attn, "b": attn})
+    assert convert(model).converted == ["a", "b"]
+    assert isinstance(model["a"], MultiheadAdapter)
+    assert model["a"] is model["b"]
+
+
+def published(dim: int = 16, rho: Tensor | None = None, prefix: str = "") -> dict[str, Tensor]:
+    state = {f"{n}_proj.{k}": torch.randn(*s) for n in ("q", "k", "v", "out") for k, s in shapes(dim).items()}
+    state["rho_logit"] = torch.tensor(1.5) if rho is None else rho
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def shapes(dim: int) -> dict[str, tuple[int, ...]]:
+    return {"weight": (dim, dim), "bias": (dim,)}
+
+
+@pytest.mark.parametrize("cls", [PureInfSA, LinearInfSA])
+@pytest.mark.parametrize("rho", [torch.tensor(1.5), torch.tensor([1.5]), torch.arange(4.0)], ids=["0-d", "one", "four"])
+def test_state_dicts_of_the_published_layer_load(cls: type, rho: Tensor) -> None:
+    layer, state = cls(16, 4), published(rho=rho)
+    load_published(layer, state)
+    q, k, v = layer.heads(TOKENS)
+    for letter, found in zip("qkv", (q, k, v), strict=True):
+        expected = nn.functional.linear(TOKENS, state[f"{letter}_proj.weight"], state[f"{letter}_proj.bias"])
+        torch.testing.assert_close(found.transpose(1, 2).flatten(2), expected)
+    assert torch.equal(layer.proj.weight, state["out_proj.weight"])
+    assert torch.equal(layer.proj.bias, state["out_proj.bias"])
+    assert torch.equal(layer.gamma_logit.data, rho.expand(4))
+    assert state.keys() == published().keys()
+
+
+def test_published_layers_inside_a_model_are_found_by_prefix() -> None:
+    model = nn.ModuleDict({"a": PureInfSA(16, 4), "b": LinearInfSA(16, 2), "head": nn.Linear(16, 3)})
+    head = {f"head.{name}": tensor for name, tensor in nn.Linear(16, 3).state_dict().items()}
+    load_published(model, {**published(prefix="a."), **published(prefix="b."), **head})
+    assert torch.equal(model["head"].weight, head["head.weight"])
+    assert (model["b"].gamma_logit == 1.5).all()
+
+
+def test_published_state_that_cannot_be_used() -> None:
+    with pytest.raises(UsageError, match="pass num_heads"):
+        from_published(published())
+    assert from_published(published(), num_heads=4)["gamma_logit"].shape == (4,)
+    with pytest.raises(UsageError, match="expected 1 or 3"):
+        from_published(published(rho=torch.zeros(4)), num_heads=3)
+    with pytest.raises(UsageError, match="no published InfSA layer"):
+        from_published(nn.Linear(2, 2).state_dict())
+    incomplete = published()
+    del incomplete["v_proj.weight"]
+    with pytest.raises(UsageError, match=r"v_proj\.weight missing"):
+        from_published(incomplete, num_heads=4)
