@@ -22,10 +22,19 @@ class RunProgress(RichProgressBar):
         super().on_train_start(trainer, pl_module)
         self.first_epoch, self.since = trainer.current_epoch, time.monotonic()
 
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Description, bar and batches; the epoch's own times make room for the run's."""
+        return super().configure_columns(trainer)[:3]
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return {"run ETA": self.eta(trainer), **metrics}
+        """The few values that fit beside the bar in 80 columns."""
+        values = trainer.callback_metrics
+        shown: dict[str, Any] = {"ETA": self.eta(trainer)} if trainer.training else {}
+        if "train/loss" in values:
+            shown["loss"] = f"{float(values['train/loss']):.2f}"
+        if "val/top1" in values:
+            shown["top-1"] = f"{100 * float(values['val/top1']):.1f}%"
+        return shown
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)

@@ -81,6 +81,10 @@ class RunRecord(Callback):
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
+        top1 = self.result.metrics.get("test/top1")
+        if self.writes and error is None:
+            score = self.result.error if top1 is None else f"test top-1 {100 * top1:.2f}%"
+            print(f"{self.result.status}: {score} in {self.result.seconds:.0f} s; {self.path}", flush=True)
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
         """Adds what is known once model and data exist: counts, classes, fingerprint."""
@@ -105,7 +109,7 @@ class RunRecord(Callback):
                 f"{r.model}: {r.depth} layers, {r.parameters:,} parameters, "
                 f"{(r.flops_forward or 0) / 1e9:,.3g} GFLOPs forward per image at {r.image_size} px\n"
                 f"recipe {r.recipe}#{r.recipe_hash}: {r.epochs} epochs, batch {r.batch_size}, "
-                f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512); "
+                f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512)\n"
                 f"data {r.data}#{r.data_fingerprint}, {r.loader} loader; seed {r.seed}\n"
                 f"run folder {r.run_dir}",
                 flush=True,
