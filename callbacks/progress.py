@@ -23,8 +23,10 @@ class RunProgress(RichProgressBar):
         self.first_epoch, self.since = trainer.current_epoch, time.monotonic()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, bar and batches; the epoch's own times make room for the run's."""
-        return super().configure_columns(trainer)[:3]
+        """Description, a short bar and batches: the epoch's own times make room for the run's, in 80 columns."""
+        columns = super().configure_columns(trainer)[:3]
+        columns[1].bar_width = 20
+        return columns
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The few values that fit beside the bar in 80 columns."""
