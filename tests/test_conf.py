@@ -1,0 +1,70 @@
+"""Every configuration composes, and every model it can describe is made as described."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from callbacks.result import recipe_hash
+from conf import resolvers
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def composed(*overrides: str):
+    resolvers.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("size", options("size"))
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_model_size_and_recipe(model, size, recipe):
+    cfg = composed(f"model={model}", f"size={size}", f"recipe={recipe}")
+    with torch.device("meta"):
+        net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
+    assert len(net.blocks) == cfg.size.depth
+    assert net.blocks[0].attn.num_heads == cfg.size.heads
+    assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.drop_path)
+    assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("logger", options("logger"))
+def test_every_experiment_trainer_and_logger(experiment, trainer, logger):
+    cfg = composed(f"experiment={experiment}", f"trainer={trainer}", f"logger={logger}")
+    assert cfg.name == experiment
+    assert cfg.trainer.max_epochs == cfg.recipe.epochs
+
+
+def test_the_default_is_the_papers_run():
+    cfg = composed()
+    assert (cfg.model.name, cfg.recipe.name, cfg.data.name, cfg.data.num_classes) == (
+        "linear_infvit",
+        "deit",
+        "imagenet",
+        1000,
+    )
+    recipe = cfg.recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.base_lr * recipe.batch_size / 512) == (300, 1024, 1e-3)
+    assert (recipe.optimizer.weight_decay, recipe.min_lr, recipe.warmup_epochs) == (0.05, 1e-5, 5)
+    assert (recipe.label_smoothing, recipe.drop_path, recipe.repeated_augmentation) == (0.1, 0.1, 3)
+    assert (recipe.mixup.mixup_alpha, recipe.mixup.cutmix_alpha, recipe.mixup.switch_prob) == (0.8, 1.0, 0.5)
+
+
+def test_no_model_touches_the_recipe():
+    """ "Same recipe" is one file: composing with another model leaves it as it was, to the last value."""
+    recipes = {recipe_hash(composed(f"model={model}").recipe) for model in options("model")}
+    assert len(recipes) == 1
+    assert recipe_hash(composed("recipe.epochs=299").recipe) not in recipes
+    for model in options("model"):
+        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {"name", "net", "attention"}
