@@ -4,7 +4,7 @@
 |--------------------|-------------------------|------------------|----------|-----------------------|----------------|
 | `softmax`          | SoftmaxAttention        | arXiv:1706.03762 | O(N² d)  | O(N) (fused kernel)   | N² or K, V     |
 | `softmax_unfused`  | UnfusedSoftmaxAttention | arXiv:1706.03762 | O(N² d)  | O(N²)                 | N²             |
-| `infsa`            | PureInfSA               | arXiv:2603.00175 | O(N² d)  | O(N²)                 | N²             |
+| `infsa`            | PureInfSA               | arXiv:2603.00175 | O(N² d)  | O(N) (blocks of rows) | N² or K, V     |
 | `linear_infsa`     | LinearInfSA             | arXiv:2603.00175 | O(N D d) | O(N)                  | D + 1 numbers  |
 """
 

@@ -1,0 +1,44 @@
+"""Peak memory of one layer, forward and backward, over its weights and input. Each case in a process of its own.
+
+    python -m tests.attention.peak_memory infsa --tokens 16384 --dim 1024 --heads 16
+
+Prints the mebibytes that were resident beyond those before the first forward pass, then the seconds of both passes.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+
+from infvit.attention import ATTENTIONS
+
+
+def resident() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attention", choices=list(ATTENTIONS))
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--forward", action="store_true", help="forward alone, without keeping anything for backward")
+    arguments = parser.parse_args()
+    layer = ATTENTIONS[arguments.attention](arguments.dim, arguments.heads)
+    # Libraries load code at the first use of each operation: a small pass first, which is not counted.
+    layer(torch.randn(1, 600, arguments.dim, requires_grad=True)).sum().backward()
+    x = torch.randn(1, arguments.tokens, arguments.dim, requires_grad=True)
+    before, start = resident(), time.perf_counter()
+    with torch.set_grad_enabled(not arguments.forward):
+        output = layer(x)
+    forward, middle = resident() - before, time.perf_counter()
+    if not arguments.forward:
+        output.backward(torch.ones_like(output))
+    print(f"{forward:.0f} {resident() - before:.0f} {middle - start:.1f} {time.perf_counter() - middle:.1f}")
+
+
+if __name__ == "__main__":
+    main()
