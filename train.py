@@ -3,7 +3,6 @@
 Composes conf/train.yaml, fits, measures with the exact pipeline, and leaves result.json in the run's folder.
 """
 
-import os
 from pathlib import Path
 
 import hydra
@@ -41,7 +40,8 @@ def train(cfg: DictConfig) -> float | None:
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
         check_devices(cfg.trainer)
         seed_run(cfg.seed)
-        torch.set_num_threads(cfg.threads or len(os.sched_getaffinity(0)))
+        if cfg.threads:
+            torch.set_num_threads(cfg.threads)
         data, module = build(cfg)
         record.describe(module, data)
         checkpoint = matching_checkpoint(cfg.resume, module)
