@@ -28,6 +28,8 @@ def evaluate(cfg: DictConfig) -> float:
     trained.trainer = cfg.trainer
     if cfg.get("data"):
         trained.data = cfg.data
+    # The exact pipeline reads the images themselves: a machine without FFCV measures what was trained with it.
+    trained.data.loader = {"_target_": "data.torch_loader.TorchReader"}
     data, module = build(trained)
     matching_checkpoint(cfg.ckpt, module)
     module.load_state_dict(read_checkpoint(cfg.ckpt)["state_dict"])

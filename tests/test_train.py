@@ -28,7 +28,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "torch"])
-def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader):
+def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader, monkeypatch):
     if loader == "ffcv":
         pytest.importorskip("ffcv")
     outcome = cli("train", *QUICK, f"data/loader={loader}")
@@ -53,6 +53,7 @@ def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader):
         assert column in header
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
+    monkeypatch.setitem(sys.modules, "ffcv", None)  # evaluation needs no FFCV, whatever trained the model
     measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
     assert measured.code == 0, measured.err
     assert f"top-1 {100 * left['metrics']['test/top1']:.2f}%" in measured.out
