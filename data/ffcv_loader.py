@@ -174,7 +174,8 @@ def _decoder(path: Path, view: View) -> Any:
     size = (view.size, view.size)
     if view.crop_scale is not None:
         return RandomResizedCropRGBImageDecoder(size, scale=tuple(view.crop_scale))
-    fields = Reader(str(path)).metadata[Reader(str(path)).metadata.dtype.names[0]]
+    metadata = Reader(str(path)).metadata
+    fields = metadata[metadata.dtype.names[0]]
     if view.crop_ratio == 1 and (fields["width"] == view.size).all() and (fields["height"] == view.size).all():
         return SimpleRGBImageDecoder()
     return CenterCropRGBImageDecoder(size, ratio=view.crop_ratio)
