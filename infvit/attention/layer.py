@@ -1,7 +1,8 @@
-"""What every attention layer shares: one signature, timm's parameter names, and the learnable discount gamma."""
+"""What every attention layer shares: one signature, timm's parameter names, masks, and the learnable discount gamma."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,30 @@ def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+class Masks(NamedTuple):
+    """What a layer was told to leave out, checked; see `Attention.forward`."""
+
+    key_padding: Tensor | None = None
+    attn: Tensor | None = None
+    is_causal: bool = False
+
+    def hidden(self, x: Tensor) -> Tensor | None:
+        """All of it as one mask that broadcasts to (B, H, N, N), True where token i does not see j; None for none."""
+        hidden = None if self.key_padding is None else self.key_padding[:, None, None, :]
+        if self.attn is not None:
+            attn = self.attn.unsqueeze(1) if self.attn.ndim == 3 else self.attn
+            hidden = attn if hidden is None else hidden | attn
+        if self.is_causal:
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            hidden = future if hidden is None else hidden | future
+        return hidden
+
+
 class Attention(nn.Module):
     """Base of the attention layers: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
+
+    An operator writes `attend` and `weigh`, and names in `honours` the masks that it takes; what it does not name is
+    refused here, never ignored.
 
     Args:
         dim: token width D.
@@ -30,6 +53,10 @@ class Attention(nn.Module):
     Raises:
         UsageError: if `num_heads` does not divide `dim`.
     """
+
+    honours: ClassVar[frozenset[str]] = frozenset({"key_padding_mask"})
+    refusal: ClassVar[str] = "leave it out, or use PureInfSA or SoftmaxAttention, which take it"
+    """Ends the message about a mask that is not honoured: why not, and what to do."""
 
     def __init__(
         self, dim: int, num_heads: int = 8, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
@@ -44,9 +71,54 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def forward(
+        self,
+        x: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """(B, N, D) → (B, N, D). Masks are boolean and True where something is left out, as in nn.MultiheadAttention.
+
+        Args:
+            x: the tokens.
+            key_padding_mask: (B, N), True for tokens that are padding: they get weight 0 and change nothing elsewhere,
+                so the other tokens come out as if they were alone. What comes out at a padding token means nothing.
+            attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j.
+            is_causal: token i sees only tokens j ≤ i.
+
+        Raises:
+            ValueError: if a shape, dtype or device does not fit.
+            UsageError: if this operator cannot honour a mask that is given.
+        """
+        masks = Masks(key_padding_mask, attn_mask, is_causal)
+        return self.attend(self._admitted(x, masks), masks)
+
+    def weights(
+        self,
+        x: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """What the operator weighs tokens with: (B, H, N, N) or, where one weight serves all tokens, (B, H, N).
+
+        Takes and raises as `forward`.
+        """
+        masks = Masks(key_padding_mask, attn_mask, is_causal)
+        return self.weigh(self._admitted(x, masks), masks)
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        """`forward` after its checks; tokens that are padding are 0 here, so that not even NaN in them spreads."""
+        raise NotImplementedError
+
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+        """`weights` after its checks, as `attend`."""
+        raise NotImplementedError
+
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K, V of the tokens: (B, N, D) → three times (B, H, N, d)."""
-        B, N, _ = self._checked(x).shape
+        B, N, _ = x.shape
         Q, K, V = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         return Q, K, V
 
@@ -55,17 +127,55 @@ class Attention(nn.Module):
         B, H, N, d = O.shape
         return self.proj_drop(self.proj(O.transpose(1, 2).reshape(B, N, H * d)))
 
-    def weights(self, x: Tensor) -> Tensor:
-        """What the operator weighs tokens with: (B, H, N, N) or, where one weight serves all tokens, (B, H, N)."""
-        raise NotImplementedError
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.ndim != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, N, D) with D = {self.dim}")
+    def _admitted(self, x: Tensor, masks: Masks) -> Tensor:
+        """x with its padding set to 0, once all that was given fits."""
+        self._check_tokens(x)
+        padding, attn_mask, is_causal = masks
+        given = {"key_padding_mask": padding is not None, "attn_mask": attn_mask is not None, "is_causal": is_causal}
+        for name, is_given in given.items():
+            if is_given and name not in self.honours:
+                raise UsageError(f"{type(self).__name__} cannot honour {name}: {self.refusal}")
+        B, N, _ = x.shape
+        if attn_mask is not None:
+            _check_mask("attn_mask", attn_mask, x, ((N, N), (B, N, N), (B, self.num_heads, N, N)))
+        if padding is not None:
+            _check_mask("key_padding_mask", padding, x, ((B, N),))
+            x = x.masked_fill(padding.unsqueeze(-1), 0)
         return x
+
+    def _check_tokens(self, x: Tensor) -> None:
+        weight = self.qkv.weight
+        if x.ndim != 3 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (B, N, D) with D = {self.dim}, as qkv.weight of shape "
+                f"{tuple(weight.shape)} takes"
+            )
+        if x.device != weight.device:
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} is on {x.device}, expected {weight.device}, where the layer is"
+            )
+        if x.dtype != weight.dtype and not (x.is_floating_point() and _autocasts(x)):
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} is {x.dtype}, expected {weight.dtype} as the layer's weights: "
+                "convert one of them, or use autocast"
+            )
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
+
+
+def _check_mask(name: str, mask: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} of shape {tuple(mask.shape)} is {mask.dtype}, expected torch.bool, True = left out")
+    if tuple(mask.shape) not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected} for x of shape {tuple(x.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"{name} of shape {tuple(mask.shape)} is on {mask.device}, expected {x.device}, where x is")
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class DiscountedAttention(Attention):

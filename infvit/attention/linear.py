@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import EPS, DiscountedAttention, without_autocast
+from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
 
 
 class LinearInfSA(DiscountedAttention):
@@ -28,7 +28,7 @@ class LinearInfSA(DiscountedAttention):
     A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, D) → (B, N, D); the result is one row per image, expanded over the tokens without a copy."""
         B, N, D = x.shape
         a = self.attn_drop(self._weights(x))
@@ -40,13 +40,13 @@ class LinearInfSA(DiscountedAttention):
             pooled = (self.gamma[:, None] * pooled).reshape(B, 1, D).to(x.dtype)
         return self.proj_drop(self.proj(pooled).expand(B, N, D))
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The weight a of each token, summing to 1 unless the head is off: (B, N, D) → (B, H, N)."""
         return self._weights(x)
 
     def _weights(self, x: Tensor) -> Tensor:
         D, H, d, bias = self.dim, self.num_heads, self.head_dim, self.qkv.bias
-        B, N, _ = self._checked(x).shape
+        B, N, _ = x.shape
         Q = F.linear(x, self.qkv.weight[:D], None if bias is None else bias[:D]).view(B, N, H, d)
         precision = torch.promote_types(x.dtype, torch.float32)
         with without_autocast(x):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from infvit.attention.diffusion import diffuse, rows_per_block
-from infvit.attention.layer import EPS, DiscountedAttention
+from infvit.attention.layer import EPS, DiscountedAttention, Masks
 from infvit.errors import UsageError
 
 DENSE_TOKENS = 512
@@ -41,14 +41,14 @@ class PureInfSA(DiscountedAttention):
             raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1")
         self.hops = int(hops)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, D) → (B, N, D)."""
         Q, K, V = self.heads(x)
         dropping = self.training and self.attn_drop.p > 0
         dense = x.shape[1] <= DENSE_TOKENS or dropping
         return self.merge(self._dense(Q, K, V) if dense else self._blocks(Q, K, V))
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         A, norm = self._affinities(Q, K)

@@ -1,27 +1,39 @@
 """Softmax attention, fused and unfused: the baseline of every comparison."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import Attention
+from infvit.attention.layer import Attention, Masks
 
 
 class SoftmaxAttention(Attention):
     """Scaled dot-product attention through torch's fused kernel: O(N²) time, O(N) memory.
 
-    softmax(Q Kᵀ / √d) V (arXiv:1706.03762), the same function and parameters as timm's `Attention`.
+    softmax(Q Kᵀ / √d) V (arXiv:1706.03762), the same function and parameters as timm's `Attention`. A token that may
+    see nothing gets 0.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
+    honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K, V = self.heads(x)
         dropout = self.attn_drop.p if self.training else 0.0
-        return self.merge(F.scaled_dot_product_attention(Q, K, V, dropout_p=dropout))
+        hidden = masks.hidden(x)
+        seen = None if hidden is None else ~hidden
+        return self.merge(F.scaled_dot_product_attention(Q, K, V, seen, dropout_p=dropout))
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The attention matrix, rows summing to 1: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
-        return (Q * self.head_dim**-0.5 @ K.mT).softmax(dim=-1)
+        return self._matrix(Q, K, masks.hidden(x))
+
+    def _matrix(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> Tensor:
+        scores = Q * self.head_dim**-0.5 @ K.mT
+        if hidden is None:
+            return scores.softmax(dim=-1)
+        # A row that is hidden whole stays finite, and so do its gradients; the second fill makes it 0.
+        return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(hidden, 0)
 
 
 class UnfusedSoftmaxAttention(SoftmaxAttention):
@@ -30,8 +42,7 @@ class UnfusedSoftmaxAttention(SoftmaxAttention):
     It exists for benchmarks: a speed-up against unfused softmax alone flatters any other attention.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K, V = self.heads(x)
-        weights = (Q * self.head_dim**-0.5 @ K.mT).softmax(dim=-1)
+        weights = self._matrix(Q, K, masks.hidden(x))
         return self.merge(self.attn_drop(weights) @ V)
