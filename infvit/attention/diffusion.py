@@ -1,108 +1,267 @@
-"""relu(Q Kᵀ) W and ‖relu(Q Kᵀ)‖_F² without the N × N matrix: a diffusion step in blocks of rows, both directions.
+"""Pure InfSA without the N × N matrix: Σ_{t=1..T} (gamma Ahat)ᵗ V in tiles, both directions, T up to infinity.
 
-Both directions make a block of rows of A, use it and overwrite it; the backward pass makes the blocks anew. Memory
-beyond inputs and outputs is two blocks. Registered as operators of torch, so that torch.compile traces past them
-without a graph break and FlopCounterMode counts them.
+Forward and backward make a tile of A, use it and overwrite it. Memory beyond inputs and outputs is two tiles and a
+few (N, d) matrices of the heads at work. Registered as an operator of torch, so that torch.compile traces past it
+without a graph break and FlopCounterMode counts it.
 """
 
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-BLOCK_ELEMENTS = 2**24
-"""Numbers in one block over all images and heads: 64 MiB in float32."""
+from infvit.attention.graph_tiles import GraphTiles, add_product, scales
+from infvit.attention.layer import EPS, without_autocast
+
+INFINITE = 0
+"""What the operator is given as `hops` for the whole series."""
+
+MAX_ITERATIONS = 1000
+"""Where the iteration of the whole series gives up, with a warning."""
 
 
-def rows_per_block(images: int, heads: int, tokens: int) -> int:
-    """How many rows of every head's A make one block."""
-    return max(min(BLOCK_ELEMENTS // (images * heads * tokens), tokens), 1)
+class _Heads(NamedTuple):
+    """Some heads of one image, taken together: where they are, their graph, and M = scale · A."""
+
+    at: tuple[int, slice]
+    graph: GraphTiles
+    V: Tensor
+    q: Tensor
+    k: Tensor
+    gamma: Tensor
+
+    @property
+    def eps(self) -> Tensor:
+        """EPS in the units of A, (G, 1, 1): dividing twice ends at 0 or infinity, the right limits."""
+        return EPS / self.q / self.k
+
+    def scale(self, norm: Tensor) -> Tensor:
+        """gamma / (‖A‖_F + eps), which makes M of A: (G, 1, 1)."""
+        return self.gamma / (norm + self.eps)
+
+
+def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) -> Iterator[_Heads]:
+    """All heads of all images, as many together as the device likes: a core one, an accelerator all of an image."""
+    B, _, _, H, d = qkv.shape
+    precise = torch.promote_types(qkv.dtype, torch.float32)
+    together = 1 if qkv.device.type == "cpu" else H
+    for image in range(B):
+        for first in range(0, H, together):
+            heads = slice(first, min(first + together, H))
+            Q, K, V = (t.contiguous() for t in qkv[image, :, :, heads].permute(1, 2, 0, 3))
+            q, k = (s.to(precise) for s in scales(Q, K))
+            here = None if hidden is None else _part(_part(hidden, 0, slice(image, image + 1))[0], 0, heads)
+            graph = GraphTiles(Q.div_(q * d), K.div_(k), here, is_causal)
+            yield _Heads((image, heads), graph, V, q, k, gamma[heads, None, None].to(precise))
+
+
+def _part(mask: Tensor, dim: int, part: slice) -> Tensor:
+    return mask if mask.shape[dim] == 1 else mask.narrow(dim, part.start, part.stop - part.start)
 
 
 @torch.library.custom_op("infvit::diffuse", mutates_args=())
-def diffuse(Q: Tensor, K: Tensor, W: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """A W and ‖A‖_F² for A = relu(Q Kᵀ), `rows` rows of A at a time.
+def diffuse(
+    qkv: Tensor, gamma: Tensor, hops: int, tolerance: float, hidden: Tensor | None, is_causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """O = Σ_{t=1..hops} Mᵗ V with M = gamma A / (‖A‖_F + eps), A = relu(Q Kᵀ / d); of each image and head its own.
 
-    Q, K (G, N, d) and W (G, N, e) → (G, N, e) in W's dtype and (G,) in float32 or better; G counts images times heads.
+    Args:
+        qkv: (B, N, 3, H, d).
+        gamma: (H,).
+        hops: 1 or more, or `INFINITE`: iterated until what is missing is at most `tolerance` of ‖O‖_F (by the bound
+            on the truncated series) or no step makes it smaller.
+        tolerance: see hops.
+        hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
+        is_causal: A is 0 above its diagonal.
+
+    Returns:
+        O (B, N, H, d); ‖A‖_F in the units of the tiles, (B, H); V + M V + ... up to each hop but the last,
+        (max(hops, 1) − 1, B, N, H, d), for the backward pass.
     """
-    U = torch.empty_like(W)
-    squares = Q.new_zeros(len(Q), dtype=_precise(Q))
-    block = Q.new_empty(len(Q), min(rows, Q.shape[1]), K.shape[1])
-    for start in range(0, Q.shape[1], rows):
-        A = _affinities(Q[:, start : start + rows], K, block)
-        squares += torch.linalg.vector_norm(A.flatten(1), dim=1, dtype=squares.dtype).square()
-        U[:, start : start + rows] = A @ W
-    return U, squares
+    B, N, _, H, d = qkv.shape
+    O = qkv.new_empty(B, N, H, d)  # noqa: E741
+    norms = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    partial = qkv.new_empty(max(hops, 1) - 1, B, N, H, d)
+    with without_autocast(qkv):
+        for heads in _each(qkv, gamma, hidden, is_causal):
+            image, which = heads.at
+            U, norm = heads.graph.product_and_norm(heads.V)
+            scale = heads.scale(norm)
+            U *= scale
+            for hop in range(hops - 1):
+                Y = heads.V + U
+                partial[hop, image, :, which] = Y.transpose(0, 1)
+                U = heads.graph.product(Y).mul_(scale)
+            if hops == INFINITE:
+
+                def step(U: Tensor, heads: _Heads = heads, scale: Tensor = scale) -> Tensor:
+                    return heads.graph.product(heads.V + U).mul_(scale)
+
+                U = _fixed_point(step, U, scale * norm, tolerance)
+            O[image, :, which] = U.transpose(0, 1)
+            norms[image, which] = norm[:, 0, 0]
+    return O, norms, partial
 
 
 @torch.library.custom_op("infvit::diffuse_backward", mutates_args=())
 def diffuse_backward(
-    Q: Tensor, K: Tensor, W: Tensor, grad_U: Tensor, grad_squares: Tensor, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to Q, K and W; sums over blocks are in float32 or better."""
-    dQ = torch.empty_like(Q)
-    dK = torch.zeros_like(K, dtype=_precise(K))
-    dW = torch.zeros_like(W, dtype=_precise(W))
-    shape = (len(Q), min(rows, Q.shape[1]), K.shape[1])
-    block, other = Q.new_empty(shape), Q.new_empty(shape)
-    doubled = (2 * grad_squares)[:, None, None].to(Q.dtype)
-    for start in range(0, Q.shape[1], rows):
-        part = slice(start, start + rows)
-        A = _affinities(Q[:, part], K, block)
-        dW += A.mT @ grad_U[:, part]
-        dA = torch.bmm(grad_U[:, part], W.mT, out=other[:, : A.shape[1]])
-        dA.addcmul_(A, doubled.expand_as(A)).masked_fill_(A == 0, 0)
-        dQ[:, part] = dA @ K
-        dK += dA.mT @ Q[:, part]
-    return dQ, dK.to(K.dtype), dW.to(W.dtype)
+    grad_O: Tensor,
+    qkv: Tensor,
+    gamma: Tensor,
+    O: Tensor,  # noqa: E741
+    norms: Tensor,
+    partial: Tensor,
+    hops: int,
+    tolerance: float,
+    hidden: Tensor | None,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to qkv and gamma.
+
+    The series has dM = Σ_t g_t Y_{t-1}ᵀ with Y_t = V + M Y_{t-1}, g_hops = dO, g_{t-1} = Mᵀ g_t; its limit has the
+    one pair (F^T dO, V + O), found by iterating the transposed system. With all pairs known, one pass over the tiles
+    gives dQ and dK, and dV = Mᵀ Σ_t g_t.
+    """
+    grad_qkv, grad_gamma = torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.zeros_like(gamma)
+    with without_autocast(qkv):
+        for heads in _each(qkv, gamma, hidden, is_causal):
+            image, which = heads.at
+            graph, V = heads.graph, heads.V
+            norm = norms[image, which, None, None]
+            scale = heads.scale(norm)
+            g, out = (t[image, :, which].transpose(0, 1).to(graph.precise) for t in (grad_O, O))
+            Ys = [V, *(Y[image, :, which].transpose(0, 1) for Y in partial)]
+            gs = [g]
+            if hops == INFINITE:
+
+                def step(g: Tensor, heads: _Heads = heads, scale: Tensor = scale, start: Tensor = g) -> Tensor:
+                    return heads.graph.transposed_product(g).mul_(scale).add_(start)
+
+                Ys, gs = [V + out], [_fixed_point(step, g, scale * norm, tolerance)]
+            for _ in Ys[1:]:
+                gs.insert(0, graph.transposed_product(gs[0]).mul_(scale))
+            # ⟨dM, M⟩ = Σ_t ⟨g_t, M Y_{t-1}⟩, and M Y_{t-1} is known: Y_t − V, and O at the last.
+            reached = [*(Y - V for Y in Ys[1:]), out]
+            inner = sum((g * r).sum((-2, -1), keepdim=True) for g, r in zip(gs, reached, strict=True))
+            grad_gamma[which] += (inner / heads.gamma)[:, 0, 0].to(gamma.dtype)
+            along = inner / ((norm + heads.eps) * torch.where(norm == 0, 1, norm))
+            G, Y = torch.cat(gs, -1).mul_(scale).to(V.dtype), torch.cat(Ys, -1).to(V.dtype)
+            dQ, dK, dV = _pass(graph, G, Y, along.to(norm.dtype), V.shape[-1])
+            dQ, dK = dQ.div_(heads.q * V.shape[-1]), dK.div_(heads.k)
+            grad_qkv[image, :, :, which] = torch.stack((dQ, dK, dV), 1).permute(2, 1, 0, 3)
+    return grad_qkv, grad_gamma
 
 
-def _affinities(Q: Tensor, K: Tensor, block: Tensor) -> Tensor:
-    """relu(Q Kᵀ) of some rows, (G, rows, N), written into the first rows of `block`."""
-    return torch.bmm(Q, K.mT, out=block[:, : Q.shape[1]]).relu_()
+def _pass(graph: GraphTiles, G: Tensor, Y: Tensor, along: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK and dV of the scaled Q and K from dA = G Yᵀ − along · A, each (heads, N, d)."""
+    summed = G.unflatten(-1, (-1, d)).sum(-2)
+    dQ, dK, dV = graph.zeros(graph.Q), graph.zeros(graph.Q), graph.zeros(graph.Q)
+    memory = torch.empty_like(graph.memory)
+    for rows, columns, A in graph.tiles():
+        add_product(dV[:, columns], A.mT, summed[:, rows])
+        dA = torch.bmm(G[:, rows], Y[:, columns].mT, out=graph.like_tile(memory, rows, columns))
+        dA.addcmul_(A, along.to(A.dtype).expand_as(A), value=-1)
+        torch.ops.aten.threshold_backward.grad_input(dA, A, 0, grad_input=dA)
+        add_product(dQ[:, rows], dA, graph.K[:, columns])
+        add_product(dK[:, columns], dA.mT, graph.Q[:, rows])
+    return dQ, dK, dV
 
 
-def _precise(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, contraction: Tensor, tolerance: float) -> Tensor:
+    """The limit of x ← step(x), an affine map that shrinks differences by at least `contraction` < 1.
+
+    ‖limit − x‖ ≤ c / (1 − c) · ‖last change‖. A change that is no smaller than the one before is rounding: in exact
+    arithmetic each is.
+    """
+    last = torch.full_like(contraction, torch.inf)
+    for _ in range(MAX_ITERATIONS):
+        new = step(x)
+        change = torch.linalg.vector_norm(new - x, dim=(-2, -1), keepdim=True)
+        missing = contraction / (1 - contraction) * change
+        going = (missing > tolerance * torch.linalg.vector_norm(new, dim=(-2, -1), keepdim=True)) & (change < last)
+        x, last = new, change
+        if not going.any():
+            return x
+    warnings.warn(
+        f"the series of all hops was stopped after {MAX_ITERATIONS} terms, with at most {missing.max():.1e} missing "
+        "in a head: gamma · ‖Ahat‖ is very near 1",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return x
 
 
 @diffuse.register_fake
-def _(Q: Tensor, K: Tensor, W: Tensor, rows: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return torch.empty_like(W), Q.new_empty(len(Q), dtype=_precise(Q))
+def _(qkv: Tensor, gamma: Tensor, hops: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    B, N, _, H, d = qkv.shape
+    norms = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    return qkv.new_empty(B, N, H, d), norms, qkv.new_empty(max(hops, 1) - 1, B, N, H, d)
 
 
 @diffuse_backward.register_fake
-def _(
-    Q: Tensor,
-    K: Tensor,
-    W: Tensor,
-    grad_U: Tensor,  # noqa: ARG001
-    grad_squares: Tensor,  # noqa: ARG001
-    rows: int,  # noqa: ARG001
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(Q), torch.empty_like(K), torch.empty_like(W)
+def _(grad_O: Tensor, qkv: Tensor, gamma: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(gamma)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
-    *tensors, ctx.rows = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    qkv, gamma, ctx.hops, ctx.tolerance, hidden, ctx.is_causal = inputs
+    ctx.save_for_backward(qkv, gamma, *output, hidden)
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx: Any, grad_U: Tensor, grad_squares: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *diffuse_backward(*ctx.saved_tensors, grad_U.contiguous(), grad_squares, ctx.rows), None
+def _backward(ctx: Any, grad_O: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    *tensors, hidden = ctx.saved_tensors
+    grads = diffuse_backward(grad_O, *tensors, ctx.hops, ctx.tolerance, hidden, ctx.is_causal)
+    return *grads, None, None, None, None
 
 
 diffuse.register_autograd(_backward, setup_context=_save)
 
 
+def _products(qkv: Any, *, both: int, more: int, causal: bool) -> int:
+    """FLOPs of `both` N × N × d products with each head, and `more`; a causal graph has half the pairs."""
+    B, N, _, H, d = qkv
+    return 2 * B * H * N * (N + 1 if causal else 2 * N) // 2 * d * (both + more)
+
+
 @register_flop_formula(torch.ops.infvit.diffuse)
-def _flops(Q: Any, K: Any, W: Any, *_: Any, **__: Any) -> int:
-    (G, N, d), M, e = Q, K[1], W[2]
-    return 2 * G * N * M * (d + e)
+def _flops(qkv: Any, gamma: Any, hops: int, *arguments: Any, **rest: Any) -> int:  # noqa: ARG001
+    """A and its product with V for every hop. How often all hops are iterated depends on the input: counted once."""
+    return _products(qkv, both=max(hops, 1), more=max(hops, 1), causal=arguments[-1])
 
 
 @register_flop_formula(torch.ops.infvit.diffuse_backward)
-def _backward_flops(Q: Any, K: Any, W: Any, *_: Any, **__: Any) -> int:
-    (G, N, d), M, e = Q, K[1], W[2]
-    return 2 * G * N * M * (3 * d + 2 * e)  # the affinities made anew, dQ, dK, and through W twice
+def _backward_flops(grad_O: Any, qkv: Any, *arguments: Any, **rest: Any) -> int:  # noqa: ARG001
+    """A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
+    hops = max(arguments[4], 1)
+    return _products(qkv, both=2 * (hops - 1), more=4 + hops, causal=arguments[-1])
+
+
+def spectral_bound(
+    qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, is_causal: bool = False, iterations: int = 20
+) -> Tensor:
+    """An upper bound on gamma ‖Ahat‖₂ that is never too small: (B, H). Takes what `diffuse` takes; no gradient.
+
+    S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
+    (Collatz and Wielandt); power iteration brings the bound down to it. ‖A‖_F bounds it too.
+    """
+    B, _, _, H, _ = qkv.shape
+    bound = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    with torch.no_grad(), without_autocast(qkv):
+        for heads in _each(qkv, gamma, hidden, is_causal):
+            graph = heads.graph
+            v = heads.V.new_ones(*heads.V.shape[:2], 1, dtype=graph.precise)
+            Av, norm = graph.product_and_norm(v)
+            smallest = norm.square()
+            for _ in range(iterations):
+                Sv = graph.transposed_product(Av)
+                largest = Sv.amax(-2, keepdim=True)
+                smallest = torch.minimum(smallest, (Sv / v).amax(-2, keepdim=True))
+                # Half of v stays, so that every entry stays positive.
+                v = Sv / torch.where(largest == 0, 1, largest) + v / 2
+                Av = graph.product(v)
+            bound[heads.at[0], heads.at[1]] = (heads.scale(norm) * smallest.sqrt())[:, 0, 0]
+    return bound

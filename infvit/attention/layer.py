@@ -26,15 +26,21 @@ class Masks(NamedTuple):
     is_causal: bool = False
 
     def hidden(self, x: Tensor) -> Tensor | None:
-        """All of it as one mask that broadcasts to (B, H, N, N), True where token i does not see j; None for none."""
+        """All of it as one mask, (B or 1, H or 1, N or 1, N), True where token i does not see j; None for none."""
         hidden = None if self.key_padding is None else self.key_padding[:, None, None, :]
         if self.attn is not None:
             attn = self.attn.unsqueeze(1) if self.attn.ndim == 3 else self.attn
+            attn = attn[None, None] if attn.ndim == 2 else attn
             hidden = attn if hidden is None else hidden | attn
         if self.is_causal:
-            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)[None, None]
             hidden = future if hidden is None else hidden | future
         return hidden
+
+    @property
+    def only_attn(self) -> "Masks":
+        """What is left where padding and causality are dealt with otherwise."""
+        return Masks(attn=self.attn)
 
 
 class Attention(nn.Module):

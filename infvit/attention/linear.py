@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from infvit.attention.chunked import pool
 from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
+from infvit.attention.sums import Sums, per_head, query_sums, relative, token_scores, token_sums
+from infvit.errors import UsageError
 
 
 class LinearInfSA(DiscountedAttention):
@@ -15,55 +17,110 @@ class LinearInfSA(DiscountedAttention):
         a_j     = relu(qbar · K_j / d) / (Σ_l relu(qbar · K_l / d) + eps)
         O_i     = gamma Σ_j a_j V_j                                      the same for all i
 
-    What runs is the same function with the sums moved inside the projections (u_h = Wk_hᵀ qbar_h):
+    What runs is the same function as two sums over tokens, with the projections moved out of them (u_h = Wk_hᵀ qbar_h):
 
-        qbar      = Wq Σ alpha_i x_i + (Σ alpha_i) bq
-        qbar·K_j  = u · x_j + qbar · bk
-        Σ a_j V_j = Wv Σ a_j x_j + (Σ a_j) bv
+        query sums   Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i      qbar      = Σ ‖Q_i‖ Q_i / (Σ ‖Q_i‖ + eps)
+        token sums   Σ a~_j, Σ a~_j x_j        a~_j      = relu((u · x_j + qbar · bk) / d)
+                                               Σ a_j V_j = Wv Σ a_j x_j + (Σ a_j) bv
 
-    so both passes are one weighted sum of the tokens, and of the per-token projections only Q is formed, for its
-    norms. Sums over tokens are accumulated in float32 or better, also under autocast: at 331,776 tokens a weight
-    is about 3e-6, which float16 can hardly write and bfloat16 cannot add.
+    so of the per-token projections only Q is formed, for its norms. The sums of disjoint tokens add: `query_sums`,
+    `qbar`, `token_sums` and `output` run the layer over tokens that come in pieces or lie in several processes.
 
     A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
+
+    Args:
+        chunk: tokens taken at a time, forward and backward: extra memory does not depend on the number of tokens, and
+            the backward pass forms Q a second time. None takes all at once, which is faster in training.
+
+    Raises:
+        UsageError: if chunk is not positive.
     """
 
+    refusal = (
+        "it gives every token the same vector, so no token can see others than the rest do; use key_padding_mask to "
+        "leave tokens out for all, or PureInfSA"
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        gamma: float = 0.95,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma)
+        if chunk is not None and (chunk < 1 or attn_drop):
+            raise UsageError(
+                f"chunk={chunk} with attn_drop={attn_drop}: expected a number of tokens from 1, and attn_drop=0 "
+                "(a dropped weight must be the same in both passes)"
+            )
+        self.chunk = chunk
+
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        """(B, N, D) → (B, N, D); the result is one row per image, expanded over the tokens without a copy."""
-        B, N, D = x.shape
-        a = self.attn_drop(self._weights(x))
-        with without_autocast(x):
-            _, _, Wv = self._per_head(self.qkv.weight, a.dtype)
-            pooled = torch.einsum("bhD,hdD->bhd", a @ x.to(a.dtype), Wv)
-            if self.qkv.bias is not None:
-                pooled = pooled + a.sum(-1, keepdim=True) * self._per_head(self.qkv.bias, a.dtype)[2]
-            pooled = (self.gamma[:, None] * pooled).reshape(B, 1, D).to(x.dtype)
-        return self.proj_drop(self.proj(pooled).expand(B, N, D))
+        """The result is one row per image, expanded over the tokens without a copy."""
+        if self.training and self.attn_drop.p > 0:
+            a = self.attn_drop(self.weigh(x, masks))
+            with without_autocast(x):
+                row = self._output(a.sum(-1), a @ x.to(a.dtype), x.dtype)
+        elif self.chunk is not None:
+            W, b = self.qkv.weight, self.qkv.bias
+            total = Sums(*pool(x, W, b, masks.key_padding, self.num_heads, self.chunk))
+            row = self.output(total, x.dtype)
+        else:
+            qbar = self.qbar(self.query_sums(x, masks.key_padding))
+            row = self.output(self.token_sums(x, qbar, masks.key_padding), x.dtype)
+        return row.expand_as(x)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The weight a of each token, summing to 1 unless the head is off: (B, N, D) → (B, H, N)."""
-        return self._weights(x)
-
-    def _weights(self, x: Tensor) -> Tensor:
-        D, H, d, bias = self.dim, self.num_heads, self.head_dim, self.qkv.bias
-        B, N, _ = x.shape
-        Q = F.linear(x, self.qkv.weight[:D], None if bias is None else bias[:D]).view(B, N, H, d)
-        precision = torch.promote_types(x.dtype, torch.float32)
+        _, Wk, _, _, bk, _ = self._maps()
+        qbar = self.qbar(self.query_sums(x, masks.key_padding))
+        scores, unit = token_scores(x, qbar, Wk, bk, masks.key_padding)
         with without_autocast(x):
-            x = x.to(precision)
-            Wq, Wk, _ = self._per_head(self.qkv.weight, precision)
-            norms = torch.linalg.vector_norm(Q, dim=-1, dtype=precision).mT  # (B, H, N)
-            alpha = norms / (norms.sum(-1, keepdim=True) + EPS)
-            qbar = torch.einsum("bhD,hdD->bhd", alpha @ x, Wq)
-            if bias is not None:
-                bq, bk, _ = self._per_head(bias, precision)
-                qbar = qbar + alpha.sum(-1, keepdim=True) * bq
-            scores = torch.einsum("bhd,hdD->bhD", qbar, Wk) @ x.mT
-            if bias is not None:
-                scores = scores + (qbar * bk).sum(-1, keepdim=True)
-            scores = (scores / d).relu()
-            return scores / (scores.sum(-1, keepdim=True) + EPS)
+            w, largest = relative(scores)
+            # Dividing twice ends at 0 or infinity, which are the right limits.
+            return w / (w.sum(-1, keepdim=True) + (EPS / largest / unit).unsqueeze(-1).to(w.dtype))
 
-    def _per_head(self, packed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """q, k and v parts of a packed weight (3 D, D) or bias (3 D,), each (H, d, D) or (H, d)."""
-        return packed.to(dtype).view(3, self.num_heads, self.head_dim, *packed.shape[1:]).unbind(0)
+    def query_sums(self, x: Tensor, padding: Tensor | None = None) -> Sums:
+        """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i) of these tokens: (B, N, D) → (B, H), (B, H, d).
+
+        Args:
+            x: all tokens or some.
+            padding: bool (B, N), True for tokens that do not count.
+        """
+        Wq, _, _, bq, _, _ = self._maps()
+        return query_sums(x, Wq, bq, self.num_heads, padding)
+
+    def qbar(self, total: Sums) -> Tensor:
+        """The mean query, from the query sums of all tokens: (B, H, d)."""
+        return total.weighted / (total.weight + EPS).unsqueeze(-1)
+
+    def token_sums(self, x: Tensor, qbar: Tensor, padding: Tensor | None = None) -> Sums:
+        """(Σ a~_j, Σ a~_j x_j) of these tokens: (B, N, D), (B, H, d) → (B, H), (B, H, D)."""
+        _, Wk, _, _, bk, _ = self._maps()
+        return token_sums(x, qbar, Wk, bk, padding)
+
+    def output(self, total: Sums, dtype: torch.dtype) -> Tensor:
+        """What the layer adds to every token, from the token sums of all: (B, 1, D)."""
+        norm = total.weight + EPS
+        return self._output(total.weight / norm, total.weighted / norm.unsqueeze(-1), dtype)
+
+    def _output(self, total: Tensor, pooled: Tensor, dtype: torch.dtype) -> Tensor:
+        """proj(gamma (Wv pooled + total · bv)): (B, H), (B, H, D) → (B, 1, D)."""
+        *_, Wv, _, _, bv = self._maps()
+        with without_autocast(pooled):
+            precision = torch.promote_types(dtype, torch.float32)
+            V = per_head(pooled.to(precision), Wv, self.num_heads)
+            if bv is not None:
+                V = V + total.to(precision).unsqueeze(-1) * bv.view(self.num_heads, -1).to(precision)
+            V = (self.gamma[:, None] * V).flatten(1).unsqueeze(1).to(dtype)
+        return self.proj_drop(self.proj(V))
+
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Wq, Wk, Wv, each (D, D), and their biases, each (D,)."""
+        Wq, Wk, Wv = self.qkv.weight.chunk(3)
+        bq, bk, bv = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        return Wq, Wk, Wv, bq, bk, bv

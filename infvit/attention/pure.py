@@ -1,10 +1,13 @@
 """Pure InfSA: diffusion steps on the token graph, O(N²) time, O(N) memory (arXiv:2603.00175)."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from infvit.attention.diffusion import diffuse, rows_per_block
-from infvit.attention.layer import EPS, DiscountedAttention, Masks
+from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
+from infvit.attention.graph_tiles import scales
+from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
 from infvit.errors import UsageError
 
 DENSE_TOKENS = 512
@@ -17,14 +20,23 @@ class PureInfSA(DiscountedAttention):
         A    = relu(Q Kᵀ / d)                   affinities of one head, (N, N)
         Ahat = A / (‖A‖_F + eps)                ‖Ahat‖₂ ≤ ‖Ahat‖_F ≤ 1, so every Neumann series of gamma Ahat converges
         O    = Σ_{t=1..hops} (gamma Ahat)ᵗ V    hops = 1: O = gamma Ahat V
+             = ((I − gamma Ahat)⁻¹ − I) V       hops = inf
 
-    Above `DENSE_TOKENS` tokens the matrix is never held: blocks of rows, made anew in the backward pass. (With
-    `attn_drop` in training it is, because a dropped weight must be the same one in both passes.) A head whose scores
-    are all ≤ 0 gives exactly 0 and gradient 0.
+    Up to `DENSE_TOKENS` tokens the matrix is held and the whole series is a linear solve; above, the matrix is never
+    held: tiles, made anew in the backward pass, and the whole series is iterated, forward and backward, to
+    `tolerance`. (With `attn_drop` in training it is held, because a dropped weight must be the same in both passes.)
+    The whole series is computed in float32 or better. A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
     Args:
-        hops: length of the longest paths that are summed; each hop costs one more product with A.
+        hops: length of the longest paths that are summed, or `math.inf` for all. Each costs one more product with A.
+        tolerance: of the iteration for hops = inf, the part of ‖O‖_F that may be missing.
+
+    Raises:
+        UsageError: if hops is neither a whole number from 1 nor infinite, tolerance is not positive, or all hops
+            meet `attn_drop` (a matrix with weights dropped and the rest scaled up may have no Neumann series).
     """
+
+    honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
     def __init__(
         self,
@@ -34,53 +46,111 @@ class PureInfSA(DiscountedAttention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         gamma: float = 0.95,
-        hops: int = 1,
+        hops: float = 1,
+        tolerance: float = 1e-5,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma)
-        if hops != int(hops) or hops < 1:
-            raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1")
-        self.hops = int(hops)
+        if not hops >= 1 or (hops != math.inf and hops != int(hops)):
+            raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1, or inf")
+        if not tolerance > 0:
+            raise UsageError(
+                f"tolerance={tolerance} is not positive: expected the part of the output that may be missing"
+            )
+        if hops == math.inf and attn_drop:
+            raise UsageError(f"attn_drop={attn_drop} with hops=inf: the series of a dropped matrix may diverge, use 0")
+        self.hops, self.tolerance = hops, tolerance
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        """(B, N, D) → (B, N, D)."""
-        Q, K, V = self.heads(x)
-        dropping = self.training and self.attn_drop.p > 0
-        dense = x.shape[1] <= DENSE_TOKENS or dropping
-        return self.merge(self._dense(Q, K, V) if dense else self._blocks(Q, K, V))
+        qkv = self._qkv(x, masks)
+        O = self._tiled(qkv, masks) if self._needs_tiles(x) else self._dense(qkv, masks.hidden(x))  # noqa: E741
+        return self.proj_drop(self.proj(O.to(qkv.dtype).flatten(2)))
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        A, norm = self._affinities(Q, K)
-        return (A / (norm + EPS)).to(A.dtype)
+        A, norm, eps = self._affinities(self._qkv(x, masks), masks.hidden(x))
+        return (A / (norm + eps)).to(A.dtype)
 
-    def _dense(self, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
-        A, norm = self._affinities(Q, K)
+    @torch.no_grad()
+    def truncation_bound(
+        self,
+        x: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """How far the sum of this layer's hops is from that of all: a bound on ‖O_hops − O_inf‖_F per head, (B, H).
+
+            g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
+
+        ‖Ahat‖₂ is bounded from above to about 1% (`spectral_bound`). Takes and raises as `forward`.
+        """
+        masks = Masks(key_padding_mask, attn_mask, is_causal)
+        x = self._admitted(x, masks)
+        qkv = self._precise(self._qkv(x, masks))
+        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x), is_causal)
+        V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
+        return g ** (self.hops + 1) / (1 - g) * V
+
+    def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
+        """(B, N, 3, H, d); all 0 at padding, whose row and column of A are then 0 too."""
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        return qkv if masks.key_padding is None else qkv.masked_fill(masks.key_padding[..., None, None, None], 0)
+
+    def _needs_tiles(self, x: Tensor) -> bool:
+        dropping = self.training and self.attn_drop.p > 0
+        return x.shape[1] > DENSE_TOKENS and not dropping and not torch.compiler.is_exporting()
+
+    def _tiled(self, qkv: Tensor, masks: Masks) -> Tensor:
+        hops = INFINITE if self.hops == math.inf else int(self.hops)
+        qkv = self._precise(qkv) if hops == INFINITE else qkv
+        return diffuse(qkv, self.gamma, hops, self.tolerance, masks.only_attn.hidden(qkv), masks.is_causal)[0]
+
+    def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
+        """(B, N, 3, H, d) → (B, N, H, d)."""
+        if self.hops == math.inf:
+            with without_autocast(qkv):
+                return self._solved(self._precise(qkv), hidden).transpose(1, 2)
+        V = qkv[:, :, 2].transpose(1, 2)
+        A, norm, eps = self._affinities(qkv, hidden)
         # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
-        scale = self.gamma[:, None, None] / (norm + EPS)
+        scale = self.gamma[:, None, None] / (norm + eps)
         A = self.attn_drop(A)
         O = (scale * (A @ V)).to(V.dtype)  # noqa: E741
-        for _ in range(self.hops - 1):
+        for _ in range(int(self.hops) - 1):
             O = (scale * (A @ (V + O))).to(V.dtype)  # noqa: E741
-        return O
+        return O.transpose(1, 2)
 
-    def _blocks(self, Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
-        B, H, N, _ = Q.shape
-        rows = rows_per_block(B, H, N)
-        Q, K, W = (t.flatten(0, 1).contiguous() for t in (Q / self.head_dim, K, V))
-        U, squares = diffuse(Q, K, W, rows)
-        # The root of 0 has no gradient: a head that is off keeps norm 0 and passes none.
-        off = squares == 0
-        norm = torch.where(off, 0, torch.where(off, 1, squares).sqrt())
-        scale = self.gamma[:, None, None] / (norm.view(B, H, 1, 1) + EPS)
-        O = (scale * U.view_as(V)).to(V.dtype)  # noqa: E741
-        for _ in range(self.hops - 1):
-            U, _squares = diffuse(Q, K, (V + O).flatten(0, 1).contiguous(), rows)
-            O = (scale * U.view_as(V)).to(V.dtype)  # noqa: E741
-        return O
+    def _solved(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
+        """(I − M)⁻¹ M V by a linear solve: (B, N, 3, H, d) → (B, H, N, d)."""
+        A, norm, eps = self._affinities(qkv, hidden)
+        M = self.gamma[:, None, None] / (norm + eps) * A
+        identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        return torch.linalg.solve_ex(identity - M, M @ qkv[:, :, 2].transpose(1, 2)).result
 
-    def _affinities(self, Q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-        """A (B, H, N, N) and its Frobenius norm (B, H, 1, 1), the sum in float32 or better."""
-        A = ((Q / self.head_dim) @ K.mT).relu()
-        precision = torch.promote_types(A.dtype, torch.float32)
-        return A, torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision)
+    def _affinities(self, qkv: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A (B, H, N, N), its Frobenius norm and eps (B, H, 1, 1), in the units that `scales` gives."""
+        Q, K = (t.transpose(1, 2) for t in qkv[:, :, :2].unbind(2))
+        return affinities(Q, K, hidden)
+
+    def _precise(self, t: Tensor) -> Tensor:
+        return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """A = relu(Q Kᵀ / d) up to a factor per head, ‖A‖_F and eps up to the same: Ahat = A / (‖A‖_F + eps).
+
+    The factor keeps numbers of any scale in range, see `scales`; norm and eps are in float32 or better.
+
+    Args:
+        Q, K: (..., N, d).
+        hidden: bool, broadcasts to (..., N, N), True where A is 0.
+
+    Returns:
+        (..., N, N) and twice (..., 1, 1).
+    """
+    q, k = scales(Q, K)
+    A = ((Q / (q * Q.shape[-1])) @ (K / k).mT).relu()
+    A = A if hidden is None else A.masked_fill(hidden, 0)
+    precision = torch.promote_types(A.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision)
+    return A, norm, EPS / q.to(precision) / k.to(precision)

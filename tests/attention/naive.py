@@ -1,9 +1,11 @@
 """The formulas of arXiv:2603.00175 as written, one head of one image at a time: the twins of the fast paths."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from infvit.attention import Attention, DiscountedAttention
+from infvit.attention import Attention, DiscountedAttention, PureInfSA
 
 EPS = 1e-6
 
@@ -24,16 +26,28 @@ def softmax(layer: Attention, x: Tensor) -> Tensor:
     return _each_image(layer, x, [head] * layer.num_heads)
 
 
-def pure(layer: DiscountedAttention, x: Tensor) -> Tensor:
-    def head(gamma: Tensor):
-        def apply(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
-            A = torch.relu(Q @ K.T / layer.head_dim)
-            Ahat = A / (torch.linalg.matrix_norm(A, "fro") + EPS)
-            return gamma * Ahat @ V
+def pure(layer: PureInfSA, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """Σ_{t=1..hops} (gamma Ahat)ᵗ V with powers of the matrix, or its limit with the inverse."""
+    B, N, _ = x.shape
+    seen = torch.ones(B, layer.num_heads, N, N, dtype=torch.bool)
+    if attn_mask is not None:
+        seen &= ~(attn_mask[:, None] if attn_mask.ndim == 3 else attn_mask)
+    if is_causal:
+        seen &= torch.arange(N)[:, None] >= torch.arange(N)
 
-        return apply
-
-    return _each_image(layer, x, [head(g) for g in torch.sigmoid(layer.gamma_logit)])
+    images = []
+    for b, image in enumerate(x):
+        Q, K, V = heads(layer, image)
+        outputs = []
+        for h, gamma in enumerate(torch.sigmoid(layer.gamma_logit)):
+            A = torch.relu(Q[h] @ K[h].T / layer.head_dim) * seen[b, h]
+            M = gamma * A / (torch.linalg.matrix_norm(A, "fro") + EPS)
+            if layer.hops == math.inf:
+                outputs.append((torch.linalg.inv(torch.eye(N, dtype=x.dtype) - M) - torch.eye(N, dtype=x.dtype)) @ V[h])
+            else:
+                outputs.append(sum(torch.linalg.matrix_power(M, t) @ V[h] for t in range(1, int(layer.hops) + 1)))
+        images.append(torch.cat(outputs, dim=-1) @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
 
 
 def linear(layer: DiscountedAttention, x: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""The token graph A = relu(Q Kᵀ / d) of some heads, one tile at a time: products with it that never hold it."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+TILE = 1024
+"""Rows and columns of a tile: 4 MiB in float32, which a core's cache still serves and a matrix product fills."""
+
+Span = slice
+
+
+def scales(Q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest entries of Q and of K per head, (..., N, d) → (..., 1, 1) each; 1 where there is none, no gradient.
+
+    Ahat knows no scale, but squares of 1e30 overflow: A is made of Q / (q d) and K / k, and eps shrinks by q k.
+    """
+    largest = (torch.linalg.vector_norm(t.detach(), torch.inf, dim=(-2, -1), keepdim=True) for t in (Q, K))
+    q, k = (torch.where(m > torch.finfo(m.dtype).tiny, m, torch.ones_like(m)) for m in largest)
+    return q, k
+
+
+class GraphTiles:
+    """A of G heads of one image.
+
+    Args:
+        Q, K: (G, N, d), scaled so that A = relu(Q Kᵀ).
+        hidden: bool, broadcasts to (G, N, N), True where A is 0; None for nowhere.
+        is_causal: A is 0 above its diagonal; tiles that lie there whole are skipped.
+    """
+
+    def __init__(self, Q: Tensor, K: Tensor, hidden: Tensor | None, is_causal: bool) -> None:
+        self.Q, self.K, self.is_causal = Q, K, is_causal
+        G, N, _ = Q.shape
+        self.hidden = None if hidden is None else hidden.expand(G, N, N)
+        self.memory = Q.new_empty(G * min(N, TILE) ** 2)
+        self.precise = torch.promote_types(Q.dtype, torch.float32)
+
+    def tiles(self) -> Iterator[tuple[Span, Span, Tensor]]:
+        """Rows, columns and the tile of A there; the next one overwrites it."""
+        N = self.Q.shape[1]
+        for top in range(0, N, TILE):
+            rows = slice(top, min(top + TILE, N))
+            for left in range(0, rows.stop if self.is_causal else N, TILE):
+                columns = slice(left, min(left + TILE, N))
+                A = torch.bmm(self.Q[:, rows], self.K[:, columns].mT, out=self.like_tile(self.memory, rows, columns))
+                A.relu_()
+                if self.is_causal and columns.stop > rows.start + 1:
+                    A.tril_(top - left)
+                if self.hidden is not None:
+                    A.masked_fill_(self.hidden[:, rows, columns], 0)
+                yield rows, columns, A
+
+    def like_tile(self, memory: Tensor, rows: Span, columns: Span) -> Tensor:
+        """The first numbers of `memory` as a tile."""
+        G, height, width = len(self.Q), rows.stop - rows.start, columns.stop - columns.start
+        return memory[: G * height * width].view(G, height, width)
+
+    def zeros(self, W: Tensor) -> Tensor:
+        """A sum over tiles that starts at 0, of the shape of W, in float32 or better."""
+        return torch.zeros_like(W, dtype=self.precise, memory_format=torch.contiguous_format)
+
+    def product(self, W: Tensor) -> Tensor:
+        """A W: (G, N, e) → (G, N, e), in float32 or better."""
+        out = self.zeros(W)
+        for rows, columns, A in self.tiles():
+            add_product(out[:, rows], A, W[:, columns])
+        return out
+
+    def product_and_norm(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        """A W as `product`, and ‖A‖_F, (G, 1, 1)."""
+        out, squares = self.zeros(W), self.Q.new_zeros(len(self.Q), 1, 1, dtype=self.precise)
+        for rows, columns, A in self.tiles():
+            norm = torch.linalg.vector_norm(A.flatten(1), dim=1, dtype=self.precise)
+            squares += norm.square()[:, None, None]
+            add_product(out[:, rows], A, W[:, columns])
+        return out, squares.sqrt()
+
+    def transposed_product(self, W: Tensor) -> Tensor:
+        """Aᵀ W: (G, N, e) → (G, N, e), in float32 or better."""
+        out = self.zeros(W)
+        for rows, columns, A in self.tiles():
+            add_product(out[:, columns], A.mT, W[:, rows])
+        return out
+
+
+def add_product(out: Tensor, A: Tensor, W: Tensor) -> None:
+    """out += A W, where A may be of lower precision than out."""
+    if A.dtype == out.dtype:
+        out.baddbmm_(A, W.to(A.dtype))
+    else:
+        out += A @ W.to(A.dtype)

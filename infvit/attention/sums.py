@@ -1,0 +1,136 @@
+"""Linear-InfSA's two sums over tokens: each associative, of fixed size, whatever the number of tokens.
+
+Sums are held in float64 (float32 where a device has no float64): a token's weight may be 1e30 or 3e-6 of the whole,
+and squares of 1e30 are 1e60. Per token only float32 is used: weights are divided by the largest of them first, which
+changes no result, and products run in the precision of the tokens or in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from infvit.attention.layer import without_autocast
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Σ w_i and Σ w_i v_i of some tokens, per image and head; sums of disjoint tokens add up to the sums of all.
+
+    Across processes: all-reduce both tensors.
+
+    Attributes:
+        weight: (B, H).
+        weighted: (B, H, e).
+    """
+
+    weight: Tensor
+    weighted: Tensor
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.weight + other.weight, self.weighted + other.weighted)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The precision that sums over tokens are held in."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """The precision of what is computed per token besides the projections."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _RowNorms(torch.autograd.Function):
+    """‖Q_i‖ whose squares do not overflow, and a gradient of one product: torch's own would be made in float64."""
+
+    @staticmethod
+    def forward(Q: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(Q, dim=-1, dtype=wide(Q)).to(precise(Q))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        Q, norms = ctx.saved_tensors
+        return Q * (grad / torch.where(norms == 0, 1, norms)).unsqueeze(-1).to(Q.dtype)
+
+
+def query_norms(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None) -> Tensor:
+    """‖Q_i‖ per head, 0 at padding: x (B, N, D), Wq (D, D), bq (D,) → (B, H, N)."""
+    Q = F.linear(x, Wq, bq).unflatten(-1, (heads, -1))
+    norms: Tensor = _RowNorms.apply(Q).mT
+    return norms if padding is None else norms.masked_fill(padding.unsqueeze(1), 0)
+
+
+def query_sums(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None = None) -> Sums:
+    """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i), the second as Wq Σ ‖Q_i‖ x_i + (Σ ‖Q_i‖) bq: e = d."""
+    norms = query_norms(x, Wq, bq, heads, padding)
+    with without_autocast(x):
+        w, largest = relative(norms)
+        weight = w.sum(-1, dtype=wide(x))
+        weighted = per_head(w @ x.to(w.dtype), Wq, heads).to(weight.dtype)
+        if bq is not None:
+            weighted = weighted + weight.unsqueeze(-1) * bq.view(heads, -1).to(weight.dtype)
+        return Sums(weight * largest, weighted * largest.unsqueeze(-1))
+
+
+def token_scores(
+    x: Tensor, qbar: Tensor, Wk: Tensor, bk: Tensor | None, padding: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """relu(qbar · K_j / d) = relu((u · x_j + qbar · bk) / d) with u = Wkᵀ qbar, of qbar divided by its largest entry.
+
+    Args:
+        x: (B, N, D).
+        qbar: (B, H, d).
+
+    Returns:
+        (B, H, N), 0 at padding, and what they must be multiplied with, (B, H).
+    """
+    heads = qbar.shape[1]
+    with without_autocast(x):
+        q, largest = relative(qbar)
+        q = q.to(precise(x))
+        scores = torch.einsum("bhd,hdD->bhD", q, Wk.to(q.dtype).unflatten(0, (heads, -1))) @ x.to(q.dtype).mT
+        if bk is not None:
+            scores = scores + (q * bk.view(heads, -1).to(q.dtype)).sum(-1, keepdim=True)
+        scores = (scores / qbar.shape[-1]).relu()
+        return scores if padding is None else scores.masked_fill(padding.unsqueeze(1), 0), largest
+
+
+def token_sums(x: Tensor, qbar: Tensor, Wk: Tensor, bk: Tensor | None, padding: Tensor | None = None) -> Sums:
+    """(Σ a~_j, Σ a~_j x_j) with a~_j = relu(qbar · K_j / d): e = D."""
+    scores, unit = token_scores(x, qbar, Wk, bk, padding)
+    with without_autocast(x):
+        w, largest = relative(scores)
+        factor = largest.to(wide(x)) * unit
+        weighted = (w @ x.to(w.dtype)).to(factor.dtype)
+        return Sums(w.sum(-1, dtype=factor.dtype) * factor, weighted * factor.unsqueeze(-1))
+
+
+def relative(w: Tensor) -> tuple[Tensor, Tensor]:
+    """w over its largest magnitude, and that: (..., N) → (..., N), (...). It is a constant of the gradient."""
+    largest = torch.linalg.vector_norm(w.detach(), torch.inf, dim=-1)
+    largest = torch.where(largest == 0, 1, largest)
+    return w / largest.unsqueeze(-1), largest
+
+
+def per_head(pooled: Tensor, W: Tensor, heads: int) -> Tensor:
+    """Each head's rows of W (D, D) applied to its own vector: (B, H, D) → (B, H, d)."""
+    return torch.einsum("bhD,hdD->bhd", pooled, W.to(pooled.dtype).unflatten(0, (heads, -1)))
+
+
+def summed(parts: Callable[[Tensor, Tensor | None], Sums], x: Tensor, padding: Tensor | None, chunk: int) -> Sums:
+    """The sums of `parts(x, padding)` over `chunk` tokens at a time."""
+    total: Sums | None = None
+    for start in range(0, x.shape[1], chunk):
+        here = slice(start, start + chunk)
+        part = parts(x[:, here], None if padding is None else padding[:, here])
+        total = part if total is None else total + part
+    assert total is not None
+    return total

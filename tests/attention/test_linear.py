@@ -1,0 +1,131 @@
+"""Linear-InfSA as two sums over tokens: whole, in chunks, in pieces that are added; and its precision over many."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from infvit.attention import LinearInfSA
+from infvit.attention.chunked import pool
+from infvit.errors import UsageError
+from tests.attention import naive
+from tests.attention.test_attention import gradients, layer_and_input
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13, 100])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_chunks_equal_the_naive_twin(chunk, qkv_bias):
+    layer, x = layer_and_input("linear_infsa", chunk=chunk, qkv_bias=qkv_bias)
+    x.requires_grad_()
+    fast, twin = layer(x), naive.linear(layer, x)
+    assert (fast - twin).abs().max() <= 1e-10
+    for got, expected in zip(gradients(fast, layer, x), gradients(twin, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_padding_with_gradients(chunk):
+    """What a padded batch gives and learns is what each image alone gives and learns."""
+    layer, x = layer_and_input("linear_infsa", chunk=chunk)
+    lengths = [13, 5]
+    padding = torch.arange(13) >= torch.tensor(lengths)[:, None]
+    x.requires_grad_()
+    alone = [layer(x[i : i + 1, :n]) for i, n in enumerate(lengths)]
+    padded = layer(x, key_padding_mask=padding)
+    together = [padded[i : i + 1, :n] for i, n in enumerate(lengths)]
+    for got, expected in zip(together, alone, strict=True):
+        assert (got - expected).abs().max() <= 1e-12
+    got = torch.autograd.grad(sum(t.square().sum() for t in together), [x, *layer.parameters()])
+    expected = torch.autograd.grad(sum(t.square().sum() for t in alone), [x, *layer.parameters()])
+    for g, e in zip(got, expected, strict=True):
+        assert (g - e).abs().max() <= 1e-9 * max(1, e.abs().max())
+    assert (layer.weights(x, key_padding_mask=padding)[1, :, 5:] == 0).all()
+
+
+def test_sums_of_pieces_add_up_to_the_layer():
+    """What each of three processes would hold, added as an all-reduce would."""
+    layer, x = layer_and_input("linear_infsa")
+    x.requires_grad_()
+    pieces = x.split([2, 7, 4], dim=1)
+    first = [layer.query_sums(piece) for piece in pieces]
+    qbar = layer.qbar(first[0] + first[1] + first[2])
+    second = [layer.token_sums(piece, qbar) for piece in pieces]
+    row = layer.output(second[0] + second[1] + second[2], x.dtype)
+    assert second[0].weight.shape == (2, 4)
+    assert (first[0].weighted.shape, second[0].weighted.shape) == ((2, 4, 8), (2, 4, 32))
+    twin = naive.linear(layer, x)
+    assert (row.expand_as(x) - twin).abs().max() <= 1e-10
+    for got, expected in zip(gradients(row.expand_as(x), layer, x), gradients(twin, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+
+
+@pytest.mark.parametrize("chunk", [None, 50_000])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-2), (torch.float32, 1e-5)], ids=str
+)
+@pytest.mark.parametrize("how", ["cast", "autocast"])
+def test_precise_over_331_776_tokens(chunk, dtype, tolerance, how):
+    """9216 × 9216 pixels in patches of 16: a weight is about 3e-6, which bfloat16 sums would lose."""
+    layer, _ = layer_and_input("linear_infsa", D=16, H=2, chunk=chunk)
+    x = torch.randn(1, 331_776, 16) + 0.5
+    if how == "cast":
+        layer, x = layer.to(dtype), x.to(dtype)
+        got = layer(x)
+    else:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            got = layer.float()(x)
+    expected = naive.linear(layer.double(), x[:, :].double())[:, :1]
+    got = got[:, :1].double()
+    assert (got - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pool_as_an_operator_of_torch(bias):
+    torch.manual_seed(0)
+    x, W, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 4), (12, 4), (12,)))
+    padding = torch.arange(5) >= torch.tensor([5, 3])[:, None]
+    arguments = (x, W, b if bias else None, padding, 2, 2)
+    torch.autograd.gradcheck(lambda *t: pool(*t, *arguments[len(t) :]), arguments[: 2 + bias])
+    torch.library.opcheck(torch.ops.infvit.pool.default, arguments)
+
+
+def test_chunks_take_memory_that_does_not_depend_on_the_number_of_tokens():
+    """Counted at torch's allocator: the largest tensor made besides x is a chunk's Q, for any N."""
+    layer = LinearInfSA(16, 2, chunk=256)
+    for N in (1_000, 100_000):
+        x = torch.randn(1, N, 16)
+        with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+            layer(x)
+        held = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        assert 0 < peak <= 10 * 256 * 16 * 4
+
+
+def test_chunks_compile_without_a_break_and_count_their_flops():
+    layer, x = layer_and_input("linear_infsa", N=600, D=64, dtype=torch.float32, chunk=100)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert (compiled(x) - layer(x)).abs().max() <= 1e-5
+    counts = []
+    for layer.chunk in (None, 100):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        counts.append(counter.get_total_flops())
+    assert counts[1] == pytest.approx(counts[0], rel=0.02)  # the products of single vectors are left out
+    assert counts[1] >= 2 * 2 * 600 * 64 * (64 + 3 * 4)
+
+
+def test_what_a_single_vector_for_all_tokens_cannot_honour():
+    layer, x = layer_and_input("linear_infsa")
+    with pytest.raises(UsageError, match="LinearInfSA cannot honour is_causal: it gives every token the same vector"):
+        layer(x, is_causal=True)
+    with pytest.raises(UsageError, match="LinearInfSA cannot honour attn_mask"):
+        layer.weights(x, attn_mask=torch.zeros(13, 13, dtype=torch.bool))
+
+
+def test_what_a_chunk_must_be():
+    with pytest.raises(UsageError, match="chunk=0"):
+        LinearInfSA(8, 2, chunk=0)
+    with pytest.raises(UsageError, match=r"attn_drop=0\.1"):
+        LinearInfSA(8, 2, chunk=4, attn_drop=0.1)
