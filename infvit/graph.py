@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from infvit.attention.layer import EPS, Attention, without_autocast
+from infvit.attention.layer import Attention, without_autocast
+from infvit.attention.pure import affinities
 from infvit.errors import UsageError
 
 
@@ -262,8 +263,8 @@ def _quadratic(layer: Attention, x: Tensor) -> Tensor:
     Q, K, _ = layer.heads(x)
     precision = torch.promote_types(Q.dtype, torch.float32)
     with without_autocast(x):
-        A = ((Q.to(precision) / layer.head_dim) @ K.to(precision).mT).relu()
-        return A / (torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True) + EPS)
+        A, norm, eps = affinities(Q.to(precision), K.to(precision))
+        return A / (norm + eps)
 
 
 def _checked(Ahat: Tensor) -> Tensor:

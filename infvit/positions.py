@@ -33,6 +33,9 @@ def normal(grid: tuple[int, int], dim: int, std: float = 0.02) -> Tensor:
     return torch.randn(grid[0] * grid[1], dim) * std
 
 
+POSITIONS: dict[str, PositionStart] = {"sincos": sincos, "normal": normal}
+
+
 def resample(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int) -> Tensor:
     """Bicubic interpolation of (1, prefix + h · w, D) to another grid; the prefix tokens stay as they are."""
     if grid == new_grid:

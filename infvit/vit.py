@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from infvit.errors import UsageError
 from infvit.positions import PositionStart, resample, sincos
+from infvit.sharing import Shared
 
 Named = dict[str, Tensor]
 
@@ -61,8 +62,10 @@ class Block(nn.Module):
         return out
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(nn.Module, Shared):
     """Vision Transformer with an exchangeable attention; parameters are named as timm's.
+
+    `save_pretrained(folder)` and `VisionTransformer.from_pretrained(folder or repository)` keep it (`infvit.sharing`).
 
     Args:
         attention: `attention(dim, num_heads=...)` gives one attention layer, e.g. a class of `infvit.attention`.
@@ -153,7 +156,7 @@ class VisionTransformer(nn.Module):
         grid = self._grid(*images.shape[-2:])
         x = self.patch_embed(images).flatten(2).mT
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x + resample(self.pos_embed, self.grid_size, grid, self.num_prefix_tokens)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -203,7 +206,7 @@ class VisionTransformer(nn.Module):
 
     def reset_classifier(self, num_classes: int, **_: Any) -> None:
         """Replaces the head by a new one for `num_classes`; 0 removes it."""
-        self.num_classes = num_classes
+        self.num_classes = self.config["num_classes"] = num_classes
         if not num_classes:
             self.head = nn.Identity()
             return

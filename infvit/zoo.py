@@ -39,7 +39,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(name: str, pretrained: bool, attention: type[nn.Module], depth: int, **kwargs: Any) -> VisionTransformer:
+def _create(name: str, pretrained: bool, attention: type[nn.Module], depth: int, /, **kwargs: Any) -> VisionTransformer:
     size: dict[str, Any] = {"depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
     kwargs = {"attention": attention} | size | kwargs
     return build_model_with_cfg(VisionTransformer, name, pretrained, **kwargs)

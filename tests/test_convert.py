@@ -126,38 +126,36 @@ def test_the_fused_path_of_the_encoder_is_off() -> None:
     with torch.inference_mode():
         inference = model(TOKENS)
     torch.testing.assert_close(inference, model.train()(TOKENS).detach())
-    padding = torch.zeros(2, 7, dtype=torch.bool)
-    padding[0, 5:] = True
-    if not model.layers[0].self_attn.takes_padding:
-        with pytest.raises(UsageError, match="key_padding_mask"):
-            model.eval()(TOKENS, src_key_padding_mask=padding)
-
-
-class PaddedAttention(SoftmaxAttention):
-    """Softmax that honours a padding mask: what `convert` must hand on where a layer takes it."""
-
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        Q, K, V = self.heads(x)
-        scores = Q @ K.mT * self.head_dim**-0.5
-        if key_padding_mask is not None:
-            assert key_padding_mask.dtype == torch.bool
-            scores = scores.masked_fill(key_padding_mask[:, None, None], float("-inf"))
-        return self.merge(scores.softmax(-1) @ V)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_padding_reaches_a_layer_that_takes_it(batch_first: bool) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
+    """As torch gives them to its own attention: padding as 0 and -inf, causality as a mask and a hint."""
     block = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=batch_first)
     model = strong(nn.TransformerEncoder(block, 2, enable_nested_tensor=batch_first))
     x = TOKENS if batch_first else TOKENS.transpose(0, 1)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[0, 5:] = True
     real = ~padding if batch_first else ~padding.T
-    before = model(x, src_key_padding_mask=padding)
-    assert convert(model, PaddedAttention).attention == "PaddedAttention"
+    future = nn.Transformer.generate_square_subsequent_mask(7) if causal else None
+    given = {"mask": future, "src_key_padding_mask": padding, "is_causal": causal}
+    before = model(x, **given)
+    convert(model, "softmax")
     with torch.no_grad():
-        after = model(x, src_key_padding_mask=padding)
+        after = model(x, **given)
     torch.testing.assert_close(after[real], before[real].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_of_an_encoder_that_linear_infsa_was_put_in() -> None:
+    model = strong(encoder())
+    convert(model)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 5:] = True
+    padded = model(TOKENS, src_key_padding_mask=padding)
+    torch.testing.assert_close(padded[:1, :5], model(TOKENS[:1, :5]))
+    with pytest.raises(UsageError, match=r"self_attn: LinearInfSA cannot honour attn_mask"):
+        model(TOKENS, mask=nn.Transformer.generate_square_subsequent_mask(7))
 
 
 def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
@@ -168,12 +166,25 @@ def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
 @pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}], ids=str)
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("x", [TOKENS, TOKENS[0]], ids=["batched", "unbatched"])
-def test_multihead_keeps_its_calling_convention(options: dict[str, bool], average: bool, x: Tensor) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_multihead_keeps_its_calling_convention(
+    options: dict[str, bool], average: bool, x: Tensor, masked: bool
+) -> None:
     original, box = in_a_box(**options)
     convert(box, "softmax")
+    # The first axis of TOKENS is the tokens where the batch does not come first.
+    N, others = (x.shape[-2], x.shape[:-2]) if options.get("batch_first") or x.dim() == 2 else (2, (7,))
+    masks = {"key_padding_mask": torch.arange(N).expand(*others, N) >= N - 1} if masked else {}
     for need_weights in (True, False):
-        expected = original(x, x, x, need_weights=need_weights, average_attn_weights=average)
-        found = box["attn"](x, x, x, need_weights=need_weights, average_attn_weights=average)
+        given = {"need_weights": need_weights, "average_attn_weights": average, **masks}
+        expected = original(x, x, x, **given)
+        found = box["attn"](x, x, x, **given)
+        if masked:  # what comes out at a padding token means nothing: its row is left out
+            rows = 0 if x.dim() == 3 and not options.get("batch_first") else -2
+            found, expected = (
+                [t.narrow(r, 0, N - 1) for t, r in zip(o, (rows, -2), strict=False) if t is not None]
+                for o in (found, expected)
+            )
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -190,10 +201,8 @@ def test_what_an_adapter_cannot_honour_is_refused_by_name() -> None:
     _, box = in_a_box(batch_first=True)
     convert(box, "softmax")
     attn, x = box["attn"], TOKENS
-    with pytest.raises(UsageError, match=r"attn: SoftmaxAttention cannot honour attn_mask"):
-        attn(x, x, x, attn_mask=torch.zeros(7, 7))
-    with pytest.raises(UsageError, match="is_causal"):
-        attn(x, x, x, is_causal=True)
+    with pytest.raises(UsageError, match="attn_mask has values other than 0 and -inf"):
+        attn(x, x, x, attn_mask=torch.ones(7, 7))
     with pytest.raises(UsageError, match="not one tensor"):
         attn(x, x.clone(), x)
     model = timm_model("vit_tiny_patch16_224")

@@ -39,9 +39,9 @@ def convert(
 
     The new layers take over width, heads, biases, dropout, device, dtype, training mode and, with `copy_weights`, the
     weights; a projection that was frozen stays frozen. They answer to the calls of what they replaced and hang under
-    `<name>.layer` (the layers of InfViT itself are replaced directly). Of masks, only a
-    `key_padding_mask` (True where a key is padding, as in torch) is passed on, to a layer whose forward takes one;
-    whatever else is given that it cannot honour raises `UsageError` at the call.
+    `<name>.layer` (the layers of InfViT itself are replaced directly). Masks that a layer honours
+    are passed on as torch means them (True where something is left out): a `key_padding_mask`, and in the place of an
+    `nn.MultiheadAttention` also `attn_mask` and `is_causal`. Whatever else is given raises `UsageError` at the call.
 
     Args:
         model: any module that holds attentions; it is changed only if everything could be built.

@@ -45,30 +45,32 @@ class AdaptedAttention(nn.Module):
         super().__init__()
         self.layer, self.name = layer, name
         self.num_heads = self.num_attention_heads = num_heads
-        self.takes_padding = "key_padding_mask" in signature(layer.forward).parameters
+        self.takes = frozenset(signature(layer.forward).parameters)
 
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor, **masks: Tensor | bool | None) -> Tensor:
         """What `layer` weighs tokens with: (B, N, D) → (B, H, N, N) or (B, H, N)."""
         weights = getattr(self.layer, "weights", None)
         if not callable(weights):
             raise UsageError(f"{self.name}: {type(self.layer).__name__} has no weights to return: ask for none")
-        return weights(x)
+        return weights(x, **masks)
 
-    def _attend(self, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
-        if key_padding_mask is None:
-            return self.layer(x)
-        if not self.takes_padding:
-            raise self._refusal("key_padding_mask")
-        return self.layer(x, key_padding_mask=self._boolean(key_padding_mask))
+    def _honoured(self, **masks: Tensor | bool | None) -> dict[str, Tensor | bool]:
+        """The masks that were given, as the layer takes them; UsageError for what it does not take."""
+        given = {name: mask for name, mask in masks.items() if mask is not None and mask is not False}
+        for name in given:
+            # A layer that is not of infvit.attention says by its arguments what it honours.
+            if name not in getattr(self.layer, "honours", self.takes):
+                raise self._refusal(name)
+        return {n: self._boolean(n, mask) if isinstance(mask, Tensor) else mask for n, mask in given.items()}
 
-    def _boolean(self, mask: Tensor) -> Tensor:
-        """True where a key is padding; nn.TransformerEncoder turns such a mask into 0 and -inf on the way here."""
+    def _boolean(self, argument: str, mask: Tensor) -> Tensor:
+        """True where something is left out; nn.TransformerEncoder turns such a mask into 0 and -inf on the way here."""
         if mask.dtype == torch.bool:
             return mask
-        padding = mask == float("-inf")
-        if not bool((padding | (mask == 0)).all()):
-            raise UsageError(f"{self.name}: key_padding_mask has values other than 0 and -inf: pass a boolean mask")
-        return padding
+        hidden = mask == float("-inf")
+        if not bool((hidden | (mask == 0)).all()):
+            raise UsageError(f"{self.name}: {argument} has values other than 0 and -inf: pass a boolean mask")
+        return hidden
 
     def _refusal(self, argument: str) -> UsageError:
         return UsageError(
@@ -104,7 +106,7 @@ class TokensAdapter(AdaptedAttention):
         # transformers records attentions from its own classes only: it would return an empty tuple in silence.
         if getattr(self.config, "output_attentions", False):
             raise self._refusal("output_attentions")
-        out = self._attend(x, padding)
+        out = self.layer(x, **self._honoured(key_padding_mask=padding))
         return (out, *[None] * (self.returned - 1)) if self.returned else out
 
 
@@ -143,22 +145,22 @@ class MultiheadAdapter(AdaptedAttention):
                 f"{self.name}: called with query, key and value that are not one tensor; only self-attention can be "
                 f"converted: convert with exclude={self.name!r}"
             )
-        if attn_mask is not None:
-            raise self._refusal("attn_mask")
-        if is_causal:
-            raise self._refusal("is_causal")
         batched = query.dim() == 3
         tokens_first = batched and not self.batch_first
         x = query.transpose(0, 1) if tokens_first else query if batched else query.unsqueeze(0)
         if key_padding_mask is not None and not batched:
             key_padding_mask = key_padding_mask.unsqueeze(0)
-        out = self._attend(x, key_padding_mask)
+        if attn_mask is not None and attn_mask.dim() == 3:  # (B H, N, N)
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        # With an attn_mask, is_causal is torch's hint about it.
+        masks = self._honoured(
+            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal and attn_mask is None
+        )
+        out = self.layer(x, **masks)
         out = out.transpose(0, 1) if tokens_first else out if batched else out.squeeze(0)
         if not need_weights:
             return out, None
-        if key_padding_mask is not None:
-            raise self._refusal("need_weights=True with key_padding_mask")
-        weights = self.weights(x)
+        weights = self.weights(x, **masks)
         if average_attn_weights:
             weights = weights.mean(1, keepdim=True)
         if weights.dim() == 3:  # one weight serves all tokens

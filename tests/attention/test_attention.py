@@ -129,6 +129,38 @@ def test_softmax_loads_timm_attention_weights():
     assert (ours(x) - theirs(x)).abs().max() <= 1e-10
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if "key_padding_mask" in ATTENTIONS[n].honours])
+@pytest.mark.parametrize("filling", [0.0, 1e3, float("nan")])
+def test_padding_a_batch_equals_running_each_image_alone(name, filling):
+    layer, x = layer_and_input(name)
+    lengths = [13, 1, 6]
+    padding = torch.arange(13) >= torch.tensor(lengths)[:, None]
+    x = torch.randn(3, 13, 32, dtype=torch.float64).masked_fill(padding[..., None], filling)
+    padded, weights = layer(x, key_padding_mask=padding), layer.weights(x, key_padding_mask=padding)
+    for i, n in enumerate(lengths):
+        assert (padded[i, :n] - layer(x[i : i + 1, :n])[0]).abs().max() <= 1e-12
+        assert (weights[i, ..., n:] == 0).all()
+    gradient = torch.autograd.grad(padded[~padding].square().sum(), list(layer.parameters()))
+    assert all(g.isfinite().all() for g in gradient)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "attn_mask" in ATTENTIONS[n].honours])
+@pytest.mark.parametrize("shape", [(13, 13), (2, 13, 13), (2, 4, 13, 13)])
+def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
+    layer, x = layer_and_input(name)
+    hidden = torch.zeros(shape, dtype=torch.bool)
+    hidden[..., 3, 5:] = True
+    hidden[..., 4, :] = True  # sees nothing at all
+    weights, open_weights = layer.weights(x, attn_mask=hidden), layer.weights(x)
+    assert (weights[..., 3, 5:] == 0).all()
+    assert (weights[..., 4, :] == 0).all()
+    assert layer(x, attn_mask=hidden).isfinite().all()
+    ratio = (weights / open_weights)[..., :3, :]
+    assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-12
+    future = torch.ones(13, 13, dtype=torch.bool).triu(1)
+    assert (layer(x, is_causal=True) - layer(x, attn_mask=future)).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_dropout_acts_in_training_only(name):
     layer, x = layer_and_input(name, attn_drop=0.5, proj_drop=0.5)
@@ -142,5 +174,18 @@ def test_dropout_acts_in_training_only(name):
 def test_bad_input_names_what_is_wrong(name):
     with pytest.raises(UsageError, match=r"num_heads=5 does not divide dim=32"):
         ATTENTIONS[name](32, num_heads=5)
-    with pytest.raises(ValueError, match=r"\(2, 13, 31\).*D = 32"):
-        ATTENTIONS[name](32)(torch.zeros(2, 13, 31))
+    layer, x = ATTENTIONS[name](32), torch.zeros(2, 13, 32)
+    mistakes = {
+        r"x has shape \(2, 13, 31\).*D = 32.*\(96, 32\)": {"x": torch.zeros(2, 13, 31)},
+        r"x has shape \(13, 32\)": {"x": x[0]},
+        r"x of shape \(2, 13, 32\) is torch.float64, expected torch.float32": {"x": x.double()},
+        r"x of shape \(2, 13, 32\) is torch.int64": {"x": x.long()},
+        r"x of shape \(2, 13, 32\) is on meta, expected cpu": {"x": x.to("meta")},
+        r"key_padding_mask has shape \(13, 2\), expected \(2, 13\)": {"key_padding_mask": torch.ones(13, 2) > 0},
+        r"key_padding_mask of shape \(2, 13\) is torch.float32": {"key_padding_mask": torch.ones(2, 13)},
+        r"attn_mask has shape \(12, 13\), expected \(13, 13\) or": {"attn_mask": torch.ones(12, 13) > 0},
+    }
+    for message, arguments in mistakes.items():
+        if not next(iter(arguments)).endswith("mask") or next(iter(arguments)) in layer.honours:
+            with pytest.raises(ValueError, match=message):
+                layer(**{"x": x, **arguments})

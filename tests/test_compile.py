@@ -1,0 +1,54 @@
+"""torch.compile takes the whole backbone with every attention: one graph, and none more when the batch size changes."""
+
+import functools
+import math
+
+import pytest
+import torch
+
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, graph_tiles, pure
+from infvit.vit import VisionTransformer
+
+SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
+VARIANTS = {
+    **ATTENTIONS,
+    "infsa, all hops": functools.partial(PureInfSA, hops=math.inf),
+    "linear_infsa, chunks": functools.partial(LinearInfSA, chunk=5),
+}
+
+
+@pytest.fixture(params=[*VARIANTS, "infsa in tiles", "infsa in tiles, all hops"])
+def model(request, monkeypatch):
+    name = request.param
+    if "in tiles" in name:
+        monkeypatch.setattr(pure, "DENSE_TOKENS", 0)
+        monkeypatch.setattr(graph_tiles, "TILE", 7)
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    return VisionTransformer(VARIANTS[name.replace(" in tiles", "")], **SMALL)
+
+
+def test_one_graph_for_all_batch_sizes_forward_and_backward(model):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    for batch in (2, 3, 7):
+        images = torch.randn(batch, 3, 16, 16)
+        torch._dynamo.mark_dynamic(images, 0)
+        got = torch.autograd.grad(compiled(images).square().sum(), list(model.parameters()))
+        expected = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
+        for g, e in zip(got, expected, strict=True):
+            assert (g - e).abs().max() <= 1e-4 * max(1, e.abs().max())
+    assert len(graphs) == 1
+
+
+def test_the_default_compiler_gives_the_same():
+    torch.compiler.reset()
+    model = VisionTransformer(LinearInfSA, **{**SMALL, "depth": 1}).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert (torch.compile(model, fullgraph=True)(images) - model(images)).abs().max() <= 1e-5
