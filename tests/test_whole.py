@@ -20,7 +20,7 @@ SHAPES = {
     "swin_tiny_patch4_window7_224": (12, 768, None, 4),
     "convnext_tiny": (18, 768, None, None),
     "xcit_small_12_p16_224": (12, 384, 8, 16),
-    "test_efficientnet": (5, 256, None, None),
+    "efficientnet_b0": (16, 1280, None, None),
     "resnet18": (None, 512, None, None),
 }
 

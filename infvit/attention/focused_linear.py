@@ -18,7 +18,8 @@ class FocusedLinearAttention(KernelAttention):
     With `kernel_size` k a depthwise k × k convolution of V over the grid of patches is added to O, the same d filters
     for all heads, as published. The grid is found in the number of tokens: a square, or a square and one class token,
     to which the convolution adds nothing; any other number is refused, and so is padding, which is no part of a grid.
-    (The published code also divides Q and K by a learned scale per channel; the paper has none, nor has this.)
+    As in the paper and unlike its published code, Q and K are not divided by a learned scale per channel, K has no
+    position embedding of its own, and the norms are of each head's q and k, not of all heads' together.
 
     Args:
         power: p; 3 in the paper.
