@@ -25,6 +25,7 @@ from data.datamodule import ImageDataModule
 from infvit.compare import Result
 from infvit.errors import UsageError
 from infvit.measure.cost import cost
+from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 
 PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv")
@@ -38,15 +39,17 @@ class RunRecord(Callback):
         self.writes = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
         self.since = time.monotonic()
         self.speeds: list[float] = []
+        # A whole model of timm has a shape of its own, known once it exists.
+        size = cfg.size if cfg.model.attention else Shape(None, None, None, None)
         self.result = Result(
             status="running",
             model=cfg.model.name,
             attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
             variant=_variant(),
-            depth=cfg.size.depth,
-            dim=cfg.size.dim,
-            heads=cfg.size.heads,
-            patch=cfg.size.patch,
+            depth=size.depth,
+            dim=size.dim,
+            heads=size.heads,
+            patch=size.patch,
             image_size=cfg.size.image_size,
             num_classes=None,
             recipe=cfg.recipe.name,
@@ -87,10 +90,11 @@ class RunRecord(Callback):
             print(f"{self.result.status}: {score} in {self.result.seconds:.0f} s; {self.path}", flush=True)
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
-        """Adds what is known once model and data exist: counts, classes, fingerprint."""
+        """Adds what is known once model and data exist: shape, counts, classes, fingerprint."""
         counted = cost(module.net, self.result.image_size)
         self.result = dataclasses.replace(
             self.result,
+            **dataclasses.asdict(shape(module.net)),
             parameters=counted.parameters,
             macs_forward=counted.macs_forward,
             flops_forward=counted.flops_forward,
@@ -106,7 +110,7 @@ class RunRecord(Callback):
         r = self.result
         if self.writes:
             print(
-                f"{r.model}: {r.depth} layers, {r.parameters:,} parameters, "
+                f"{r.model}: {r.depth or '?'} layers, {r.parameters:,} parameters, "
                 f"{(r.flops_forward or 0) / 1e9:,.3g} GFLOPs forward per image at {r.image_size} px\n"
                 f"recipe {r.recipe}#{r.recipe_hash}: {r.epochs} epochs, batch {r.batch_size}, "
                 f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512)\n"
@@ -165,7 +169,8 @@ def recipe_hash(recipe: DictConfig) -> str:
 def _variant() -> str:
     """The overrides that change the model beyond choosing it by name."""
     overrides = HydraConfig.get().overrides.task
-    return " ".join(o for o in overrides if o.lstrip("+~").startswith(("model.", "size.", "backbone.")))
+    changes = [o for o in overrides if o.lstrip("+~").startswith(("model.", "size.", "backbone."))]
+    return " ".join(o for o in changes if not o.startswith("model.name="))
 
 
 def _hardware() -> dict[str, Any]:

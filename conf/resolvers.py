@@ -1,4 +1,4 @@
-"""What configurations ask of the machine and of Hydra: `${precision:}`, `${sweep_name:}`, `${wandb_mode:}`."""
+"""What configurations ask of the machine and of Hydra: `${precision:}`, `${sweep_name:}`, `${wandb_mode:}` ..."""
 
 import contextlib
 import netrc
@@ -46,6 +46,11 @@ def cores_per_device(devices: int | str | Sequence[int]) -> int:
     return max(len(os.sched_getaffinity(0)) // max(count, 1), 1)
 
 
+def tokens(image_size: int, patch: int, class_token: bool) -> int:
+    """How many tokens the backbone makes of a training image."""
+    return (image_size // patch) ** 2 + int(class_token)
+
+
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The composed configuration with every value resolved, for loggers."""
     content = OmegaConf.to_container(cfg, resolve=True)
@@ -55,5 +60,5 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
-    for resolver in (precision, sweep_name, wandb_mode, cores_per_device):
+    for resolver in (precision, sweep_name, wandb_mode, cores_per_device, tokens):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from callbacks.result import recipe_hash
 from conf import resolvers
+from infvit.attention import ATTENTIONS
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -24,7 +25,10 @@ def composed(*overrides: str):
         return compose("train", [*overrides])
 
 
-@pytest.mark.parametrize("model", options("model"))
+ATTENTION_MODELS = [model for model in options("model") if model != "timm"]
+
+
+@pytest.mark.parametrize("model", ATTENTION_MODELS)
 @pytest.mark.parametrize("size", options("size"))
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_every_model_size_and_recipe(model, size, recipe):
@@ -35,6 +39,25 @@ def test_every_model_size_and_recipe(model, size, recipe):
     assert net.blocks[0].attn.num_heads == cfg.size.heads
     assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.drop_path)
     assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
+
+
+def test_every_attention_is_a_model():
+    classes = {composed(f"model={model}").model.attention._target_.rsplit(".", 1)[-1] for model in ATTENTION_MODELS}
+    assert classes == {attention.__name__ for attention in ATTENTIONS.values()}
+
+
+def test_linformer_is_made_for_the_tokens_of_size_and_recipe():
+    sizes = (["size=large4"], ["size=tiny"], ["size=tiny", "recipe.class_token=false"])
+    tokens = [composed("model=linformer", *size).model.attention.tokens for size in sizes]
+    assert tokens == [197, 17, 16]
+
+
+def test_a_model_of_timm_takes_the_recipes_stochastic_depth_and_the_size_of_the_images():
+    cfg = composed("model=timm", "model.name=swin_tiny_patch4_window7_224", "size.image_size=64")
+    with torch.device("meta"):
+        net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
+        assert net(torch.empty(1, 3, 64, 64)).shape == (1, 10)
+    assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.drop_path)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

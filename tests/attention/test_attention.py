@@ -6,7 +6,7 @@ from timm.layers import Attention as TimmAttention
 
 from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.errors import UsageError
-from tests.attention import naive
+from tests.attention.twins import SIGNED, TWINS, WITHOUT_WEIGHTS
 
 NAMES = list(ATTENTIONS)
 
@@ -31,7 +31,7 @@ def gradients(output, layer, x):
 def test_equals_its_naive_twin_in_float64(name, qkv_bias, N):
     layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias)
     x.requires_grad_()
-    fast, twin = layer(x), naive.TWINS[name](layer, x)
+    fast, twin = layer(x), TWINS[name](layer, x)
     assert (fast - twin).abs().max() <= 1e-10
     for got, expected in zip(gradients(fast, layer, x), gradients(twin, layer, x), strict=True):
         assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
@@ -40,7 +40,8 @@ def test_equals_its_naive_twin_in_float64(name, qkv_bias, N):
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_its_naive_twin_in_float32(name):
     layer, x = layer_and_input(name, N=197, D=64, dtype=torch.float32)
-    assert (layer(x) - naive.TWINS[name](layer, x)).abs().max() <= 1e-5
+    expected = TWINS[name](layer, x)
+    assert (layer(x) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,17 +49,18 @@ def test_equals_its_naive_twin_in_float32(name):
 @pytest.mark.parametrize("how", ["cast", "autocast"])
 def test_half_precision_is_finite_and_close(name, dtype, how):
     layer, x = layer_and_input(name, N=197, D=64)
-    expected = naive.TWINS[name](layer, x)
+    expected = TWINS[name](layer, x)
     if how == "cast":
         got = layer.to(dtype)(x.to(dtype))
     else:
         with torch.autocast("cpu", dtype):
             got = layer.float()(x.float())
     assert got.isfinite().all()
-    assert (got.double() - expected).norm() <= 2e-2 * expected.norm()
+    tolerance = 3e-2 if name == "linformer" else 2e-2  # its logits sum over the tokens, and so do their roundings
+    assert (got.double() - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])
 def test_weights_are_what_the_operator_weighs_with(name):
     layer, x = layer_and_input(name)
     Q, _K, V = layer.heads(x)
@@ -66,7 +68,7 @@ def test_weights_are_what_the_operator_weighs_with(name):
     gamma = layer.gamma[:, None, None] if hasattr(layer, "gamma") else 1.0
     O = w @ V if w.ndim == 4 else (w[:, :, None] @ V).expand_as(Q)  # noqa: E741
     assert (layer.merge(gamma * O) - layer(x)).abs().max() <= 1e-10
-    assert (w >= 0).all()
+    assert (w >= 0).all() or name in SIGNED
 
 
 @pytest.mark.parametrize("name", ["infsa", "linear_infsa"])
@@ -167,7 +169,7 @@ def test_dropout_acts_in_training_only(name):
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
-    assert (layer(x) - naive.TWINS[name](layer, x)).abs().max() <= 1e-10
+    assert (layer(x) - TWINS[name](layer, x)).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,32 @@
+"""Efficient attention: softmax of queries over features and of keys over tokens (arXiv:1812.01243)."""
+
+from torch import Tensor
+
+from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.tokens import drop_tokens, precise, seen_softmax
+
+
+class EfficientAttention(Attention):
+    """O = softmax_features(Q) (softmax_tokens(K)ᵀ V): O(N) time, a d × d state per head, rows of weights sum to 1.
+
+    `attn_drop` leaves out whole tokens.
+    """
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        Q, K, V = self.heads(x)
+        with without_autocast(x):
+            state = _over_tokens(K, masks) @ drop_tokens(precise(V), self.attn_drop)
+            O = precise(Q).softmax(-1) @ state  # noqa: E741
+        return self.merge(O.to(V.dtype))
+
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+        """The implied matrix: (B, N, D) → (B, H, N, N)."""
+        Q, K, _ = self.heads(x)
+        with without_autocast(x):
+            return precise(Q).softmax(-1) @ _over_tokens(K, masks)
+
+
+def _over_tokens(K: Tensor, masks: Masks) -> Tensor:
+    """(B, H, N, d) → (B, H, d, N), each feature a distribution over the tokens."""
+    padding = masks.key_padding
+    return seen_softmax(precise(K).mT, None if padding is None else padding[:, None, None, :])

@@ -1,0 +1,79 @@
+"""Focused linear attention, FLatten (arXiv:2308.00442)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infvit.attention.apart import normal_apart
+from infvit.attention.kernel import TINY, KernelAttention
+from infvit.attention.layer import Masks
+from infvit.errors import UsageError
+
+
+class FocusedLinearAttention(KernelAttention):
+    """phi(x) = ‖relu x‖ / ‖relu(x)^p‖ · relu(x)^p: the norm is kept, the direction drawn towards its largest axis.
+
+    With `kernel_size` k a depthwise k × k convolution of V over the grid of patches is added to O, the same d filters
+    for all heads, as published. The grid is found in the number of tokens: a square, or a square and one class token,
+    to which the convolution adds nothing; any other number is refused, and so is padding, which is no part of a grid.
+    As in the paper and unlike its published code, Q and K are not divided by a learned scale per channel, K has no
+    position embedding of its own, and the norms are of each head's q and k, not of all heads' together.
+
+    Args:
+        power: p; 3 in the paper.
+        kernel_size: odd side of the convolution, 5 in the paper; 0 leaves it out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        power: float = 3.0,
+        kernel_size: int = 0,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        if power <= 0:
+            raise UsageError(f"power={power} does not focus: expected a power above 0, as 3 in the paper")
+        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
+            raise UsageError(f"kernel_size={kernel_size} has no centre: expected an odd side, or 0 for no convolution")
+        self.power, self.kernel_size = power, kernel_size
+        if kernel_size:
+            filters = normal_apart(self.head_dim, 1, kernel_size, kernel_size, std=1 / (math.sqrt(3) * kernel_size))
+            self.conv_weight = nn.Parameter(filters)
+            self.conv_bias = nn.Parameter(torch.zeros(self.head_dim))
+
+    def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        return self._focus(Q), self._focus(K)
+
+    def _focus(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        # Of a direction and not of x, whose powers would leave the range of float32.
+        focused = (x / norm.clamp_min(TINY)) ** self.power
+        return norm * focused / torch.linalg.vector_norm(focused, dim=-1, keepdim=True).clamp_min(TINY)
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        if self.kernel_size and masks.key_padding is not None:
+            raise UsageError("FocusedLinearAttention cannot honour key_padding_mask with a convolution: kernel_size=0")
+        Q, K, V = self.heads(x)
+        O = self.mix(Q, K, V, masks)  # noqa: E741
+        return self.merge(O + self._local(V) if self.kernel_size else O)
+
+    def _local(self, V: Tensor) -> Tensor:
+        """The convolution of V's patches, (B, H, N, d), 0 at the class token."""
+        B, H, N, d = V.shape
+        side = math.isqrt(N)
+        prefix = N - side**2
+        if prefix > 1:
+            raise UsageError(
+                f"{N} tokens are no square grid with or without a class token, which the convolution of "
+                f"FocusedLinearAttention needs: use square images, or kernel_size=0"
+            )
+        grid = V[:, :, prefix:].mT.reshape(B * H, d, side, side)
+        local = F.conv2d(grid, self.conv_weight, self.conv_bias, padding=self.kernel_size // 2, groups=d)
+        return F.pad(local.view(B, H, d, side**2).mT, (0, 0, prefix, 0))

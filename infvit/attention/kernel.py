@@ -1,0 +1,46 @@
+"""The form that linear attentions share: a kernel phi(q) · phi(k) in place of exp(q · k), summed over tokens first."""
+
+from torch import Tensor
+
+from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.tokens import drop_tokens, hide, precise
+
+TINY = 1e-12
+"""Least normaliser: a token whose weights are all 0 gets 0."""
+
+
+class KernelAttention(Attention):
+    """O(N) time and memory: the sums over tokens are a (features × d) and a (features) state per head.
+
+        O_i = Σ_j phi(Q_i) · phi(K_j) V_j / Σ_j phi(Q_i) · phi(K_j)
+
+    What runs is phi(Q) (phi(K)ᵀ V) / (phi(Q) · Σ phi(K)). An operator of the family writes `features`. `attn_drop`
+    leaves out whole tokens.
+    """
+
+    def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """phi(Q), phi(K) ≥ 0, (B, H, N, features), of Q, K (B, H, N, d) in float32 or better."""
+        raise NotImplementedError
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        return self.merge(self.mix(*self.heads(x), masks))
+
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        """O of every head, (B, H, N, d), in V's dtype."""
+        with without_autocast(V):
+            phi_Q, phi_K = self._features(Q, K, masks)
+            total = phi_Q @ phi_K.sum(-2, keepdim=True).mT
+            state = phi_K.mT @ drop_tokens(precise(V), self.attn_drop)
+            return (phi_Q @ state / total.clamp_min(TINY)).to(V.dtype)
+
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+        """The implied matrix, rows summing to 1 or 0: (B, N, D) → (B, H, N, N)."""
+        Q, K, _ = self.heads(x)
+        with without_autocast(x):
+            phi_Q, phi_K = self._features(Q, K, masks)
+            weights = phi_Q @ phi_K.mT
+            return weights / weights.sum(-1, keepdim=True).clamp_min(TINY)
+
+    def _features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        phi_Q, phi_K = self.features(precise(Q), precise(K), masks)
+        return phi_Q, hide(phi_K, masks)

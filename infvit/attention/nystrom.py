@@ -1,0 +1,94 @@
+"""Nyströmformer: softmax attention through landmarks (arXiv:2102.03902)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from infvit.attention.apart import normal_apart
+from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.tokens import drop_tokens, hide, places, precise, seen_softmax
+from infvit.errors import UsageError
+
+
+class NystromAttention(Attention):
+    """O = F A⁺ B V, softmax kernels of scores / √d between tokens and m landmarks: O(N m) time and memory.
+
+        F = softmax(Q K̃ᵀ)  (N, m)      A = softmax(Q̃ K̃ᵀ)  (m, m)      B = softmax(Q̃ Kᵀ)  (m, N)
+
+    Landmarks Q̃, K̃ are the means of m segments of the sequence; where m does not divide N, segments of ⌊N/m⌋ and ⌈N/m⌉
+    tokens. With fewer tokens than `landmarks` each token is one. Segments count without padding. A⁺ is iterated as in
+    the paper, starting from Aᵀ / (‖A‖₁ ‖A‖∞) of each head of each image (the published code takes the largest norm of
+    the whole batch, so that an image's result depends on its neighbours).
+
+    Args:
+        landmarks: m; 64 in the paper.
+        iterations: steps of the iterated inverse; 6 in the paper.
+        kernel_size: the paper's skip connection, a depthwise convolution of V along the tokens, one odd filter a head
+            (33 in the published code); 0 leaves it out. It refuses padding.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        landmarks: int = 64,
+        iterations: int = 6,
+        kernel_size: int = 0,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        if landmarks < 1 or iterations < 0:
+            raise UsageError(f"landmarks={landmarks}, iterations={iterations}: expected at least 1 and 0")
+        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
+            raise UsageError(
+                f"kernel_size={kernel_size} has no centre: expected an odd length, or 0 for no convolution"
+            )
+        self.landmarks, self.iterations, self.kernel_size = landmarks, iterations, kernel_size
+        if kernel_size:
+            self.conv_weight = nn.Parameter(normal_apart(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5))
+
+    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        if self.kernel_size and masks.key_padding is not None:
+            raise UsageError("NystromAttention cannot honour key_padding_mask with a convolution: use kernel_size=0")
+        Q, K, V = self.heads(x)
+        with without_autocast(x):
+            F, inverse, B = self._kernels(Q, K, masks)
+            O = (F @ (inverse @ (B @ drop_tokens(precise(V), self.attn_drop)))).to(V.dtype)  # noqa: E741
+        if self.kernel_size:
+            padding = (self.kernel_size // 2, 0)
+            O = O + functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)  # noqa: E741
+        return self.merge(O)
+
+    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+        """The implied matrix F A⁺ B, without the convolution, near softmax's but of either sign: → (B, H, N, N)."""
+        Q, K, _ = self.heads(x)
+        with without_autocast(x):
+            F, inverse, B = self._kernels(Q, K, masks)
+            return F @ inverse @ B
+
+    def _kernels(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
+        """F (B, H, N, m), A⁺ (B, H, m, m) and B (B, H, m, N)."""
+        Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
+        place, count = places(Q[:, 0], masks)
+        m = min(self.landmarks, Q.shape[-2])
+        segment = place * count.clamp_max(m) // count
+        members = hide(functional.one_hot(segment, m)[:, None].to(Q.dtype), masks)
+        sizes = members.sum(-2)[..., None]  # (B, 1, m, 1)
+        Q_mean, K_mean = (members.mT @ t / sizes.clamp_min(1) for t in (Q, K))
+        none = sizes == 0  # landmarks beyond the tokens of an image that has few
+        padding = None if masks.key_padding is None else masks.key_padding[:, None, None, :]
+        F = seen_softmax(Q @ K_mean.mT, none.mT)
+        A = seen_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
+        B = seen_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
+        return F, self._inverse(A), B
+
+    def _inverse(self, A: Tensor) -> Tensor:
+        """A⁺ by Z ← Z (13 I − A Z (15 I − A Z (7 I − A Z))) / 4. (‖A‖∞ = 1: its rows sum to 1.)"""
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        Z = A.mT / A.sum(-2).amax(-1)[..., None, None].clamp_min(1)
+        for _ in range(self.iterations):
+            AZ = A @ Z
+            Z = Z @ (13 * eye - AZ @ (15 * eye - AZ @ (7 * eye - AZ))) / 4
+        return Z

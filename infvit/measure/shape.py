@@ -1,0 +1,40 @@
+"""How deep and wide a model is, as its row in a table says: asked of the model itself."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Blocks, width of the last features, heads and patch in pixels; None for what a model has none or several of."""
+
+    depth: int | None
+    dim: int | None
+    heads: int | None
+    patch: int | None
+
+
+def shape(net: nn.Module) -> Shape:
+    """The shape of a VisionTransformer of this package or of a model of timm, whose stages count together."""
+    blocks = sum(_length(m) for name, m in net.named_modules() if name.rpartition(".")[2] == "blocks")
+    patch = getattr(net, "patch_size", None) or getattr(getattr(net, "patch_embed", None), "patch_size", None)
+    sides = patch if isinstance(patch, tuple) else (patch,)
+    return Shape(
+        depth=blocks or None,
+        dim=_one([getattr(net, "num_features", None)]),
+        heads=_one([getattr(m, "num_heads", None) for m in net.modules()]),
+        patch=_one(sides),
+    )
+
+
+def _one(found: Iterable[object]) -> int | None:
+    """The one whole number among what was found."""
+    numbers = {number for number in found if isinstance(number, int)}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _length(blocks: nn.Module) -> int:
+    """Blocks in a list, or in a list of stages that are lists (as in timm's EfficientNet)."""
+    return sum(len(child) if isinstance(child, nn.Sequential) else 1 for child in blocks.children())

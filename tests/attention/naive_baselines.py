@@ -1,0 +1,147 @@
+"""The baselines as their papers write them, one head of one image at a time: the twins of the fast paths."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tests.attention.naive import _each_image, heads
+
+LEAST = 1e-12
+
+
+def _by_weights(weights):
+    """A twin from `weights(layer, Q, K)`, the (N, N) matrix of one head."""
+
+    def twin(layer, x: Tensor) -> Tensor:
+        return _each_image(layer, x, [lambda Q, K, V: weights(layer, Q, K) @ V] * layer.num_heads)
+
+    return twin
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(LEAST)
+
+
+@_by_weights
+def relu(layer, Q, K):
+    return torch.relu(Q @ K.T / layer.head_dim**0.5) / len(K)
+
+
+@_by_weights
+def elu_linear(layer, Q, K):  # noqa: ARG001
+    def phi(x):
+        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+
+    return _normalised(phi(Q) @ phi(K).T)
+
+
+@_by_weights
+def relu_linear(layer, Q, K):  # noqa: ARG001
+    return _normalised(torch.relu(Q) @ torch.relu(K).T)
+
+
+@_by_weights
+def focused_linear(layer, Q, K):
+    def phi(x):
+        x = torch.relu(x)
+        rows = [row.norm() / (row**layer.power).norm() * row**layer.power if row.any() else row for row in x]
+        return torch.stack(rows)
+
+    return _normalised(phi(Q) @ phi(K).T)
+
+
+@_by_weights
+def cosformer(layer, Q, K):  # noqa: ARG001
+    N = len(Q)
+    nearness = [[math.cos(math.pi / 2 * (i - j) / N) for j in range(N)] for i in range(N)]
+    return _normalised(torch.relu(Q) @ torch.relu(K).T * Q.new_tensor(nearness))
+
+
+@_by_weights
+def performer(layer, Q, K):
+    def phi(x):
+        x = x / layer.head_dim**0.25
+        return torch.exp(x @ layer.projection.T - (x * x).sum(dim=1, keepdim=True) / 2) / len(layer.projection) ** 0.5
+
+    return _normalised(phi(Q) @ phi(K).T)
+
+
+@_by_weights
+def efficient(layer, Q, K):  # noqa: ARG001
+    return torch.softmax(Q, dim=1) @ torch.softmax(K, dim=0).T
+
+
+@_by_weights
+def linformer(layer, Q, K):
+    E, F = layer.key_value_projection
+    E, F = _resized(E, len(K)), _resized(F, len(K))
+    return torch.softmax(Q @ (E @ K).T / layer.head_dim**0.5, dim=1) @ F
+
+
+def _resized(E: Tensor, N: int) -> Tensor:
+    """(rank, tokens) → (rank, N), linear along the tokens and of equal sums, by torch."""
+    tokens = E.shape[1]
+    return torch.nn.functional.interpolate(E[None], size=N, mode="linear", align_corners=False)[0] * tokens / N
+
+
+@_by_weights
+def nystrom(layer, Q, K):
+    N = len(K)
+    m = min(layer.landmarks, N)
+    segments = [[i for i in range(N) if i * m // N == s] for s in range(m)]
+    Q, K = Q / layer.head_dim**0.25, K / layer.head_dim**0.25
+    Qm = torch.stack([Q[segment].mean(dim=0) for segment in segments])
+    Km = torch.stack([K[segment].mean(dim=0) for segment in segments])
+    A = torch.softmax(Qm @ Km.T, dim=1)
+    I = torch.eye(m, dtype=A.dtype)  # noqa: E741
+    Z = A.T / (torch.linalg.matrix_norm(A, 1) * torch.linalg.matrix_norm(A, torch.inf))
+    for _ in range(layer.iterations):
+        Z = 0.25 * Z @ (13 * I - A @ Z @ (15 * I - A @ Z @ (7 * I - A @ Z)))
+    return torch.softmax(Q @ Km.T, dim=1) @ Z @ torch.softmax(Qm @ K.T, dim=1)
+
+
+def hydra(layer, x: Tensor) -> Tensor:
+    images = []
+    for image in x:
+        bias = layer.qkv.bias if layer.qkv.bias is not None else 0
+        Q, K, V = (image @ layer.qkv.weight.T + bias).chunk(3, dim=1)
+        Q = torch.stack([q / q.norm().clamp_min(1e-6) for q in Q])
+        K = torch.stack([k / k.norm().clamp_min(1e-6) for k in K])
+        O = Q * (K * V).sum(dim=0)  # noqa: E741
+        images.append(O @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
+def xca(layer, x: Tensor) -> Tensor:
+    images = []
+    for image in x:
+        outputs = []
+        for Q, K, V, tau in zip(*heads(layer, image), layer.temperature, strict=True):
+            Q, K = (t / t.norm(dim=0).clamp_min(1e-6) for t in (Q, K))
+            outputs.append(V @ torch.softmax(tau * Q.T @ K, dim=1).T)
+        images.append(torch.cat(outputs, dim=1) @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
+def none(layer, x: Tensor) -> Tensor:
+    D = layer.dim
+    values, mixed = layer.qkv.weight[2 * D :], layer.proj.weight
+    bias = layer.qkv.bias[2 * D :] if layer.qkv.bias is not None else 0
+    return (x @ values.T + bias) @ mixed.T + layer.proj.bias
+
+
+TWINS = {
+    "relu": relu,
+    "elu_linear": elu_linear,
+    "relu_linear": relu_linear,
+    "focused_linear": focused_linear,
+    "cosformer": cosformer,
+    "performer": performer,
+    "efficient": efficient,
+    "linformer": linformer,
+    "nystrom": nystrom,
+    "hydra": hydra,
+    "xca": xca,
+    "none": none,
+}

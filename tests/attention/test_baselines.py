@@ -1,0 +1,357 @@
+"""What a user of the baselines relies on beyond the formula: masks, corners, seeds, options, published numbers."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from timm.models.efficientvit_mit import LiteMLA
+from timm.models.xcit import XCA
+from torch.nn import functional as F
+from transformers import NystromformerConfig
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+
+from infvit.attention import (
+    ATTENTIONS,
+    CrossCovarianceAttention,
+    FocusedLinearAttention,
+    LinformerAttention,
+    NystromAttention,
+    PerformerAttention,
+    ReLUAttention,
+    ReLULinearAttention,
+)
+from infvit.errors import UsageError
+from infvit.measure.cost import cost
+from infvit.vit import VisionTransformer
+from tests.attention.naive_baselines import TWINS
+from tests.attention.test_attention import gradients, layer_and_input
+from tests.attention.twins import WITHOUT_WEIGHTS
+
+NAMES = list(TWINS)
+WEIGHING = [name for name in NAMES if name not in WITHOUT_WEIGHTS]
+CONVOLVING = [(FocusedLinearAttention, 3), (NystromAttention, 3)]
+
+
+@pytest.fixture
+def compiler():
+    """torch counts how often `Attention.forward` was compiled, over all operators: from 0 for each test."""
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fill", [7.0, float("nan")])
+def test_a_padded_batch_is_each_image_alone(name, fill):
+    layer, x = layer_and_input(name, B=3, N=13)
+    seen = torch.rand(3, 13).argsort(1) < torch.tensor([[13], [5], [1]])  # anywhere in the sequence
+    padded = x.masked_fill(~seen[..., None], fill).requires_grad_()
+    output = layer(padded, key_padding_mask=~seen)
+    for image, alone, tokens in zip(output, x, seen, strict=True):
+        assert (image[tokens] - layer(alone[tokens][None])[0]).abs().max() <= 1e-10
+    output[seen].sum().backward()
+    assert padded.grad.isfinite().all()
+    assert (padded.grad[~seen] == 0).all()
+    if name in WEIGHING:
+        weights = layer.weights(padded, key_padding_mask=~seen)
+        assert (weights.movedim(-1, 1)[~seen] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_of_nothing_but_padding_is_finite(name):
+    layer, x = layer_and_input(name)
+    x.requires_grad_()
+    padding = torch.tensor([[True] * 13, [False] * 13])
+    output = layer(x, key_padding_mask=padding)
+    assert all(g.isfinite().all() for g in gradients(output, layer, x))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "relu"])
+def test_what_has_no_matrix_refuses_masks_of_it(name):
+    layer, x = layer_and_input(name)
+    with pytest.raises(UsageError, match="cannot honour is_causal"):
+        layer(x, is_causal=True)
+    with pytest.raises(UsageError, match="cannot honour attn_mask"):
+        layer(x, attn_mask=torch.zeros(13, 13, dtype=torch.bool))
+
+
+def test_relu_attention_gives_each_token_what_its_visible_tokens_alone_would():
+    layer, x = layer_and_input("relu")
+    causal = layer(x, is_causal=True)
+    for i in range(13):
+        assert (causal[:, i] - layer(x[:, : i + 1])[:, i]).abs().max() <= 1e-10
+    blind = layer(x, attn_mask=torch.ones(13, 13, dtype=torch.bool))
+    assert torch.equal(blind, layer.proj.bias.expand_as(blind))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("content", ["zero", "constant", "one token"])
+def test_corners_have_finite_outputs_and_gradients(name, dtype, content):
+    layer, x = layer_and_input(name, B=1, dtype=dtype)
+    if content == "zero":
+        layer.qkv.bias.data.zero_()
+        x = torch.zeros_like(x)
+    x = torch.ones_like(x) if content == "constant" else x[:, :1] if content == "one token" else x
+    x.requires_grad_()
+    output = layer(x)
+    assert output.isfinite().all()
+    assert all(g.isfinite().all() for g in gradients(output, layer, x))
+
+
+@pytest.mark.parametrize("name", ["relu_linear", "focused_linear", "cosformer"])
+def test_a_head_that_no_key_speaks_to_gives_zero(name):
+    layer, x = layer_and_input(name)
+    with torch.no_grad():
+        layer.qkv.weight[:32] = 0
+        layer.qkv.bias[:32] = -1
+    x.requires_grad_()
+    output = layer(x)
+    assert torch.equal(output, layer.proj.bias.expand_as(output))
+    assert all(g.isfinite().all() for g in gradients(output, layer, x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("compiler")
+def test_compiles_in_one_graph(name):
+    layer, x = layer_and_input(name, N=17)
+    padding = torch.zeros(2, 17, dtype=torch.bool)
+    padding[0, 9:] = True
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for arguments in ({}, {"key_padding_mask": padding}):
+        assert (compiled(x, **arguments) - layer(x, **arguments)).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_draws_nothing_from_the_global_generator(name):
+    layer, x = layer_and_input(name)
+    before = torch.get_rng_state()
+    ATTENTIONS[name](32)(x.float()).sum().backward()
+    after_making = torch.get_rng_state()
+    torch.set_rng_state(before)
+    ATTENTIONS["softmax"](32)(x.float())
+    assert torch.equal(torch.get_rng_state(), after_making)
+    layer(x).sum().backward()
+    assert torch.equal(torch.get_rng_state(), after_making)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_are_counted_on_the_meta_device(name):
+    with torch.device("meta"):
+        model = VisionTransformer(ATTENTIONS[name], img_size=128, patch_size=4, dim=64, depth=1, num_heads=4)
+        softmax = VisionTransformer(ATTENTIONS["softmax"], img_size=128, patch_size=4, dim=64, depth=1, num_heads=4)
+    assert all(p.is_meta for p in [*model.parameters(), *model.buffers()])
+    flops = cost(model, 128).flops_forward
+    assert flops == cost(softmax, 128).flops_forward if name == "relu" else flops < cost(softmax, 128).flops_forward
+
+
+@pytest.mark.parametrize("name", ["xca", "none"])
+def test_what_weighs_no_tokens_says_what_it_offers(name):
+    layer, x = layer_and_input(name)
+    with pytest.raises(UsageError, match=r"`(channel_weights|layer)\(x\)`"):
+        layer.weights(x)
+
+
+def test_channel_weights_are_what_xca_weighs_channels_with():
+    layer, x = layer_and_input("xca")
+    weights, V = layer.channel_weights(x), layer.heads(x)[2]
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 8, dtype=torch.float64))
+    assert (layer.merge(V @ weights.mT) - layer(x)).abs().max() <= 1e-10
+
+
+def test_xca_is_timms():
+    theirs = XCA(32, num_heads=4, qkv_bias=True).double()
+    ours = CrossCovarianceAttention(32, num_heads=4).double()
+    theirs.temperature.data = torch.rand(4, 1, 1, dtype=torch.float64) + 0.5
+    ours.load_state_dict({**theirs.state_dict(), "temperature": theirs.temperature.flatten()})
+    x = torch.randn(2, 5, 32, dtype=torch.float64)
+    assert (ours(x) - theirs(x)).abs().max() <= 1e-10
+
+
+def test_relu_linear_is_the_attention_of_timms_efficientvit():
+    layer, x = layer_and_input("relu_linear")
+    theirs = LiteMLA(32, 32, heads=4, dim=8, scales=(), eps=1e-9)
+    Q, K, V = layer.heads(x)
+    expected = theirs._attn(Q.relu(), K.relu(), F.pad(V, (0, 1), value=1.0))
+    assert (layer(x) - layer.merge(expected)).abs().max() <= 1e-5  # theirs computes in float32
+
+
+@pytest.mark.parametrize("kernel_size", [0, 5])
+def test_nystrom_is_the_attention_of_transformers(kernel_size):
+    config = NystromformerConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_landmarks=4,
+        segment_means_seq_len=12,
+        conv_kernel_size=kernel_size or 1,
+        attention_probs_dropout_prob=0.0,
+    )
+    theirs = NystromformerSelfAttention(config)
+    theirs.init_option = "exact"  # the norm of each head, as in the paper, not the largest of the batch
+    ours, x = layer_and_input("nystrom", N=12, landmarks=4, kernel_size=kernel_size, dtype=torch.float32)
+    with torch.no_grad():
+        for i, part in enumerate((theirs.query, theirs.key, theirs.value)):
+            part.weight.copy_(ours.qkv.weight[32 * i : 32 * (i + 1)])
+            part.bias.copy_(ours.qkv.bias[32 * i : 32 * (i + 1)])
+        theirs.conv.weight.copy_(ours.conv_weight if kernel_size else torch.zeros(4, 1, 1, 1))
+    expected = ours.proj(theirs(x)[0])
+    assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_nystrom_nears_softmax_as_landmarks_and_iterations_grow():
+    softmax, x = layer_and_input("softmax", N=24)
+    softmax.qkv.weight.data.mul_(0.5)
+    errors = []
+    for landmarks, iterations in ((3, 6), (12, 6), (24, 30)):
+        layer = NystromAttention(32, 4, landmarks=landmarks, iterations=iterations).double()
+        layer.load_state_dict(softmax.state_dict())
+        errors.append((layer(x) - softmax(x)).norm() / softmax(x).norm())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-6
+
+
+def test_performer_nears_softmax_as_features_grow_and_its_directions_are_orthogonal():
+    softmax, x = layer_and_input("softmax", N=24)
+    softmax.qkv.weight.data.mul_(0.3)
+    errors = []
+    for m in (8, 128, 8192):
+        layer = PerformerAttention(32, 4, num_features=m).double()
+        layer.load_state_dict(softmax.state_dict(), strict=False)
+        errors.append((layer(x) - softmax(x)).norm() / softmax(x).norm())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.1
+    block = layer.projection[:8]
+    gram = block @ block.T
+    assert (gram - gram.diag().diag()).abs().max() < 1e-4
+    assert layer.projection.square().sum(1).mean().item() == pytest.approx(8, rel=0.05)  # as of normal vectors
+
+
+def test_performer_redraws_in_training_only_and_a_resumed_one_draws_the_same():
+    layer, x = layer_and_input("performer", redraw=3)
+    draws = []
+    for step in range(7):
+        layer(x)
+        draws.append(layer.projection.clone())
+        if step == 3:
+            saved = {name: value.clone() for name, value in layer.state_dict().items()}
+    same = [torch.equal(a, b) for a, b in pairwise(draws)]
+    assert same == [True, True, False, True, True, False]
+    resumed, _ = layer_and_input("performer", redraw=3, seed=9)
+    resumed.load_state_dict(saved)
+    for _ in range(3):
+        resumed(x)
+    assert torch.equal(resumed.projection, draws[-1])
+    layer.eval()
+    for _ in range(4):
+        layer(x)
+    assert torch.equal(layer.projection, draws[-1])
+
+
+@pytest.mark.usefixtures("compiler")
+def test_performer_redrawn_between_two_passes_has_the_gradients_of_each():
+    layer, x = layer_and_input("performer", redraw=1)
+    first = layer(x)
+    (first + layer(x)).sum().backward()
+    assert layer.qkv.weight.grad.isfinite().all()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    before = layer.projection.clone()
+    compiled(x).sum().backward()
+    assert not torch.equal(layer.projection, before)
+
+
+def test_layers_of_one_seed_draw_alike_and_layers_of_one_model_apart():
+    first, second = layer_and_input("performer")[0], layer_and_input("performer")[0]
+    assert torch.equal(first.projection, second.projection)
+    model = VisionTransformer(PerformerAttention, img_size=8, patch_size=4, dim=32, depth=2, num_heads=4)
+    assert not torch.equal(model.blocks[0].attn.projection, model.blocks[1].attn.projection)
+    E, values = LinformerAttention(32).key_value_projection
+    assert not torch.equal(E, values)
+
+
+def test_cosformer_weighs_near_tokens_most():
+    layer, x = layer_and_input("cosformer")
+    x = x[:, :1].expand_as(x)
+    weights = layer.weights(x)[0, 0]
+    assert (weights[0].diff() < 0).all()
+    assert weights[6].argmax() == 6
+
+
+def test_linformer_at_its_number_of_tokens_is_the_papers_and_elsewhere_interpolates():
+    layer, x = layer_and_input("linformer", N=13, tokens=13, rank=5)
+    Q, K, V = layer.heads(x)
+    E, values = layer.key_value_projection
+    expected = F.scaled_dot_product_attention(Q, E @ K, values @ V)
+    assert (layer(x) - layer.merge(expected)).abs().max() <= 1e-10
+    constant = x[:1, :1]
+    assert (layer(constant.expand(1, 26, 32))[0, 0] - layer(constant.expand(1, 13, 32))[0, 0]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("N", [16, 17])
+def test_focused_convolution_sees_the_grid_and_skips_the_class_token(N):
+    layer, x = layer_and_input("focused_linear", N=N, kernel_size=5)
+    plain = FocusedLinearAttention(32, 4).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    V = layer.heads(x)[2][:, :, N - 16 :]
+    expected = torch.zeros(2, 4, N, 8, dtype=torch.float64)
+    for row in range(4):
+        for column in range(4):
+            total = layer.conv_bias.expand(2, 4, 8)
+            for i in range(4):
+                for j in range(4):
+                    if abs(i - row) <= 2 and abs(j - column) <= 2:
+                        total = total + V[:, :, 4 * i + j] * layer.conv_weight[:, 0, i - row + 2, j - column + 2]
+            expected[:, :, N - 16 + 4 * row + column] = total
+    added = layer(x) - plain(x)
+    assert (added - (layer.merge(expected) - layer.proj.bias)).abs().max() <= 1e-10
+    with pytest.raises(UsageError, match=r"13 tokens are no square grid.*kernel_size=0"):
+        layer(x[:, :13])
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("operator", "kernel_size"), CONVOLVING)
+def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator, kernel_size):
+    layer = operator(32, kernel_size=kernel_size)
+    with pytest.raises(UsageError, match=r"cannot honour key_padding_mask with a convolution.*kernel_size=0"):
+        layer(torch.zeros(1, 16, 32), key_padding_mask=torch.zeros(1, 16, dtype=torch.bool))
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1, 16, 32)).shape == (1, 16, 32)
+    states = []
+    for kind in (operator, ReLULinearAttention):
+        torch.manual_seed(0)
+        options = {"kernel_size": kernel_size} if kind is operator else {}
+        states.append(kind(32, **options).state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "message"),
+    [
+        (FocusedLinearAttention, {"power": 0}, "power=0"),
+        (FocusedLinearAttention, {"kernel_size": 4}, "kernel_size=4.*odd"),
+        (NystromAttention, {"landmarks": 0}, "landmarks=0"),
+        (NystromAttention, {"kernel_size": 2}, "kernel_size=2.*odd"),
+        (PerformerAttention, {"num_features": 0}, "num_features=0"),
+        (PerformerAttention, {"redraw": -1}, "redraw=-1"),
+        (LinformerAttention, {"tokens": 0}, "tokens=0"),
+        (LinformerAttention, {"tokens": 17, "rank": 18}, "rank=18.*1 to 17"),
+    ],
+)
+def test_options_that_mean_nothing_are_named(operator, options, message):
+    with pytest.raises(UsageError, match=message):
+        operator(32, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("none", "relu")])
+def test_sums_over_many_tokens_are_in_float32(name):
+    """Weights near 1 / N at N = 20,000 vanish in bfloat16 sums."""
+    layer, _ = layer_and_input(name, D=8, H=1)
+    x = torch.randn(1, 20_000, 8, dtype=torch.float64) + 1
+    expected = layer(x)
+    got = layer.bfloat16()(x.bfloat16())
+    assert (got.double() - expected).norm() <= 3e-2 * expected.norm()
+
+
+def test_relu_attention_divides_by_n():
+    layer = ReLUAttention(4, 1, qkv_bias=False)
+    x = torch.ones(1, 3, 4)
+    with torch.no_grad():
+        layer.qkv.weight.copy_(torch.eye(4).repeat(3, 1))
+    assert torch.allclose(layer.weights(x), torch.full((1, 1, 3, 3), 4 / 2 / 3))

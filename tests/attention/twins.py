@@ -1,0 +1,10 @@
+"""The naive twin of every operator, by its name."""
+
+from tests.attention import naive, naive_baselines
+
+TWINS = naive.TWINS | naive_baselines.TWINS
+
+WITHOUT_WEIGHTS = {"xca", "none"}
+"""Operators that weigh no tokens: `weights` says what there is instead."""
+SIGNED = {"linformer", "nystrom", "hydra"}
+"""Operators whose implied matrix has weights below 0."""
