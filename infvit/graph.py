@@ -263,8 +263,8 @@ def _quadratic(layer: Attention, x: Tensor) -> Tensor:
     Q, K, _ = layer.heads(x)
     precision = torch.promote_types(Q.dtype, torch.float32)
     with without_autocast(x):
-        A, norm, eps = affinities(Q.to(precision), K.to(precision))
-        return A / (norm + eps)
+        A, norm = affinities(Q.to(precision), K.to(precision))
+        return A / norm
 
 
 def _checked(Ahat: Tensor) -> Tensor:

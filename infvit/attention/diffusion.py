@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from infvit.attention.graph_tiles import GraphTiles, add_product, scales
-from infvit.attention.layer import EPS, without_autocast
+from infvit.attention.graph_tiles import GraphTiles, add_product, scales, with_eps
+from infvit.attention.layer import without_autocast
 
 INFINITE = 0
 """What the operator is given as `hops` for the whole series."""
@@ -33,14 +33,9 @@ class _Heads(NamedTuple):
     k: Tensor
     gamma: Tensor
 
-    @property
-    def eps(self) -> Tensor:
-        """EPS in the units of A, (G, 1, 1): dividing twice ends at 0 or infinity, the right limits."""
-        return EPS / self.q / self.k
-
     def scale(self, norm: Tensor) -> Tensor:
         """gamma / (‖A‖_F + eps), which makes M of A: (G, 1, 1)."""
-        return self.gamma / (norm + self.eps)
+        return self.gamma / with_eps(norm, self.q, self.k)
 
 
 def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) -> Iterator[_Heads]:
@@ -51,10 +46,10 @@ def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) ->
     for image in range(B):
         for first in range(0, H, together):
             heads = slice(first, min(first + together, H))
-            Q, K, V = (t.contiguous() for t in qkv[image, :, :, heads].permute(1, 2, 0, 3))
+            Q, K, V = qkv[image, :, :, heads].permute(1, 2, 0, 3)
             q, k = (s.to(precise) for s in scales(Q, K))
             here = None if hidden is None else _part(_part(hidden, 0, slice(image, image + 1))[0], 0, heads)
-            graph = GraphTiles(Q.div_(q * d), K.div_(k), here, is_causal)
+            graph = GraphTiles((Q / (q * d)).to(Q.dtype), (K / k).to(K.dtype), here, is_causal)
             yield _Heads((image, heads), graph, V, q, k, gamma[heads, None, None].to(precise))
 
 
@@ -72,7 +67,7 @@ def diffuse(
         qkv: (B, N, 3, H, d).
         gamma: (H,).
         hops: 1 or more, or `INFINITE`: iterated until what is missing is at most `tolerance` of ‖O‖_F (by the bound
-            on the truncated series) or no step makes it smaller.
+            on the truncated series).
         tolerance: see hops.
         hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
         is_causal: A is 0 above its diagonal.
@@ -96,11 +91,7 @@ def diffuse(
                 partial[hop, image, :, which] = Y.transpose(0, 1)
                 U = heads.graph.product(Y).mul_(scale)
             if hops == INFINITE:
-
-                def step(U: Tensor, heads: _Heads = heads, scale: Tensor = scale) -> Tensor:
-                    return heads.graph.product(heads.V + U).mul_(scale)
-
-                U = _fixed_point(step, U, scale * norm, tolerance)
+                U = _series(heads.graph.product, scale, U, norm, tolerance)
             O[image, :, which] = U.transpose(0, 1)
             norms[image, which] = norm[:, 0, 0]
     return O, norms, partial
@@ -136,20 +127,16 @@ def diffuse_backward(
             Ys = [V, *(Y[image, :, which].transpose(0, 1) for Y in partial)]
             gs = [g]
             if hops == INFINITE:
-
-                def step(g: Tensor, heads: _Heads = heads, scale: Tensor = scale, start: Tensor = g) -> Tensor:
-                    return heads.graph.transposed_product(g).mul_(scale).add_(start)
-
-                Ys, gs = [V + out], [_fixed_point(step, g, scale * norm, tolerance)]
+                Ys, gs = [V + out], [_series(graph.transposed_product, scale, g, norm, tolerance)]
             for _ in Ys[1:]:
                 gs.insert(0, graph.transposed_product(gs[0]).mul_(scale))
             # ⟨dM, M⟩ = Σ_t ⟨g_t, M Y_{t-1}⟩, and M Y_{t-1} is known: Y_t − V, and O at the last.
             reached = [*(Y - V for Y in Ys[1:]), out]
             inner = sum((g * r).sum((-2, -1), keepdim=True) for g, r in zip(gs, reached, strict=True))
             grad_gamma[which] += (inner / heads.gamma)[:, 0, 0].to(gamma.dtype)
-            along = inner / ((norm + heads.eps) * torch.where(norm == 0, 1, norm))
+            along = inner / with_eps(norm, heads.q, heads.k) / torch.where(norm == 0, 1, norm)
             G, Y = torch.cat(gs, -1).mul_(scale).to(V.dtype), torch.cat(Ys, -1).to(V.dtype)
-            dQ, dK, dV = _pass(graph, G, Y, along.to(norm.dtype), V.shape[-1])
+            dQ, dK, dV = _pass(graph, G, Y, along, V.shape[-1])
             dQ, dK = dQ.div_(heads.q * V.shape[-1]), dK.div_(heads.k)
             grad_qkv[image, :, :, which] = torch.stack((dQ, dK, dV), 1).permute(2, 1, 0, 3)
     return grad_qkv, grad_gamma
@@ -170,28 +157,32 @@ def _pass(graph: GraphTiles, G: Tensor, Y: Tensor, along: Tensor, d: int) -> tup
     return dQ, dK, dV
 
 
-def _fixed_point(step: Callable[[Tensor], Tensor], x: Tensor, contraction: Tensor, tolerance: float) -> Tensor:
-    """The limit of x ← step(x), an affine map that shrinks differences by at least `contraction` < 1.
+def _series(
+    product: Callable[[Tensor], Tensor], scale: Tensor, first: Tensor, norm: Tensor, tolerance: float
+) -> Tensor:
+    """first + M first + M² first + ..., M = scale · A by `product`, to a part `tolerance` of the sum.
 
-    ‖limit − x‖ ≤ c / (1 − c) · ‖last change‖. A change that is no smaller than the one before is rounding: in exact
-    arithmetic each is.
+    Terms shrink by c = scale ‖A‖_F < 1 at least, so what is missing after a term is at most c / (1 − c) times it. A
+    term is made of the one before, not the sum of the sum: where c is near 1 the sum's last digits would be kept alive.
     """
-    last = torch.full_like(contraction, torch.inf)
+    # Over the largest entry, because squares of 1e30 overflow.
+    largest = torch.linalg.vector_norm(first, torch.inf, dim=(-2, -1), keepdim=True)
+    largest = torch.where(largest == 0, 1, largest)
+    term, c = first / largest, scale * norm
+    total = term.clone()
     for _ in range(MAX_ITERATIONS):
-        new = step(x)
-        change = torch.linalg.vector_norm(new - x, dim=(-2, -1), keepdim=True)
-        missing = contraction / (1 - contraction) * change
-        going = (missing > tolerance * torch.linalg.vector_norm(new, dim=(-2, -1), keepdim=True)) & (change < last)
-        x, last = new, change
-        if not going.any():
-            return x
+        term = product(term).mul_(scale)
+        total += term
+        missing = c / (1 - c) * torch.linalg.vector_norm(term, dim=(-2, -1), keepdim=True)
+        if not (missing > tolerance * torch.linalg.vector_norm(total, dim=(-2, -1), keepdim=True)).any():
+            return total.mul_(largest)
     warnings.warn(
-        f"the series of all hops was stopped after {MAX_ITERATIONS} terms, with at most {missing.max():.1e} missing "
-        "in a head: gamma · ‖Ahat‖ is very near 1",
+        f"the series of all hops was stopped after {MAX_ITERATIONS} terms, with up to {missing.max():.1e} of the "
+        "first missing in a head: gamma · ‖Ahat‖ is very near 1",
         RuntimeWarning,
         stacklevel=2,
     )
-    return x
+    return total.mul_(largest)
 
 
 @diffuse.register_fake

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from infvit.attention.layer import EPS
+
 TILE = 1024
 """Rows and columns of a tile: 4 MiB in float32, which a core's cache still serves and a matrix product fills."""
 
@@ -19,6 +21,15 @@ def scales(Q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
     largest = (torch.linalg.vector_norm(t.detach(), torch.inf, dim=(-2, -1), keepdim=True) for t in (Q, K))
     q, k = (torch.where(m > torch.finfo(m.dtype).tiny, m, torch.ones_like(m)) for m in largest)
     return q, k
+
+
+def with_eps(norm: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """‖A‖_F + eps in the units that `scales` gives, and 1 for an A of zeros, whose eps may have vanished.
+
+    Dividing eps twice ends at 0 or infinity, which are the right limits.
+    """
+    eps = EPS / q.to(norm.dtype) / k.to(norm.dtype)
+    return torch.where(norm == 0, 1, norm + eps)
 
 
 class GraphTiles:

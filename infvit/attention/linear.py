@@ -81,8 +81,8 @@ class LinearInfSA(DiscountedAttention):
         scores, unit = token_scores(x, qbar, Wk, bk, masks.key_padding)
         with without_autocast(x):
             w, largest = relative(scores)
-            # Dividing twice ends at 0 or infinity, which are the right limits.
-            return w / (w.sum(-1, keepdim=True) + (EPS / largest / unit).unsqueeze(-1).to(w.dtype))
+            norm = w.sum(-1, dtype=unit.dtype) + EPS / largest / unit
+            return (w / norm.unsqueeze(-1)).to(w.dtype)
 
     def query_sums(self, x: Tensor, padding: Tensor | None = None) -> Sums:
         """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i) of these tokens: (B, N, D) → (B, H), (B, H, d).

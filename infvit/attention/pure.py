@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
-from infvit.attention.graph_tiles import scales
-from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
+from infvit.attention.graph_tiles import scales, with_eps
+from infvit.attention.layer import DiscountedAttention, Masks, without_autocast
 from infvit.errors import UsageError
 
 DENSE_TOKENS = 512
@@ -67,8 +67,8 @@ class PureInfSA(DiscountedAttention):
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
-        A, norm, eps = self._affinities(self._qkv(x, masks), masks.hidden(x))
-        return (A / (norm + eps)).to(A.dtype)
+        A, norm = self._affinities(self._qkv(x, masks), masks.hidden(x))
+        return (A / norm).to(A.dtype)
 
     @torch.no_grad()
     def truncation_bound(
@@ -111,9 +111,9 @@ class PureInfSA(DiscountedAttention):
             with without_autocast(qkv):
                 return self._solved(self._precise(qkv), hidden).transpose(1, 2)
         V = qkv[:, :, 2].transpose(1, 2)
-        A, norm, eps = self._affinities(qkv, hidden)
+        A, norm = self._affinities(qkv, hidden)
         # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
-        scale = self.gamma[:, None, None] / (norm + eps)
+        scale = self.gamma[:, None, None] / norm
         A = self.attn_drop(A)
         O = (scale * (A @ V)).to(V.dtype)  # noqa: E741
         for _ in range(int(self.hops) - 1):
@@ -122,13 +122,13 @@ class PureInfSA(DiscountedAttention):
 
     def _solved(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
         """(I − M)⁻¹ M V by a linear solve: (B, N, 3, H, d) → (B, H, N, d)."""
-        A, norm, eps = self._affinities(qkv, hidden)
-        M = self.gamma[:, None, None] / (norm + eps) * A
+        A, norm = self._affinities(qkv, hidden)
+        M = self.gamma[:, None, None] / norm * A
         identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
         return torch.linalg.solve_ex(identity - M, M @ qkv[:, :, 2].transpose(1, 2)).result
 
-    def _affinities(self, qkv: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """A (B, H, N, N), its Frobenius norm and eps (B, H, 1, 1), in the units that `scales` gives."""
+    def _affinities(self, qkv: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A (B, H, N, N) and ‖A‖_F + eps (B, H, 1, 1), see `affinities`."""
         Q, K = (t.transpose(1, 2) for t in qkv[:, :, :2].unbind(2))
         return affinities(Q, K, hidden)
 
@@ -136,21 +136,21 @@ class PureInfSA(DiscountedAttention):
         return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """A = relu(Q Kᵀ / d) up to a factor per head, ‖A‖_F and eps up to the same: Ahat = A / (‖A‖_F + eps).
+def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both up to the same factor per head; their quotient is Ahat.
 
-    The factor keeps numbers of any scale in range, see `scales`; norm and eps are in float32 or better.
+    The factor keeps numbers of any scale in range, see `scales`; the norm is in float32 or better, and 1 for A = 0.
 
     Args:
         Q, K: (..., N, d).
         hidden: bool, broadcasts to (..., N, N), True where A is 0.
 
     Returns:
-        (..., N, N) and twice (..., 1, 1).
+        (..., N, N) and (..., 1, 1).
     """
     q, k = scales(Q, K)
     A = ((Q / (q * Q.shape[-1])) @ (K / k).mT).relu()
     A = A if hidden is None else A.masked_fill(hidden, 0)
     precision = torch.promote_types(A.dtype, torch.float32)
     norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision)
-    return A, norm, EPS / q.to(precision) / k.to(precision)
+    return A, with_eps(norm, q, k)

@@ -1,4 +1,4 @@
-"""Peak memory of one layer, forward and backward, over its weights and input. Each case in a process of its own.
+"""Peak memory of one layer over its weights, its input and its output's gradient; each case in its own process.
 
     python -m tests.attention.peak_memory infsa --tokens 16384 --dim 1024 --heads 16
 
@@ -6,8 +6,8 @@ Prints the mebibytes that were resident beyond those before the first forward pa
 """
 
 import argparse
-import resource
 import time
+from pathlib import Path
 
 import torch
 
@@ -15,8 +15,9 @@ from infvit.attention import ATTENTIONS
 
 
 def resident() -> float:
-    """Largest resident memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this process so far, MiB (getrusage's would begin with that of its parent)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
@@ -31,12 +32,13 @@ def main() -> None:
     # Libraries load code at the first use of each operation: a small pass first, which is not counted.
     layer(torch.randn(1, 600, arguments.dim, requires_grad=True)).sum().backward()
     x = torch.randn(1, arguments.tokens, arguments.dim, requires_grad=True)
+    gradient = torch.randn_like(x)
     before, start = resident(), time.perf_counter()
     with torch.set_grad_enabled(not arguments.forward):
         output = layer(x)
     forward, middle = resident() - before, time.perf_counter()
     if not arguments.forward:
-        output.backward(torch.ones_like(output))
+        output.backward(gradient)
     print(f"{forward:.0f} {resident() - before:.0f} {middle - start:.1f} {time.perf_counter() - middle:.1f}")
 
 
