@@ -21,6 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.sweep import score
+from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
 from infvit.compare import Result
 from infvit.errors import UsageError
@@ -28,6 +30,9 @@ from infvit.measure.cost import cost
 from infvit.module import Classifier
 
 PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv")
+
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "~")
+"""Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
 
 
 class RunRecord(Callback):
@@ -43,7 +48,7 @@ class RunRecord(Callback):
             model=cfg.model.name,
             attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
             variant=_variant(),
-            depth=cfg.size.depth,
+            depth=cfg.backbone.depth,
             dim=cfg.size.dim,
             heads=cfg.size.heads,
             patch=cfg.size.patch,
@@ -65,6 +70,7 @@ class RunRecord(Callback):
             command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
+            extra={"config_hash": config_hash(_root_=cfg)},
         )
         self.write()
 
@@ -81,10 +87,11 @@ class RunRecord(Callback):
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
-        top1 = self.result.metrics.get("test/top1")
+        top1 = score(self.result)
         if self.writes and error is None:
-            score = self.result.error if top1 is None else f"test top-1 {100 * top1:.2f}%"
-            print(f"{self.result.status}: {score} in {self.result.seconds:.0f} s; {self.path}", flush=True)
+            images = "test" if "test/top1" in self.result.metrics else "validation"
+            outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
+            print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
         """Adds what is known once model and data exist: counts, classes, fingerprint."""
@@ -163,9 +170,9 @@ def recipe_hash(recipe: DictConfig) -> str:
 
 
 def _variant() -> str:
-    """The overrides that change the model beyond choosing it by name."""
-    overrides = HydraConfig.get().overrides.task
-    return " ".join(o for o in overrides if o.lstrip("+~").startswith(("model.", "size.", "backbone.")))
+    """The overrides that change the model or its recipe beyond choosing them by name; the axes of an ablation."""
+    overrides = [o.lstrip("+") for o in HydraConfig.get().overrides.task]
+    return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS)))
 
 
 def _hardware() -> dict[str, Any]:

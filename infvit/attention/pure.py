@@ -35,8 +35,10 @@ class PureInfSA(DiscountedAttention):
         proj_drop: float = 0.0,
         gamma: float = 0.95,
         hops: int = 1,
+        learn_gamma: bool = True,
+        gamma_per_head: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma, learn_gamma, gamma_per_head)
         if hops != int(hops) or hops < 1:
             raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1")
         self.hops = int(hops)
