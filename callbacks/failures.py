@@ -62,10 +62,14 @@ def sweep_goes_on(task: Task) -> Task:
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
+        for noise in NOISE:  # here, because a parallel sweep's jobs run in other processes
+            warnings.filterwarnings("ignore", message=noise)
         code = 1
         done = finished_before(cfg)
         if done is not None:
-            print(f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again", flush=True)
+            print(
+                f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again", flush=True
+            )
             return score(done)
         try:
             value = task(cfg)
@@ -88,8 +92,6 @@ def sweep_goes_on(task: Task) -> Task:
 
 def run(main: Callable[[], Any]) -> None:
     """Runs a `hydra.main`: mistakes of use end in one line and exit code 2, anything else in its traceback."""
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", message=noise)
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ.setdefault(WANTS_TRACEBACK, before or "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines

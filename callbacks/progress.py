@@ -13,8 +13,8 @@ class RunProgress(RichProgressBar):
     """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead.
 
     Args:
-        label: what each line begins with. Where several runs share a terminal their bars would overwrite each other, so a
-            labelled run has lines too.
+        label: what each line begins with. Where several runs share a terminal their bars would overwrite each other, so
+            a labelled run has lines too.
     """
 
     def __init__(self, label: str = "") -> None:

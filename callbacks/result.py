@@ -21,11 +21,11 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.failures import one_line
 from callbacks.sweep import score
 from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
 from infvit.compare import Result
-from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.module import Classifier
 
@@ -80,9 +80,8 @@ class RunRecord(Callback):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """One line for a mistake of use, the traceback for any other error; finished, unless it diverged."""
         if error is not None:
-            usage = isinstance(error, UsageError)
             self.result.status = "failed"
-            self.result.error = str(error) if usage else "".join(traceback.format_exception(error))
+            self.result.error = one_line(error) or "".join(traceback.format_exception(error))
         elif self.result.status == "running":
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}

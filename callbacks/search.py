@@ -27,9 +27,9 @@ class KeepWinner(Callback):
         print(
             f"\nbest of the search: {100 * best.best_value:.2f}% on held-out training images with\n"
             + "".join(f"   {name}={value}\n" for name, value in best.best_params.items())
-            + f"recipe: {path}\n   cp {shlex.quote(str(path))} conf/recipe/     and then recipe={self.name}, or without a copy\n"
-            f"   python train.py -m experiment={config.data.name} recipe={self.name} "
-            + shlex.quote(f"hydra.searchpath=[file://{folder}]"),
+            + f"recipe: {path}\nany model trains with it by recipe={self.name} "
+            + shlex.quote(f"hydra.searchpath=[file://{folder}]")
+            + f"\nor, once it is copied to conf/recipe/, by recipe={self.name} alone",
             flush=True,
         )
 
@@ -45,8 +45,8 @@ def recipe_file(config: DictConfig, name: str, params: DictConfig, value: float)
     head = (
         f"Found by Optuna on {config.model.name} alone, {config.size.depth} layers, seed {config.seed}, data "
         f"{config.data.name}: the best of {config.hydra.sweeper.n_trials} trials",
-        f"by top-1 ({100 * value:.2f}%) on {100 * config.data.validation_fraction:g}% of the training images, which the "
-        "trials did not train on.",
+        f"by top-1 ({100 * value:.2f}%) on {100 * config.data.validation_fraction:g}% of the training images, "
+        "which the trials did not train on.",
         f"Searched: {', '.join(map(str, params))}; all else is recipe {config.recipe.name}.",
         f"Command: {command}",
         'Everything that "same recipe" means is in this file; its hash stands in every result.',

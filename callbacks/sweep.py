@@ -12,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -65,7 +66,7 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self.skipped = finished_before(config) is not None
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         folder = Path(config.hydra.sweep.dir)
@@ -133,8 +134,8 @@ def so_far(comparison: Comparison) -> list[str]:
         top1 = _top1(row)
         mean = "" if top1.mean is None else f"{100 * top1.mean:.2f}"
         half = "" if top1.half_width is None else f"± {100 * top1.half_width:.2f}"
-        name = row.name if len(row.name) <= 44 else row.name[:20] + "…" + row.name[-23:]
-        line = f"   {name:<44} {row.finished:>2} seeds {mean:>6} {half:<7} {row.troubles}"
+        name = row.name if len(row.name) <= 42 else row.name[:20] + "…" + row.name[-21:]
+        line = f"   {name:<42} {row.finished:>2} seeds {mean:>6} {half:<7} {row.troubles}"
         lines.append(line.rstrip()[:80])
     if len(comparison.rows) > LINES:
         lines.append(f"   … and {len(comparison.rows) - LINES} more")

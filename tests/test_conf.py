@@ -64,7 +64,7 @@ def jobs(*overrides: str) -> list[list[str]]:
 @pytest.mark.parametrize("scale", ["", *options("scale")])
 @pytest.mark.parametrize("experiment", TABLES)
 def test_every_row_of_every_table_is_a_model(experiment, scale):
-    """The experiment's file alone is the sweep; its rows are models that can be made, all of different configuration."""
+    """The experiment's file alone is the sweep; its rows are models that can be made, no two alike."""
     chosen = [f"experiment={experiment}", *([f"+scale={scale}"] if scale else [])]
     rows = [job for job in jobs(*chosen) if job[-1] == "seed=0" and not missing(job)]
     assert len(rows) >= 3
@@ -80,7 +80,9 @@ def test_every_row_of_every_table_is_a_model(experiment, scale):
 
 
 def missing(job: list[str]) -> bool:
-    return "model.attention.hops=inf" in job or any(o.startswith("model=") and o.removeprefix("model=") not in options("model") for o in job)
+    return "model.attention.hops=inf" in job or any(
+        o.startswith("model=") and o.removeprefix("model=") not in options("model") for o in job
+    )
 
 
 @pytest.mark.xfail(strict=True, reason="infinite hops are written on another branch")
@@ -105,7 +107,14 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
     plain = resolvers.config_hash(_root_=composed("experiment=digits"))
     for same in ("trainer.devices=2", "data.module.cache_dir=elsewhere", "name=other", "logger=csv", "threads=2"):
         assert resolvers.config_hash(_root_=composed("experiment=digits", same)) == plain, same
-    for other in ("seed=1", "model=vit", "size.depth=3", "recipe.drop_path=0.1", "trainer.max_epochs=2", "data/loader=torch"):
+    for other in (
+        "seed=1",
+        "model=vit",
+        "size.depth=3",
+        "recipe.drop_path=0.1",
+        "trainer.max_epochs=2",
+        "data/loader=torch",
+    ):
         assert resolvers.config_hash(_root_=composed("experiment=digits", other)) != plain, other
 
 
@@ -130,4 +139,10 @@ def test_no_model_touches_the_recipe():
     assert len(recipes) == 1
     assert recipe_hash(composed("recipe.epochs=299").recipe) not in recipes
     for model in options("model"):
-        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {"defaults", "name", "net", "attention", "depth"}
+        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {
+            "defaults",
+            "name",
+            "net",
+            "attention",
+            "depth",
+        }
