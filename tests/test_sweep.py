@@ -122,7 +122,8 @@ def test_the_table_so_far_fits_80_columns_with_the_best_first_and_every_status()
         Result,
         **dict.fromkeys(("attention", "recipe", "recipe_hash", "data", "data_fingerprint", "loader", "precision"), "x"),
         **dict.fromkeys(("depth", "dim", "heads", "patch", "image_size", "num_classes", "epochs", "batch_size"), 4),
-        status="finished", seed=0,
+        status="finished",
+        seed=0,
     )
     runs = [make(model="vit", seed=seed, metrics={"test/top1": top1}) for seed, top1 in enumerate((0.5, 0.6))]
     runs += [make(model="infvit", variant="recipe.something.long=1234567 " * 3, metrics={"val/top1": 0.9})]
