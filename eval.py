@@ -15,7 +15,6 @@ from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
 from callbacks.devices import check_devices
 from callbacks.progress import RunProgress
-from conf import resolvers
 from train import build
 
 
@@ -49,5 +48,4 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    resolvers.register()
     failures.run(evaluate)

@@ -16,6 +16,7 @@ from callbacks.checkpoint import matching_checkpoint
 from callbacks.devices import check_devices, workers_of_this_job
 from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
+from callbacks.sweep import score
 from conf import resolvers
 from data.datamodule import ImageDataModule
 from infvit.module import Classifier
@@ -35,7 +36,7 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @failures.sweep_goes_on
 def train(cfg: DictConfig) -> float | None:
-    """One run; returns the test top-1, which sweepers may maximise."""
+    """One run; returns its top-1, which sweepers may maximise."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
         check_devices(cfg.trainer)
@@ -52,11 +53,10 @@ def train(cfg: DictConfig) -> float | None:
         for logger in loggers:
             logger.log_hyperparams(resolvers.plain(cfg))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if record.result.status == "running":
+        if record.result.status == "running" and data.tests:
             trainer.test(module, datamodule=data, verbose=False)
-    return record.result.metrics.get("test/top1")
+    return score(record.result)
 
 
 if __name__ == "__main__":
-    resolvers.register()
     failures.run(train)

@@ -17,17 +17,25 @@ def seed_run(seed: object) -> None:
 
 
 class EpochSeed(Callback):
-    """Seeds Python, numpy and torch at the start of every training epoch.
+    """Seeds Python, numpy and torch at the start of every training epoch, and after every step.
 
     Dropout, stochastic depth, Mixup and device-side augmentation then do not depend on how many random numbers the
     epochs before consumed: stopping at an epoch's end and resuming changes nothing. Each rank draws its own.
+    How many numbers a model draws in a step does not matter to the next one's augmentation either: with one seed all
+    models see the same images.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank))
+        self._seed(trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        self._seed(trainer.current_epoch, trainer.global_rank, trainer.global_step)
+
+    def _seed(self, *place: int) -> None:
+        entropy = np.random.SeedSequence((self.seed, *place))
         draw = int(entropy.generate_state(1)[0])
         random.seed(draw)
         np.random.seed(draw)  # timm's Mixup draws from numpy's global generator

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
 Task = Callable[[DictConfig], Any]
@@ -41,6 +42,8 @@ def one_line(error: BaseException) -> str | None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = ", ".join(o for o in error.options or [])
         return f"{group or 'config'}={name} does not exist" + (f": expected one of {options}" if options else "")
+    if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which not everyone has
+        return "a process of the sweep was killed, perhaps for want of memory: the same command runs what is left"
     if isinstance(error, HydraException | OmegaConfBaseException | MisconfigurationException):
         return _joined(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
     return None
@@ -53,12 +56,21 @@ def _joined(text: str) -> str:
 def sweep_goes_on(task: Task) -> Task:
     """Decorates a Hydra task: its W&B run ends with it, and in a sweep a failure is told and the next job runs.
 
-    The failed job's `result.json` says so; the sweep's last callback names it and exits with 1.
+    The failed job's `result.json` says so; the sweep's last callback names it and exits with 1. A job of a sweep that
+    has finished before, with the same configuration, is not run again: it returns what it returned then.
     """
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
+        for noise in NOISE:  # here, because a parallel sweep's jobs run in other processes
+            warnings.filterwarnings("ignore", message=noise)
         code = 1
+        done = finished_before(cfg)
+        if done is not None:
+            print(
+                f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again", flush=True
+            )
+            return score(done)
         try:
             value = task(cfg)
             code = 0
@@ -80,8 +92,6 @@ def sweep_goes_on(task: Task) -> Task:
 
 def run(main: Callable[[], Any]) -> None:
     """Runs a `hydra.main`: mistakes of use end in one line and exit code 2, anything else in its traceback."""
-    for noise in NOISE:
-        warnings.filterwarnings("ignore", message=noise)
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ.setdefault(WANTS_TRACEBACK, before or "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines

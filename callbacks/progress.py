@@ -10,12 +10,17 @@ from rich.console import Console
 
 
 class RunProgress(RichProgressBar):
-    """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead."""
+    """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead.
 
-    def __init__(self) -> None:
-        terminal = Console().is_terminal
-        super().__init__(refresh_rate=4 if terminal else 0)
-        self.lines = not terminal
+    Args:
+        label: what each line begins with. Where several runs share a terminal their bars would overwrite each other, so
+            a labelled run has lines too.
+    """
+
+    def __init__(self, label: str = "") -> None:
+        bar = Console().is_terminal and not label
+        super().__init__(refresh_rate=4 if bar else 0)
+        self.lines, self.label = not bar, label
         self.first_epoch, self.since = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +52,7 @@ class RunProgress(RichProgressBar):
             if "val/top1" in values:
                 shown.append(f"top-1 {100 * values['val/top1']:.1f}%")
             shown.append(f"ETA {self.eta(trainer, done)}")
-            print(" · ".join(shown), flush=True)
+            print(" · ".join([self.label, *shown] if self.label else shown), flush=True)
 
     def eta(self, trainer: Trainer, done: float | None = None) -> str:
         """Time left of the run, h:mm:ss, from the epochs (and parts of one) that this process trained."""

@@ -21,14 +21,19 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.failures import one_line
+from callbacks.sweep import score
+from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
 from infvit.compare import Result
-from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 
 PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv")
+
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "~")
+"""Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
 
 
 class RunRecord(Callback):
@@ -46,7 +51,7 @@ class RunRecord(Callback):
             model=cfg.model.name,
             attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
             variant=_variant(),
-            depth=size.depth,
+            depth=cfg.backbone.depth if cfg.model.attention else None,
             dim=size.dim,
             heads=size.heads,
             patch=size.patch,
@@ -68,6 +73,7 @@ class RunRecord(Callback):
             command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
+            extra={"config_hash": config_hash(_root_=cfg)},
         )
         self.write()
 
@@ -77,17 +83,17 @@ class RunRecord(Callback):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """One line for a mistake of use, the traceback for any other error; finished, unless it diverged."""
         if error is not None:
-            usage = isinstance(error, UsageError)
             self.result.status = "failed"
-            self.result.error = str(error) if usage else "".join(traceback.format_exception(error))
+            self.result.error = one_line(error) or "".join(traceback.format_exception(error))
         elif self.result.status == "running":
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
-        top1 = self.result.metrics.get("test/top1")
+        top1 = score(self.result)
         if self.writes and error is None:
-            score = self.result.error if top1 is None else f"test top-1 {100 * top1:.2f}%"
-            print(f"{self.result.status}: {score} in {self.result.seconds:.0f} s; {self.path}", flush=True)
+            images = "test" if "test/top1" in self.result.metrics else "validation"
+            outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
+            print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
         """Adds what is known once model and data exist: shape, counts, classes, fingerprint."""
@@ -167,10 +173,9 @@ def recipe_hash(recipe: DictConfig) -> str:
 
 
 def _variant() -> str:
-    """The overrides that change the model beyond choosing it by name."""
-    overrides = HydraConfig.get().overrides.task
-    changes = [o for o in overrides if o.lstrip("+~").startswith(("model.", "size.", "backbone."))]
-    return " ".join(o for o in changes if not o.startswith("model.name="))
+    """The overrides that change the model or its recipe beyond choosing them by name; the axes of an ablation."""
+    overrides = [o.lstrip("+") for o in HydraConfig.get().overrides.task]
+    return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS) and not o.startswith("model.name=")))
 
 
 def _hardware() -> dict[str, Any]:

@@ -1,17 +1,34 @@
-"""What configurations ask of the machine and of Hydra: `${precision:}`, `${sweep_name:}`, `${wandb_mode:}` ..."""
+"""What configurations ask of the machine and of Hydra, as `${precision:}`, `${config_hash:}` and so on."""
 
-import contextlib
-import netrc
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from callbacks.wandb_access import wandb_mode
+
+IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
+"""What a run's result depends on, besides the code."""
+
+WHERE = {
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "workers",
+    "cache_dir",
+    "default_root_dir",
+    "log_every_n_steps",
+    "how_to_prepare",
+}
+"""Keys, wherever they stand, that say where and how a run is computed and not what."""
 
 
 def precision() -> str:
@@ -25,16 +42,36 @@ def sweep_name() -> str | None:
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
-def wandb_mode() -> str:
-    """Where W&B's runs go: what WANDB_MODE says, else online for users who are logged in and offline for others."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode:
-        return "offline" if mode == "dryrun" else mode
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        if netrc.netrc(os.environ.get("NETRC")).authenticators(host):
-            return "online"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+def config_hash(*, _root_: DictConfig) -> str:
+    """Eight hexadecimal digits of all that a run's result depends on: equal for the same job of a repeated sweep."""
+    content = {name: _what(OmegaConf.select(_root_, name)) for name in IDENTITY}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _what(content: Any) -> Any:
+    if isinstance(content, DictConfig):
+        known = {str(name): name for name in content if name not in WHERE and not OmegaConf.is_missing(content, name)}
+        return {key: _what(content[name]) for key, name in known.items()}
+    return [_what(value) for value in content] if isinstance(content, ListConfig) else content
+
+
+def jobs_at_once() -> int:
+    """How many jobs the launcher runs on this machine at the same time; 1 for a single run."""
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    jobs = HydraConfig.get().launcher.get("n_jobs") if sweeping else None
+    cores = len(os.sched_getaffinity(0))
+    return 1 if jobs is None else jobs if jobs > 0 else max(cores + 1 + jobs, 1)  # joblib: -1 is a job for every core
+
+
+def threads_per_job() -> int | None:
+    """CPU threads for one of several jobs at once: its share of the cores; None, torch's choice, for one alone."""
+    jobs = jobs_at_once()
+    return max(len(os.sched_getaffinity(0)) // jobs, 1) if jobs > 1 else None
+
+
+def job_label() -> str:
+    """What a job's lines begin with where several speak at once: its folder's name; otherwise nothing."""
+    return Path(HydraConfig.get().runtime.output_dir).name if jobs_at_once() > 1 else ""
 
 
 def cores_per_device(devices: int | str | Sequence[int]) -> int:
@@ -43,7 +80,7 @@ def cores_per_device(devices: int | str | Sequence[int]) -> int:
         count = torch.cuda.device_count()
     else:
         count = devices if isinstance(devices, int) else len(devices)
-    return max(len(os.sched_getaffinity(0)) // max(count, 1), 1)
+    return max(len(os.sched_getaffinity(0)) // jobs_at_once() // max(count, 1), 1)
 
 
 def tokens(image_size: int, patch: int, class_token: bool) -> int:
@@ -60,5 +97,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
-    for resolver in (precision, sweep_name, wandb_mode, cores_per_device, tokens):
+    asked = (precision, sweep_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device, tokens)
+    for resolver in asked:
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+register()  # on import, because the processes of a parallel sweep compose their jobs without coming through train.py

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from data.arrays import HeldOut
 from data.beton import BetonSettings
 from data.ffcv_loader import FFCVReader
 from data.order import EpochOrder
@@ -41,6 +42,8 @@ class ImageDataModule(LightningDataModule):
         augment: uint8 images (B, 3, h, w) → the same, on the device, in training.
         erasing: normalised images → the same, likewise.
         repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
+        validation_fraction: share of the training images to validate with instead of the source's validation images,
+            which are then out of reach: for searching a recipe. There is no test in such a run.
     """
 
     name: str
@@ -62,8 +65,13 @@ class ImageDataModule(LightningDataModule):
         augment: Transform | None = None,
         erasing: Transform | None = None,
         repeats: int = 1,
+        validation_fraction: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= validation_fraction < 1:
+            raise UsageError(f"data.validation_fraction={validation_fraction} is no share: expected 0 ≤ fraction < 1")
+        self.tests = not validation_fraction
+        source = HeldOut(source, validation_fraction) if validation_fraction else source
         self.source, self.reader, self.view = source, loader, view
         self.name, self.loader_name = name, loader.name
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers

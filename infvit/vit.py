@@ -1,5 +1,6 @@
 """The Vision Transformer that every attention is compared in: pre-norm, one backbone, the attention exchanged."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,8 @@ class VisionTransformer(nn.Module, Shared):
         extra_proj: bool = False,
     ) -> None:
         super().__init__()
+        # Drawn before anything that depends on the attention.
+        seed = int(torch.randint(2**62, (), device="cpu"))
         self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim
         self.head_hidden_size = dim
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -128,17 +131,23 @@ class VisionTransformer(nn.Module, Shared):
             self.pre_logits.add_module("fc", nn.Linear(dim, dim))
             self.pre_logits.add_module("act", nn.Tanh())
         self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self._init_weights()
+        self._init_weights(seed)
 
-    def _init_weights(self) -> None:
-        """timm's ViT initialisation. Gamma draws nothing: equal seeds give all attentions equal shared weights."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
+    def _init_weights(self, seed: int) -> None:
+        """timm's ViT initialisation, each weight drawn from (seed, its name).
+
+        Equal seeds give all attentions equal shared weights, whatever else an attention draws for itself.
+        """
+        with torch.random.fork_rng(devices=[]):
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Linear):
+                    torch.manual_seed(seed ^ zlib.crc32(name.encode()))
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            if self.cls_token is not None:
+                torch.manual_seed(seed)
+                nn.init.normal_(self.cls_token, std=1e-6)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         for side in (height, width):

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -35,7 +37,7 @@ def test_every_model_size_and_recipe(model, size, recipe):
     cfg = composed(f"model={model}", f"size={size}", f"recipe={recipe}")
     with torch.device("meta"):
         net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
-    assert len(net.blocks) == cfg.size.depth
+    assert len(net.blocks) == cfg.backbone.depth == cfg.model.get("depth", cfg.size.depth)
     assert net.blocks[0].attn.num_heads == cfg.size.heads
     assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.drop_path)
     assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
@@ -69,6 +71,63 @@ def test_every_experiment_trainer_and_logger(experiment, trainer, logger):
     assert cfg.trainer.max_epochs == cfg.recipe.epochs
 
 
+TABLES = [name for name in options("experiment") if name != "search"]
+
+
+def jobs(*overrides: str) -> list[list[str]]:
+    """The overrides of each job that Hydra makes of a sweep."""
+    resolvers.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = compose("train", [*overrides], return_hydra_config=True).hydra.sweeper.params or {}
+        params = {name: params[name] for name in params}  # interpolations resolved
+    words = OverridesParser.create().parse_overrides([f"{name}={value}" for name, value in params.items()])
+    return [[*overrides, *job] for job in BasicSweeper.split_arguments(words, None)[0]]
+
+
+@pytest.mark.parametrize("scale", ["", *options("scale")])
+@pytest.mark.parametrize("experiment", TABLES)
+def test_every_row_of_every_table_is_a_model(experiment, scale):
+    """The experiment's file alone is the sweep; its rows are models that can be made, no two alike."""
+    chosen = [f"experiment={experiment}", *([f"+scale={scale}"] if scale else [])]
+    rows = [job for job in jobs(*chosen) if job[-1] == "seed=0"]
+    assert len(rows) >= 3
+    hashes = set()
+    rows = rows if scale == "cpu" else [rows[0], rows[-1]]
+    for row in rows:
+        cfg = composed(*row)
+        hashes.add(resolvers.config_hash(_root_=cfg))
+        if scale == "cpu":
+            assert cfg.data.name == "digits"
+            instantiate(cfg.model.net, num_classes=10, _convert_="all")
+    assert len(hashes) == len(rows)
+
+
+def test_the_zoo_is_every_attention_there_is():
+    zoo = {override for job in jobs("experiment=attention_zoo") for override in job if override.startswith("model=")}
+    assert zoo == {f"model={name}" for name in options("model")} - {"model=infvit_24l", "model=timm"}
+
+
+def test_a_scale_has_five_seeds_for_the_tables_that_are_shown():
+    for experiment, scale in (("attention_zoo", "cpu"), ("ablation_positions", "cpu"), ("equal_depth", "mnist5k")):
+        seeds = {job[-1] for job in jobs(f"experiment={experiment}", f"+scale={scale}")}
+        assert seeds == {f"seed={seed}" for seed in range(5)}
+
+
+def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
+    plain = resolvers.config_hash(_root_=composed("experiment=digits"))
+    for same in ("trainer.devices=2", "data.module.cache_dir=elsewhere", "name=other", "logger=csv", "threads=2"):
+        assert resolvers.config_hash(_root_=composed("experiment=digits", same)) == plain, same
+    for other in (
+        "seed=1",
+        "model=vit",
+        "size.depth=3",
+        "recipe.drop_path=0.1",
+        "trainer.max_epochs=2",
+        "data/loader=torch",
+    ):
+        assert resolvers.config_hash(_root_=composed("experiment=digits", other)) != plain, other
+
+
 def test_the_default_is_the_papers_run():
     cfg = composed()
     assert (cfg.model.name, cfg.recipe.name, cfg.data.name, cfg.data.num_classes) == (
@@ -90,4 +149,10 @@ def test_no_model_touches_the_recipe():
     assert len(recipes) == 1
     assert recipe_hash(composed("recipe.epochs=299").recipe) not in recipes
     for model in options("model"):
-        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {"name", "net", "attention"}
+        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {
+            "defaults",
+            "name",
+            "net",
+            "attention",
+            "depth",
+        }

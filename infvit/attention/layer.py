@@ -185,10 +185,12 @@ def _autocasts(x: Tensor) -> bool:
 
 
 class DiscountedAttention(Attention):
-    """An attention with a learnable discount gamma in (0, 1) per head, stored as the logit `gamma_logit` (H,).
+    """An attention with a discount gamma in (0, 1) per head, stored as the logit `gamma_logit`.
 
     Args:
         gamma: initial discount of every head.
+        learn_gamma: whether it gets a gradient or stays as it is.
+        gamma_per_head: `gamma_logit` is (H,); otherwise (1,), one discount that all heads of the layer share.
     """
 
     def __init__(
@@ -199,13 +201,16 @@ class DiscountedAttention(Attention):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         gamma: float = 0.95,
+        learn_gamma: bool = True,
+        gamma_per_head: bool = True,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
         if not 0 < gamma < 1:
             raise UsageError(f"gamma={gamma} is not a discount: expected 0 < gamma < 1")
-        self.gamma_logit = nn.Parameter(torch.full((num_heads,), math.log(gamma / (1 - gamma))))
+        start = torch.full((num_heads if gamma_per_head else 1,), math.log(gamma / (1 - gamma)))
+        self.gamma_logit = nn.Parameter(start, requires_grad=learn_gamma)
 
     @property
     def gamma(self) -> Tensor:
         """The discount per head, (H,), in (0, 1)."""
-        return self.gamma_logit.sigmoid()
+        return self.gamma_logit.sigmoid().expand(self.num_heads)

@@ -50,8 +50,10 @@ class LinearInfSA(DiscountedAttention):
         proj_drop: float = 0.0,
         gamma: float = 0.95,
         chunk: int | None = None,
+        learn_gamma: bool = True,
+        gamma_per_head: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma, learn_gamma, gamma_per_head)
         if chunk is not None and (chunk < 1 or attn_drop):
             raise UsageError(
                 f"chunk={chunk} with attn_drop={attn_drop}: expected a number of tokens from 1, and attn_drop=0 "

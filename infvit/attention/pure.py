@@ -48,8 +48,10 @@ class PureInfSA(DiscountedAttention):
         gamma: float = 0.95,
         hops: float = 1,
         tolerance: float = 1e-5,
+        learn_gamma: bool = True,
+        gamma_per_head: bool = True,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma)
+        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma, learn_gamma, gamma_per_head)
         if not hops >= 1 or (hops != math.inf and hops != int(hops)):
             raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1, or inf")
         if not tolerance > 0:
