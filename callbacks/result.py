@@ -132,6 +132,7 @@ class RunRecord(Callback):
         self.result.curves.append(
             {"epoch": trainer.current_epoch, "train/loss": loss, "lr": optimizer.param_groups[0]["lr"]}
             | {name: value for name, value in metrics.items() if name.startswith("val/")}
+            | _gamma_per_block(metrics)
         )
         if "images_per_second" in metrics:
             self.speeds.append(metrics["images_per_second"])
@@ -160,6 +161,15 @@ def recipe_hash(recipe: DictConfig) -> str:
     assert isinstance(content, dict)
     content.pop("name")
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _gamma_per_block(metrics: dict[str, float]) -> dict[str, float]:
+    """The mean over heads of each block's gamma, as "gamma/block": 24 blocks of 16 heads would fill the file."""
+    heads: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("gamma/"):
+            heads.setdefault(name.rpartition(".")[0], []).append(value)
+    return {block: statistics.fmean(values) for block, values in heads.items()}
 
 
 def _variant() -> str:

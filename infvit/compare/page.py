@@ -11,9 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infvit.compare import render
-from infvit.compare.charts import COSTS, THEMES, charts, library, spec
+from infvit.compare.charts import COSTS
 from infvit.compare.interval import Estimate
+from infvit.compare.palette import THEMES
+from infvit.compare.pictures import charts, library, spec
 from infvit.compare.result import Result
+from infvit.compare.subject import subject
 from infvit.compare.table import Comparison, Row
 
 TEMPLATE = "page.html.jinja"
@@ -35,7 +38,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
         title=_title(comparison),
         comparison=comparison,
         counts=_counts(comparison),
-        subject=render.subject(comparison),
+        subject=subject(comparison),
         notes=render.notes(comparison),
         failures=render.failures(comparison),
         intervals=render.INTERVALS,
