@@ -122,6 +122,12 @@ class RunRecord(Callback):
             self.result.write(self.path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            # By these W&B groups its runs into the rows of our table, and sets accuracy against cost.
+            cost_of = {name: getattr(self.result, name) for name in ("parameters", "flops_forward", "flops_training")}
+            row = " ".join(filter(None, (self.result.model, self.result.variant)))
+            for logger in trainer.loggers:
+                logger.log_hyperparams({"row": row, **cost_of})
         self.result.hardware |= {"devices": trainer.world_size, "threads": torch.get_num_threads()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -117,7 +117,7 @@ def notes(comparison: Comparison) -> list[str]:
             n, baseline = row.paired.top1.n, row.paired.baseline
             lines.append(f"{row.name}: of {row.finished} finished seeds, {n} paired with {baseline}")
     if len(comparison.rows) > 1 and not any(row.paired for row in comparison.rows):
-        lines.append(f"no finished run of {comparison.baseline}: no paired differences (--baseline names another row)")
+        lines.append(f"no finished run of {comparison.baseline} compares with another row: no paired differences")
     measured = [run for run in comparison.runs if run.train_images_per_second is not None]
     for what in ("hardware", "loader", "precision"):
         if len({str(getattr(run, what)) for run in measured}) > 1:

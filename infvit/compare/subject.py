@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from infvit.compare.table import Comparison
 
@@ -16,8 +16,8 @@ def subject(comparison: Comparison) -> list[tuple[str, str]]:
     pairs = {
         "Recipe": [f"{run.recipe} (hash {run.recipe_hash or 'unknown'}, {run.epochs} epochs)" for run in runs],
         "Data": [f"{run.data} (fingerprint {run.data_fingerprint or 'unknown'}, {run.image_size} px)" for run in runs],
-        "Hardware": [_flat(hardware) for hardware in comparison.distinct("hardware")],
-        "Versions": [_flat(versions) for versions in comparison.distinct("versions")],
+        "Hardware": [flat(hardware) for hardware in comparison.distinct("hardware")],
+        "Versions": [flat(versions) for versions in comparison.distinct("versions")],
         "Commit": comparison.distinct("git_commit"),
         "Command": commands(comparison.distinct("command")),
     }
@@ -68,5 +68,6 @@ def _sweep(values: list[list[str]]) -> str:
     return shlex.join(words)
 
 
-def _flat(facts: dict[str, object]) -> str:
+def flat(facts: Mapping[str, object]) -> str:
+    """Facts in one line, what is empty left out."""
     return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, "", [], {}))

@@ -93,7 +93,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the row is the one that others are paired with."""
+        """Whether other rows are paired with this one."""
         return self.paired is not None and self.paired.baseline == self.name
 
     @property
@@ -166,7 +166,11 @@ class Comparison:
             rows = [replace(row, differs=differences(row.config, reference)) for row in rows]
         baseline = chosen(rows, baseline)
         against = [baseline_of(row, rows, baseline) for row in rows]
-        rows = [replace(row, paired=Paired.of(row, b) if b else None) for row, b in zip(rows, against, strict=True)]
+        pairs = [(row, base) for row, base in zip(rows, against, strict=True) if base and base is not row]
+        held = {base.name for _, base in pairs}
+        pairs += [(row, row) for row in rows if row.name in held]
+        paired = {row.name: Paired.of(row, base) for row, base in pairs}
+        rows = [replace(row, paired=paired.get(row.name)) for row in rows]
         rows.sort(key=lambda row: -1.0 if row.top1.mean is None else row.top1.mean, reverse=True)
         return cls(tuple(rows), tuple(unreadable), reference, baseline)
 
