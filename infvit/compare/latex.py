@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from string import ascii_lowercase
 
@@ -79,8 +80,8 @@ def to_latex(comparison: Comparison) -> str:
 
 def escaped(text: str) -> str:
     """Text that LaTeX prints as it is, in one line."""
-    # Two hyphens would become a dash.
-    return "".join(ESCAPED.get(char) or _letter(char) for char in text).replace("--", "-{}-")
+    # Hyphens side by side would become a dash.
+    return re.sub("-(?=-)", "-{}", "".join(ESCAPED.get(char) or _letter(char) for char in text))
 
 
 def _breakable(text: str) -> str:

@@ -60,7 +60,7 @@ def speed(row: Row) -> str:
     ratio, low, high = row.paired.speed if row.paired else (None, None, None)
     if ratio is None:
         return NOTHING
-    return f"{ratio:.2f}x" + ("" if low is None or high is None else f" ({_three(low)} – {_three(high)})")
+    return f"{_three(ratio)}x" + ("" if low is None or high is None else f" ({_three(low)} – {_three(high)})")
 
 
 def as_published(row: Row) -> str:
