@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import wandb
 from hydra.experimental.callback import Callback
@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 
 from callbacks import report
 from infvit.compare import Comparison, to_text, write_comparison
+
+Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
 
 class CompareAtEnd(Callback):
@@ -38,7 +40,8 @@ class CompareAtEnd(Callback):
 
 def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
     """The comparison as a W&B run and, online, as a report. What goes wrong with W&B is said; the sweep is done."""
-    logger, mode = config.logger.wandb, config.logger.wandb.mode
+    logger = config.logger.wandb
+    mode: Mode = logger.mode
     try:
         entity = _log(logger, mode, sweep, comparison, pictures)
     except Exception as error:  # W&B raises many kinds: no network, a wrong key, no room
@@ -62,7 +65,7 @@ def _say(what: str, error: Exception, sweep: Path) -> None:
     print(f"warning: {what} ({why}); {page} shows the same, and to upload later: {later}", file=sys.stderr)
 
 
-def _log(logger: DictConfig, mode: str, sweep: Path, comparison: Comparison, pictures: list[Path]) -> str:
+def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pictures: list[Path]) -> str:
     """Log table, page and pictures as a run of the sweep's group; returns the entity that the run belongs to."""
     with wandb.init(
         project=logger.project,

@@ -11,6 +11,7 @@ from infvit.compare.pictures import PICTURES
 
 TITLE_ROOM = 128  # characters in a report's title
 # What `RunRecord` puts into each run's W&B configuration, as names of axes.
+ROW = wr.Config("row")
 COSTS = {"flops_forward": "FLOPs forward, per image", "parameters": "parameters"}
 
 
@@ -23,34 +24,18 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
     group = expr.Metric("Group") == sweep
     runs = wr.Runset(name="runs", filters=[group, expr.Metric("JobType") == "train"])
     table = wr.Runset(name="comparison", filters=[group, expr.Metric("JobType") == "comparison"])
-    row, top1 = wr.Config("row"), wr.SummaryMetric("test/top1")
-    averaged = {"groupby": row, "groupby_aggfunc": "mean"}
-    bars = wr.BarPlot(title="Test top-1", metrics=[top1], groupby_rangefunc="stderr", **averaged, layout=_at(0, 0))
-    speed = wr.BarPlot(
-        title="Training images/s",
-        metrics=[wr.SummaryMetric("images_per_second")],
-        groupby_rangefunc="stderr",
-        **averaged,
-        layout=_at(1, 0),
-    )
-    scatters: list[wr.ScatterPlot] = [
-        wr.ScatterPlot(title=f"Top-1 against {words}", x=wr.Config(cost), y=top1, layout=_at(i, 1))
-        for i, (cost, words) in enumerate(COSTS.items())
+    top1, images = wr.SummaryMetric("test/top1"), wr.SummaryMetric("images_per_second")
+    bars = [_bars("Test top-1", top1, 0), _bars("Training images/s", images, 1)]
+    costs = {f"Top-1 against {words}": wr.Config(name) for name, words in COSTS.items()}
+    scatters = [
+        wr.ScatterPlot(title=title, x=x, y=top1, layout=_at(i, 1)) for i, (title, x) in enumerate(costs.items())
     ]
-    scatters.append(
-        wr.ScatterPlot(
-            title="Top-1 against training images/s", x=wr.SummaryMetric("images_per_second"), y=top1, layout=_at(2, 1)
-        )
-    )
-    curves = [
-        wr.LinePlot(title=title, x="epoch", y=[metric], groupby_rangefunc="minmax", **averaged, layout=_at(i, 0))
-        for i, (metric, title) in enumerate({"val/top1": "Validation top-1", "train/loss_epoch": "Training loss"}.items())
-    ]
-    gamma = wr.LinePlot(title="gamma by block.head", x="epoch", metric_regex="gamma/.*", **averaged, layout=_at(2, 0))
-    comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=12, w=24, h=10))
-    pictures = wr.MediaBrowser(
-        title="Pictures", media_keys=[name.removesuffix(".png") for name in PICTURES], layout=wr.Layout(w=24, h=9)
-    )
+    scatters.append(wr.ScatterPlot(title="Top-1 against training images/s", x=images, y=top1, layout=_at(2, 1)))
+    curves = [_curves("Validation top-1", ["val/top1"], 0), _curves("Training loss", ["train/loss_epoch"], 1)]
+    curves.append(_curves("gamma, by block.head", [], 2, "gamma/.*"))
+    comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(y=6, w=24, h=10))
+    keys = [name.removesuffix(".png") for name in PICTURES]
+    pictures = wr.MediaBrowser(title="Pictures", media_keys=keys, layout=wr.Layout(w=24, h=9))
     raw = wr.WeavePanelSummaryTable(table_name="comparison", layout=wr.Layout(y=9, w=24, h=8))
     return wr.Report(
         project=project,
@@ -61,9 +46,9 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
         blocks=[
             wr.MarkdownBlock(to_markdown(comparison)),
             wr.H2("Accuracy and cost"),
-            wr.PanelGrid(runsets=[runs], panels=[bars, speed, *scatters]),
+            wr.PanelGrid(runsets=[runs], panels=[*bars, *scatters]),
             wr.H2("Training"),
-            wr.PanelGrid(runsets=[runs], panels=[*curves, gamma, comparer]),
+            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer]),
             wr.H2("Pictures and raw numbers"),
             wr.PanelGrid(runsets=[table], panels=[pictures, raw]),
         ],
@@ -82,6 +67,30 @@ def save(new: wr.Report) -> str:
             new.id = old.id
     new.save()
     return unquote(new.url)
+
+
+def _bars(title: str, metric: wr.SummaryMetric, column: int) -> wr.BarPlot:
+    return wr.BarPlot(
+        title=title,
+        metrics=[metric],
+        groupby=ROW,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stderr",
+        layout=_at(column, 0),
+    )
+
+
+def _curves(title: str, metrics: list[str], column: int, pattern: str | None = None) -> wr.LinePlot:
+    return wr.LinePlot(
+        title=title,
+        x="epoch",
+        y=[*metrics],
+        metric_regex=pattern,
+        groupby=ROW,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        layout=_at(column, 0),
+    )
 
 
 def _at(column: int, row: int) -> wr.Layout:

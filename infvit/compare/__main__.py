@@ -1,4 +1,4 @@
-"""`python -m infvit.compare RUN_DIRS... [--out DIR] [--baseline NAME]`: print the table of these runs and write its files."""
+"""`python -m infvit.compare RUN_DIRS...`: print the table of these runs and write its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infvit.compare", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or of many")
     parser.add_argument("--out", default=".", metavar="DIR", help="where the files go (default: here)")
-    parser.add_argument("--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})"
+    )
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show ± or ✓ still gets the numbers.

@@ -158,7 +158,9 @@ def gamma_by_block(comparison: Comparison) -> Drawing | None:
     )
     y = alt.Y("mean:Q", title="gamma", scale=alt.Scale(zero=False))
     told = _told("gamma", ".4f")
-    ranges = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="gamma", scale=alt.Scale(zero=False)), y2="high:Q")
+    ranges = base.mark_rule(strokeWidth=2).encode(
+        y=alt.Y("low:Q", title="gamma", scale=alt.Scale(zero=False)), y2="high:Q"
+    )
     dots = base.mark_line(point=alt.OverlayMarkDef(size=70, filled=True), strokeWidth=2)
     return alt.layer(ranges, dots.encode(y=y, tooltip=[told[0], alt.Tooltip("block:O"), *told[1:]]).add_params(pick))
 
@@ -184,7 +186,12 @@ def _names(rows: list[Row]) -> alt.Y:
 def _told(value: str, form: str) -> list[alt.Tooltip]:
     """What a mark with an interval says when pointed at."""
     numbers = [alt.Tooltip(f"{end}:Q", title=end, format=form) for end in ("low", "high")]
-    return [alt.Tooltip("row:N", title="model"), alt.Tooltip("mean:Q", title=value, format=form), *numbers, alt.Tooltip("seeds:Q")]
+    return [
+        alt.Tooltip("row:N", title="model"),
+        alt.Tooltip("mean:Q", title=value, format=form),
+        *numbers,
+        alt.Tooltip("seeds:Q"),
+    ]
 
 
 def _cost(row: Row, cost: str) -> float | None:

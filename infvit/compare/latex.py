@@ -53,8 +53,8 @@ ESCAPED = {
 def to_latex(comparison: Comparison) -> str:
     """The table with its notes below: what differs, what failed or still runs, what could not be read.
 
-    Top-5, loss and training time are left to the other formats. It needs `booktabs` and `graphicx` and no other package or font encoding; a letter that plain LaTeX does not have
-    loses its accent or becomes "?".
+    Top-5, loss and training time are left to the other formats. It needs `booktabs` and `graphicx` and no other package
+    or font encoding; a letter that plain LaTeX does not have loses its accent or becomes "?".
     """
     columns = {name: cell for name, cell in render.columns(comparison).items() if name not in LEFT_OUT}
     marks = _marks(comparison.rows)

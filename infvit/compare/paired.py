@@ -35,7 +35,10 @@ class Paired:
 
     @classmethod
     def of(cls, row: Row, baseline: Row) -> Paired:
-        """Pair the counted runs of both rows by seed; one without the number, or timed elsewhere, is left out; a baseline has no difference to itself."""
+        """Pair the counted runs of both rows by seed; one without the number, or timed elsewhere, is left out.
+
+        A baseline has no difference to itself.
+        """
         if row is baseline:
             return cls(row.name, Estimate(), Estimate())
         theirs = {run.seed: run for run in baseline.counted}
@@ -66,7 +69,9 @@ def baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
         and other.counted
         and all(getattr(other.config, part) == getattr(row.config, part) for part in SIGNATURE)
     ]
-    return max(candidates, key=lambda other: (other is row, _shared(row, other), not other.config.variant), default=None)
+    return max(
+        candidates, key=lambda other: (other is row, _shared(row, other), not other.config.variant), default=None
+    )
 
 
 def chosen(rows: Sequence[Row], name: str | None) -> str:

@@ -13,7 +13,6 @@ from infvit.compare.charts import COSTS, Drawing, accuracy_against, accuracy_bar
 from infvit.compare.palette import PICTURE_THEME
 from infvit.compare.table import Comparison
 
-
 PICTURES = ("accuracy.png", "accuracy_vs_flops.png", "curves.png")
 
 

@@ -16,10 +16,10 @@ INTERVALS = (
     "One seed has no interval (–); two seeds have a very wide one, shown as it is."
 )
 PAIRED = (
-    "Δ top-1 and speed are against {baseline}, paired by seed over the seeds that both have finished: the mean difference "
-    "in points with Student's 95% interval over the differences, and the ratio of images/s (geometric mean; its interval "
-    "is Student's on the logarithm). Rows that do not compare with {baseline} have none. Each interval stands alone: "
-    "of twenty, one misses by chance."
+    "Δ top-1 and speed are against {baseline}, paired by seed over the seeds that both have finished: the mean "
+    "difference in points with Student's 95% interval over the differences, and the ratio of images/s (geometric mean; "
+    "its interval is Student's on the logarithm). Rows that do not compare with {baseline} have none. Each interval "
+    "stands alone: of twenty, one misses by chance."
 )
 FLOPS = "FLOPs are for the forward pass of one image, two per multiply-add."
 PUBLISHED = "published: others' numbers, not measured here: {sources}."

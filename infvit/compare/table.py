@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infvit.compare.interval import Estimate
 from infvit.compare.grouping import best_known, differences, group, names_of
+from infvit.compare.interval import Estimate
 from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
 from infvit.compare.published import Published, published
 from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result, UnreadableResultError
@@ -134,7 +134,9 @@ class Row:
         paired = self.paired or Paired("", Estimate(), Estimate())
         record |= {"baseline": paired.baseline, "paired_top1": paired.top1.mean, "paired_n": paired.top1.n}
         record |= {"paired_top1_ci95_half_width": paired.top1.half_width}
-        record |= dict(zip(("paired_speed", "paired_speed_ci95_low", "paired_speed_ci95_high"), paired.speed, strict=True))
+        record |= dict(
+            zip(("paired_speed", "paired_speed_ci95_low", "paired_speed_ci95_high"), paired.speed, strict=True)
+        )
         record["paired_speed_n"] = paired.log_speed.n
         for name in ("parameters", "macs_forward", "flops_forward", "flops_training"):
             record[name] = self.known(name)
@@ -229,7 +231,6 @@ class Comparison:
         empty = dict.fromkeys(names)
         return rows + [empty | {"path": bad.path, "problem": bad.reason} for bad in self.unreadable]
 
-
     def _sometimes(self, row: Row) -> dict[str, Any]:
         """The columns that only some tables have: further test sets, and published numbers."""
         record: dict[str, Any] = {}
@@ -260,5 +261,3 @@ def _reference(rows: Sequence[Row]) -> Result | None:
     signatures = [tuple(getattr(config, name) for name in SIGNATURE) for config in candidates]
     # Of equally common signatures, Counter keeps the one that came first.
     return candidates[signatures.index(Counter(signatures).most_common(1)[0][0])]
-
-

@@ -15,9 +15,7 @@ from infvit.errors import UsageError
 FILES = (*(f"comparison.{ending}" for ending in ("html", "md", "csv", "tex")), *PICTURES)
 
 
-def write_comparison(
-    run_dirs: Iterable[str | Path], out_dir: str | Path, baseline: str | None = None
-) -> Comparison:
+def write_comparison(run_dirs: Iterable[str | Path], out_dir: str | Path, baseline: str | None = None) -> Comparison:
     """Compare the runs in the folders and write `FILES` into `out_dir`; without a finished run there are no pictures.
 
     `baseline` is as in `Comparison.from_results`.

@@ -1,4 +1,4 @@
-"""A result that is damaged, of another schema or still being written is named in every output, and no number hides it."""
+"""A result that is damaged, of another schema or still being written is named as such in every output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infvit.compare import write_comparison
-from infvit.compare.__main__ import main
+from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, to_text, write_comparison
 from tests.compare.conftest import MakeResult, write_results
 
 
@@ -40,19 +39,17 @@ def bad(request: pytest.FixtureRequest, make_result: MakeResult, tmp_path: Path)
     return tmp_path / "sweep", make_bad(folders[1] / "result.json")
 
 
-def test_it_is_named_in_every_output(bad: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_named_in_every_output(bad: tuple[Path, str]) -> None:
     sweep, words = bad
-    assert main([str(sweep), "--out", str(tmp_path / "out")]) == 0
-    outputs = {path.suffix: path.read_text() for path in (tmp_path / "out").glob("comparison.*")}
-    assert set(outputs) == {".html", ".md", ".csv", ".tex"}
-    outputs["terminal"] = capsys.readouterr().out
-    rows = list(csv.DictReader(io.StringIO(outputs.pop(".csv"))))
+    comparison = Comparison.from_dirs([sweep])
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     assert rows[0]["seeds"] == "0"
     assert words in rows[-1]["problem"] or rows[0]["running"] == "1"
-    for name, text in outputs.items():
-        plain = "".join(html.unescape(text).replace("\\allowbreak{}", "").replace("\\", "").split())
-        assert "".join(words.split()) in plain, name
-        assert "1_seed=1" in plain, name
+    for write in (to_text, to_markdown, to_latex, to_html):
+        text = html.unescape(write(comparison)).replace("\\allowbreak{}", "").replace("\\", "")
+        plain = "".join(text.split())  # however its lines are broken
+        assert "".join(words.split()) in plain, write.__name__
+        assert "1_seed=1" in plain, write.__name__
 
 
 def test_a_table_without_any_readable_result_still_says_so(tmp_path: Path, make_result: MakeResult) -> None:

@@ -25,9 +25,7 @@ def comparison(make_result: MakeResult) -> Comparison:
 
 
 def test_every_special_character_is_escaped() -> None:
-    assert escaped("\\{}$&#%_^~") == (
-        r"\textbackslash{}\{\}\$\&\#\%\_\textasciicircum{}\textasciitilde{}"
-    )
+    assert escaped("\\{}$&#%_^~") == (r"\textbackslash{}\{\}\$\&\#\%\_\textasciicircum{}\textasciitilde{}")
     assert escaped("é中\n\t±−–") == r"e?  $\pm$$-$\textendash{}"
     assert "--" not in escaped("a---b")
 

@@ -37,7 +37,8 @@ def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result: Mak
     assert paired.speed == pytest.approx(expected)
     # The seeds agree on the difference more than on the accuracy: that is what pairing is for.
     top1 = row(comparison, "infvit").top1.half_width
-    assert paired.top1.half_width is not None and top1 is not None
+    assert paired.top1.half_width is not None
+    assert top1 is not None
     assert paired.top1.half_width < top1 / 2
 
 
@@ -67,11 +68,13 @@ def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_resul
     shift = dict(zip(kinds, (0.0, 0.1, 0.2), strict=True))
     results = []
     for kind, fields in kinds.items():
-        results += runs(make_result, "vit", {s: (0.5, 1.0) for s in (0, 1)}, **fields)
-        results += runs(make_result, "infvit", {s: (0.5 + shift[kind], 1.0) for s in (0, 1)}, **fields)
+        results += runs(make_result, "vit", dict.fromkeys((0, 1), (0.5, 1.0)), **fields)
+        results += runs(make_result, "infvit", dict.fromkeys((0, 1), (0.5 + shift[kind], 1.0)), **fields)
     results += runs(make_result, "infvit", {0: (0.9, 1.0)}, variant="model.hops=3")
     comparison = Comparison.from_results(results)
-    against = {r.name: (r.paired.baseline, r.paired.top1.mean) for r in comparison.rows if r.paired and not r.is_baseline}
+    against = {
+        r.name: (r.paired.baseline, r.paired.top1.mean) for r in comparison.rows if r.paired and not r.is_baseline
+    }
     assert against == {
         "infvit (depth=4)": ("vit (depth=4)", 0.0),
         "infvit (depth=24)": ("vit (depth=24)", pytest.approx(0.1)),

@@ -11,7 +11,15 @@ from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, t
 from infvit.compare.published import published
 from tests.compare.conftest import MakeResult
 
-IMAGENET = {"data": "imagenet", "depth": 4, "dim": 1024, "heads": 16, "patch": 16, "image_size": 224, "num_classes": 1000}
+IMAGENET = {
+    "data": "imagenet",
+    "depth": 4,
+    "dim": 1024,
+    "heads": 16,
+    "patch": 16,
+    "image_size": 224,
+    "num_classes": 1000,
+}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,9 @@ def test_nothing_is_published_for_anything_else(change: dict, make_result: MakeR
 
 
 def test_a_size_named_on_the_command_line_is_still_the_published_model(make_result: MakeResult) -> None:
-    found = published(make_result("infvit", **(IMAGENET | {"depth": 24, "variant": "size.depth=24 +size.extra_proj=true"})))
+    found = published(
+        make_result("infvit", **(IMAGENET | {"depth": 24, "variant": "size.depth=24 +size.extra_proj=true"}))
+    )
     assert found is not None
     assert found.top1 == 0.854
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from omegaconf import OmegaConf
 
 from callbacks.comparison import CompareAtEnd
-from callbacks.report import report, title_of
+from callbacks.report import report, save, title_of
 from infvit.compare import Comparison
 from tests.compare.conftest import MakeResult, write_results
 
@@ -91,3 +95,68 @@ def test_a_wrong_key_is_told_in_one_line_and_the_comparison_stays_to_be_synced(
     assert f"{sweep / 'comparison.html'} shows the same" in said[0]
     assert "wandb sync" in said[0]
     assert list(sweep.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.fixture
+def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """A server on this machine that keeps reports as W&B's does, for W&B's own client; the reports it was sent."""
+    kept: list[dict[str, Any]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked = json.loads(sent) if self.path == "/graphql" else {"query": ""}
+            answer = json.dumps({"data": self.answer(asked["query"], asked.get("variables") or {})}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+            end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            when = {"createdAt": "2025-01-01T00:00:00", "updatedAt": "2025-01-01T00:00:00"}
+            if "upsertView" in query:
+                kept.append(variables)
+                own = {"id": variables["id"] or f"id{len(kept)}", "type": "runs", "name": variables["name"]}
+                project = {"id": "p", "name": "infvit", "entityName": "someone"}
+                own |= {"displayName": variables["displayName"], "description": "", "project": project}
+                return {"upsertView": {"inserted": True, "view": own | when | {"spec": variables["spec"]}}}
+            if "allViews" in query:
+                user = {"username": "someone", "photoUrl": "", "email": ""}
+                found = [{"id": v["id"] or f"id{i + 1}", "displayName": v["displayName"]} for i, v in enumerate(kept)]
+                rest = {"name": "n", "description": "", "user": user, "spec": "{}", "previewUrl": "", "viewCount": 0}
+                edges = [{"cursor": "c", "node": view | rest | when} for view in found]
+                return {"project": {"allViews": {"edges": edges, "pageInfo": end}}}
+            if "GetProjects" in query:
+                project = {"__typename": "Project", "id": "p", "name": "infvit", "entityName": "someone", "user": None}
+                return {"models": {"pageInfo": end, "edges": [{"node": project | when | {"isBenchmark": False}}]}}
+            viewer = {"id": "u", "entity": "someone", "username": "someone", "email": "", "flags": "{}"}
+            return {"viewer": viewer | {"teams": {"edges": []}}}
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # its settings are read once in a process
+    yield kept
+    wandb.teardown()
+    server.shutdown()
+
+
+def test_the_same_sweep_rewrites_its_report_and_another_makes_its_own(
+    views: list[dict[str, Any]], make_result: MakeResult
+) -> None:
+    def again(sweep: str, seeds: int) -> str:
+        comparison = Comparison.from_results(make_result("vit", seed) for seed in range(seeds))
+        return save(report("infvit", "someone", "digits", sweep, comparison))
+
+    addresses = [again("a", 1), again("b", 1), again("a", 2)]
+    assert [view["id"] for view in views] == [None, None, "id1"]
+    assert addresses[0] == addresses[2] != addresses[1]
+    assert addresses[0].endswith("/someone/infvit/reports/digits:-a--id1")
+    assert "| vit | ✓ | 2 |" in json.loads(views[2]["spec"])["blocks"][1]["content"]
