@@ -86,7 +86,8 @@ def accuracy_against(comparison: Comparison, cost: str = "flops_forward") -> Dra
     high = min(1.0, max([*means, *(row.top1.high for row in rows if row.top1.high is not None)]))
     margin = 0.06 * (high - low) or 0.01
     y_scale = alt.Scale(domain=[max(0.0, low - margin), min(1.0, high + margin)], nice=False)
-    x_scale = alt.Scale(zero=False, padding=30, type="log" if max(costs) > 20 * min(costs) else "linear")
+    log = max(costs) > 20 * min(costs)
+    x_scale = alt.Scale(padding=30, type="log") if log else alt.Scale(padding=30, zero=False)
     pick, fade = _legend_pick(cost)
     base = alt.Chart(data(points)).encode(
         x=alt.X("cost:Q", title=COSTS[cost], scale=x_scale, axis=alt.Axis(format="~s")),

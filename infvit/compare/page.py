@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
+        "breakable": _breakable,
         "percent": render.percent,
         "points": render.points,
         "speed": render.speed,
@@ -68,6 +70,11 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
         # A page without charts goes without it.
         bundle=Markup(library()) if specs else "",
     )
+
+
+def _breakable(name: str) -> Markup:
+    """The name, which may be broken after its underscores and equals signs."""
+    return Markup("<wbr>").join(re.split("(?<=[_=])", name))
 
 
 def _title(comparison: Comparison) -> str:

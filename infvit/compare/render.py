@@ -105,7 +105,8 @@ def differing(row: Row) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """What must be known beside the numbers: repeated seeds, missing values, throughput of different machines."""
-    lines = []
+    lines: list[str] = []
+    lacking_pairs: dict[tuple[int, int, str], list[str]] = {}
     for row in comparison.rows:
         for run in row.repeats:
             lines.append(f"{row.name} seed {run.seed}: finished twice; only the latest is counted, not {run.run_dir}")
@@ -114,8 +115,9 @@ def notes(comparison: Comparison) -> list[str]:
         if lacking:
             lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
         if row.paired and not row.is_baseline and row.paired.top1.n < row.finished:
-            n, baseline = row.paired.top1.n, row.paired.baseline
-            lines.append(f"{row.name}: of {row.finished} finished seeds, {n} paired with {baseline}")
+            lacking_pairs.setdefault((row.paired.top1.n, row.finished, row.paired.baseline), []).append(row.name)
+    for (n, finished, baseline), names in lacking_pairs.items():
+        lines.append(f"{', '.join(names)}: of {finished} finished seeds, {n} paired with {baseline}")
     if len(comparison.rows) > 1 and not any(row.paired for row in comparison.rows):
         lines.append(f"no finished run of {comparison.baseline} compares with another row: no paired differences")
     measured = [run for run in comparison.runs if run.train_images_per_second is not None]
