@@ -169,15 +169,6 @@ def recipe_hash(recipe: DictConfig) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _gamma_per_block(metrics: dict[str, float]) -> dict[str, float]:
-    """The mean over heads of each block's gamma, as "gamma/block": 24 blocks of 16 heads would fill the file."""
-    heads: dict[str, list[float]] = {}
-    for name, value in metrics.items():
-        if name.startswith("gamma/"):
-            heads.setdefault(name.rpartition(".")[0], []).append(value)
-    return {block: statistics.fmean(values) for block, values in heads.items()}
-
-
 def _variant() -> str:
     """The overrides that change the model beyond choosing it by name."""
     overrides = HydraConfig.get().overrides.task
@@ -213,3 +204,12 @@ def _git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _gamma_per_block(metrics: dict[str, float]) -> dict[str, float]:
+    """The mean over heads of each block's gamma, as "gamma/block": 24 blocks of 16 heads would fill the file."""
+    heads: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("gamma/"):
+            heads.setdefault(name.rpartition(".")[0], []).append(value)
+    return {block: statistics.fmean(values) for block, values in heads.items()}

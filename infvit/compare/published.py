@@ -11,6 +11,8 @@ import yaml
 
 from infvit.compare.result import Result
 
+# Beginnings of the overrides that set sizes.
+SIZES = ("size.", "backbone.depth=")
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 
@@ -28,9 +30,9 @@ def published(config: Result) -> Published | None:
     """What is published for this configuration, or None.
 
     Everything under `of` in the file must agree with the run. A run whose variant changes the model itself (another
-    gamma, other positions) is not what was published; one whose variant only sets sizes is judged by its sizes.
+    gamma, other positions) or its recipe is not what was published; one that only sets sizes is judged by its sizes.
     """
-    if any(not word.lstrip("+~").startswith("size.") for word in config.variant.split()):
+    if any(not word.lstrip("+~").startswith(SIZES) for word in config.variant.split()):
         return None
     for entry in _entries():
         if all(getattr(config, name) == value for name, value in entry["of"].items()):
