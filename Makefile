@@ -51,7 +51,7 @@ browser:
 	 elif command -v apt-get >/dev/null && { test "$$(id -u)" = 0 || sudo -n true 2>/dev/null; }; then \
 	   echo "installing chromium"; \
 	   as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
-	   ($$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends chromium) \
+	   ($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) \
 	   >$(VENV)/chromium.log 2>&1 || tail -3 $(VENV)/chromium.log; \
 	 else echo "no Chromium: the tests of the page are skipped. For them run: sudo apt-get install -y chromium"; fi
 
