@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test browser lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -42,8 +42,18 @@ demo: setup
 	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then loader=ffcv; else loader=torch; fi; \
 	set -x; $(PYTHON) train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1 data/loader=$$loader
 
-test: setup
+test: setup browser
 	@$(PYTHON) -m pytest
+
+# The comparison's page is tested in Chromium; without it those tests are skipped and say so.
+browser:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then true; \
+	 elif command -v apt-get >/dev/null && { test "$$(id -u)" = 0 || sudo -n true 2>/dev/null; }; then \
+	   echo "installing chromium"; \
+	   as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+	   ($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) \
+	   >$(VENV)/chromium.log 2>&1 || tail -3 $(VENV)/chromium.log; \
+	 else echo "no Chromium: the tests of the page are skipped. For them run: sudo apt-get install -y chromium"; fi
 
 lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

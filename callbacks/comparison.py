@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import wandb
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from callbacks import report
 from infvit.compare import Comparison, to_text, write_comparison
+
+Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
 
 class CompareAtEnd(Callback):
@@ -21,12 +24,12 @@ class CompareAtEnd(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         sweep = Path(config.hydra.sweep.dir)
         comparison = write_comparison([sweep], sweep)
-        print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md and .csv)")
+        print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md, .csv, .tex)")
         pictures = sorted(sweep.glob("*.png"))
         if pictures:
             print("pictures:   " + "  ".join(str(picture) for picture in pictures))
         if "wandb" in (config.get("logger") or {}):
-            _log_to_wandb(config.logger.wandb, sweep, comparison, pictures)
+            _to_wandb(config, sweep, comparison, pictures)
         failed = [run for run in comparison.runs if run.status != "finished"]
         if failed or comparison.unreadable:
             names = [f"{Path(run.run_dir).name} ({run.status})" for run in failed]
@@ -35,14 +38,42 @@ class CompareAtEnd(Callback):
             sys.exit(1)
 
 
-def _log_to_wandb(logger: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
+def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
+    """The comparison as a W&B run and, online, as a report. What goes wrong with W&B is said; the sweep is done."""
+    logger = config.logger.wandb
+    mode: Mode = logger.mode
+    try:
+        entity = _log(logger, mode, sweep, comparison, pictures)
+    except Exception as error:  # W&B raises many kinds: no network, a wrong key, no room
+        _say("the comparison is not on W&B", error, sweep)
+        if mode == "online":
+            _log(logger, "offline", sweep, comparison, pictures)
+        return
+    if mode == "online":
+        try:
+            made = report.report(logger.project, entity, config.name, sweep.name, comparison)
+            print(f"report:     {report.save(made)}")
+        except Exception as error:
+            _say("no W&B report was made", error, sweep)
+
+
+def _say(what: str, error: Exception, sweep: Path) -> None:
+    """One line: what happened, where the same is to be seen, and how to upload later."""
+    why = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+    page = sweep / "comparison.html"
+    later = f"wandb sync {sweep}/wandb/offline-run-* {sweep}/*/wandb/offline-run-*"
+    print(f"warning: {what} ({why}); {page} shows the same, and to upload later: {later}", file=sys.stderr)
+
+
+def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pictures: list[Path]) -> str:
+    """Log table, page and pictures as a run of the sweep's group; returns the entity that the run belongs to."""
     with wandb.init(
         project=logger.project,
         name=f"comparison-{sweep.name}",
         group=sweep.name,
         job_type="comparison",
         dir=sweep,
-        mode=logger.mode,
+        mode=mode,
         settings=wandb.Settings(silent=True),
     ) as run:
         records = comparison.records()
@@ -50,3 +81,4 @@ def _log_to_wandb(logger: DictConfig, sweep: Path, comparison: Comparison, pictu
         table = wandb.Table(columns=columns, data=[list(record.values()) for record in records])
         run.log({"comparison": table, "page": wandb.Html(str(sweep / "comparison.html"))})
         run.log({picture.stem: wandb.Image(str(picture)) for picture in pictures})
+        return run.entity

@@ -132,6 +132,12 @@ class RunRecord(Callback):
             self.result.write(self.path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            # By these W&B groups its runs into the rows of our table, and sets accuracy against cost.
+            cost_of = {name: getattr(self.result, name) for name in ("parameters", "flops_forward", "flops_training")}
+            row = " ".join(filter(None, (self.result.model, self.result.variant)))
+            for logger in trainer.loggers:
+                logger.log_hyperparams({"row": row, **cost_of})
         self.result.hardware |= {"devices": trainer.world_size, "threads": torch.get_num_threads()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,6 +148,7 @@ class RunRecord(Callback):
         self.result.curves.append(
             {"epoch": trainer.current_epoch, "train/loss": loss, "lr": optimizer.param_groups[0]["lr"]}
             | {name: value for name, value in metrics.items() if name.startswith("val/")}
+            | _gamma_per_block(metrics)
         )
         if "images_per_second" in metrics:
             self.speeds.append(metrics["images_per_second"])
@@ -207,3 +214,12 @@ def _git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _gamma_per_block(metrics: dict[str, float]) -> dict[str, float]:
+    """The mean over heads of each block's gamma, as "gamma/block": 24 blocks of 16 heads would fill the file."""
+    heads: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("gamma/"):
+            heads.setdefault(name.rpartition(".")[0], []).append(value)
+    return {block: statistics.fmean(values) for block, values in heads.items()}

@@ -6,18 +6,22 @@
 `python -m infvit.compare RUN_DIRS...` does the same from the command line.
 """
 
-from infvit.compare.charts import write_pictures
 from infvit.compare.interval import Estimate
+from infvit.compare.latex import to_latex
 from infvit.compare.page import to_html
+from infvit.compare.paired import Paired
+from infvit.compare.pictures import write_pictures
 from infvit.compare.render import to_csv, to_markdown, to_text
 from infvit.compare.result import SCHEMA, Result, UnreadableResultError
 from infvit.compare.table import Comparison, Row, Unreadable, find_results
-from infvit.compare.write import write_comparison
+from infvit.compare.write import FILES, write_comparison
 
 __all__ = [
+    "FILES",
     "SCHEMA",
     "Comparison",
     "Estimate",
+    "Paired",
     "Result",
     "Row",
     "Unreadable",
@@ -25,6 +29,7 @@ __all__ = [
     "find_results",
     "to_csv",
     "to_html",
+    "to_latex",
     "to_markdown",
     "to_text",
     "write_comparison",

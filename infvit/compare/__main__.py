@@ -1,4 +1,4 @@
-"""`python -m infvit.compare RUN_DIRS... [--out DIR]`: print the table of these runs and write its files."""
+"""`python -m infvit.compare RUN_DIRS...`: print the table of these runs and write its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from infvit.compare import find_results, to_text, write_comparison
+from infvit.compare import FILES, find_results, to_text, write_comparison
+from infvit.compare.paired import BASELINE
 from infvit.errors import UsageError
 
 
@@ -17,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infvit.compare", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or of many")
     parser.add_argument("--out", default=".", metavar="DIR", help="where the files go (default: here)")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})"
+    )
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show ± or ✓ still gets the numbers.
@@ -25,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
         found = [find_results(path) for path in options.run_dirs]
         if not any(found):
             raise UsageError(f"no result.json in {', '.join(options.run_dirs)}; give the folder of a run or of a sweep")
-        comparison = write_comparison(options.run_dirs, options.out)
+        comparison = write_comparison(options.run_dirs, options.out, options.baseline)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
     print(to_text(comparison, max(40, min(160, shutil.get_terminal_size((80, 24)).columns))))
-    for name in ("comparison.html", "comparison.md", "comparison.csv", "curves.png", "accuracy_vs_flops.png"):
+    for name in FILES:
         if (Path(options.out) / name).exists():
             print(Path(options.out) / name)
     return 0

@@ -1,25 +1,19 @@
-"""The pictures of a comparison, each built once: for the page, and as PNG beside it."""
+"""The charts of a comparison, without sizes and colours, which the page and the pictures give them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import altair as alt
-import vl_convert
 
 from infvit.compare.interval import Estimate
+from infvit.compare.points import data, epochs_of, gammas, rounded
 from infvit.compare.table import Comparison, Row
 
 # What alt.layer is declared to return.
 Drawing: TypeAlias = alt.LayerChart | alt.FacetChart
 # Points over all curves of one chart: above it epochs are left out, so that a page of 200 runs stays small.
 MOST_POINTS = 8000
-LIGHT = ["#3366cc", "#e07b00", "#139a74", "#c2438f", "#0f9fc4", "#d0432f", "#7a57c9", "#8a7a12", "#6b7280", "#a0522d"]
-DARK = ["#7ba4ff", "#ffb052", "#3ed1a4", "#f287c3", "#58cdf0", "#ff8a75", "#b499ff", "#d6c24a", "#a8b0bd", "#d9986c"]
 COSTS = {
     "flops_forward": "FLOPs forward, per image",
     "parameters": "Parameters",
@@ -28,32 +22,10 @@ COSTS = {
 }
 
 
-def theme(text: str, faint: str, palette: list[str], background: str) -> dict[str, Any]:
-    """The Vega-Lite configuration that gives a chart its colours; charts themselves name none."""
-    axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint, "tickColor": faint}
-    return {
-        "background": background,
-        "view": {"stroke": None},
-        "axis": axis | {"titleFontWeight": 500, "titleFontSize": 12, "labelFontSize": 11, "titlePadding": 10},
-        "axisX": {"grid": False, "tickCount": 7},
-        "legend": {"labelColor": text, "orient": "bottom", "columns": 2, "title": None, "labelLimit": 300}
-        | {"labelFontSize": 12, "symbolType": "circle", "symbolSize": 90, "symbolStrokeWidth": 0, "symbolOpacity": 1},
-        "title": {"color": text, "subtitleColor": text, "anchor": "start", "fontSize": 14, "fontWeight": 600},
-        "range": {"category": palette},
-    }
-
-
-THEMES = {
-    "light": theme("#3c4454", "#e3e6ec", LIGHT, "transparent"),
-    "dark": theme("#c3cad6", "#2e3542", DARK, "transparent"),
-}
-PICTURE_THEME = theme("#3c4454", "#e3e6ec", LIGHT, "#ffffff")
-
-
 def curves(comparison: Comparison, metric: str, title: str) -> Drawing | None:
     """A curve against the epoch for each row: the mean over its finished seeds in a band from lowest to highest."""
     rows = [row for row in comparison.rows if row.counted]
-    points = [point for row in rows for point in _points(row, metric, max(20, MOST_POINTS // len(rows)))]
+    points = [point for row in rows for point in epochs_of(row, metric, max(20, MOST_POINTS // len(rows)))]
     if not points:
         return None
     accuracy = metric.endswith(("top1", "top5"))
@@ -61,7 +33,7 @@ def curves(comparison: Comparison, metric: str, title: str) -> Drawing | None:
     drawn = {point["row"] for point in points}
     name = metric.replace("/", "_")
     pick, fade = _legend_pick(name)
-    base = alt.Chart(_data(points)).encode(
+    base = alt.Chart(data(points)).encode(
         x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1)),
         color=_colour([row for row in rows if row.name in drawn], comparison),
     )
@@ -114,9 +86,10 @@ def accuracy_against(comparison: Comparison, cost: str = "flops_forward") -> Dra
     high = min(1.0, max([*means, *(row.top1.high for row in rows if row.top1.high is not None)]))
     margin = 0.06 * (high - low) or 0.01
     y_scale = alt.Scale(domain=[max(0.0, low - margin), min(1.0, high + margin)], nice=False)
-    x_scale = alt.Scale(zero=False, padding=30, type="log" if max(costs) > 20 * min(costs) else "linear")
+    log = max(costs) > 20 * min(costs)
+    x_scale = alt.Scale(padding=30, type="log") if log else alt.Scale(padding=30, zero=False)
     pick, fade = _legend_pick(cost)
-    base = alt.Chart(_data(points)).encode(
+    base = alt.Chart(data(points)).encode(
         x=alt.X("cost:Q", title=COSTS[cost], scale=x_scale, axis=alt.Axis(format="~s")),
         color=_colour(rows, comparison),
         opacity=fade,
@@ -140,103 +113,86 @@ def accuracy_against(comparison: Comparison, cost: str = "flops_forward") -> Dra
     return alt.layer(bars.transform_filter("isValid(datum.low)"), dots.add_params(pick))
 
 
-def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write `curves.png` and `accuracy_vs_flops.png`; one for which nothing was measured is removed, not left stale."""
-    written = []
-    for name, chart in (("curves.png", _both_curves(comparison)), ("accuracy_vs_flops.png", _accuracy(comparison))):
-        path = folder / name
-        if chart is None:
-            path.unlink(missing_ok=True)
-            continue
-        path.write_bytes(vl_convert.vegalite_to_png(spec(chart), vl_version(), scale=2, config=PICTURE_THEME))
-        written.append(path)
-    return written
+def accuracy_bars(comparison: Comparison) -> Drawing | None:
+    """Top-1 of each row as a bar from zero, with its 95% interval."""
+    rows = [row for row in comparison.rows if row.top1.mean is not None]
+    if not rows:
+        return None
+    values = [_with_interval(row, row.top1) for row in rows]
+    base = alt.Chart(data(values)).encode(y=_names(rows), tooltip=_told("top-1", ".2%"))
+    # An interval may leave [0, 1], a picture of accuracies may not.
+    scale = alt.Scale(domain=[0, 1])
+    bars = base.mark_bar(cornerRadiusEnd=3).encode(
+        x=alt.X("mean:Q", title="Test top-1", scale=scale, axis=alt.Axis(format="~%", grid=True)),
+        color=_colour(rows, comparison, legend=False),
+        opacity=alt.condition("datum.comparable", alt.value(0.75), alt.value(0.25)),
+    )
+    return alt.layer(bars, *_error_bars(base, scale, "Test top-1"))
 
 
-def charts(comparison: Comparison) -> dict[str, Drawing]:
-    """Every chart of the page by its name, those without data left out."""
-    built = {
-        "val_top1": curves(comparison, "val/top1", "Validation top-1"),
-        "train_loss": curves(comparison, "train/loss", "Training loss"),
-    }
-    built |= {cost: accuracy_against(comparison, cost) for cost in COSTS}
-    return {name: chart for name, chart in built.items() if chart is not None}
+def paired_top1(comparison: Comparison) -> Drawing | None:
+    """Each row's difference to its baseline in percentage points, paired by seed, with its 95% interval around zero."""
+    rows = [row for row in comparison.rows if row.paired and row.paired.top1.mean is not None]
+    if not rows:
+        return None
+    values = [_with_interval(row, row.paired.top1, 100) for row in rows if row.paired]
+    base = alt.Chart(data(values)).encode(y=_names(rows), tooltip=_told("difference", "+.2f"))
+    scale = alt.Scale(zero=True, nice=True)
+    title = f"Top-1 against {comparison.baseline}, points"
+    zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.6).encode(x="zero:Q")
+    dots = base.mark_circle(size=110, opacity=1).encode(
+        x=alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(grid=True)),
+        color=_colour(rows, comparison, legend=False),
+    )
+    return alt.layer(zero, *_error_bars(base, scale, title), dots)
 
 
-def spec(chart: Drawing | alt.HConcatChart) -> dict[str, Any]:
-    """The chart as a Vega-Lite specification without colours of its own, which `theme` gives."""
-    content: dict[str, Any] = chart.to_dict()
-    content.pop("config", None)
-    return content
+def gamma_by_block(comparison: Comparison) -> Drawing | None:
+    """Each block's discount at the end of training: the mean over heads and seeds, and the range over seeds."""
+    rows = [row for row in comparison.rows if gammas(row)]
+    values = [point for row in rows for point in gammas(row)]
+    if not values:
+        return None
+    pick, fade = _legend_pick("gamma")
+    base = alt.Chart(data(values)).encode(
+        x=alt.X("block:O", title="Block", axis=alt.Axis(labelAngle=0)), color=_colour(rows, comparison), opacity=fade
+    )
+    y = alt.Y("mean:Q", title="gamma", scale=alt.Scale(zero=False))
+    told = _told("gamma", ".4f")
+    ranges = base.mark_rule(strokeWidth=2).encode(
+        y=alt.Y("low:Q", title="gamma", scale=alt.Scale(zero=False)), y2="high:Q"
+    )
+    dots = base.mark_line(point=alt.OverlayMarkDef(size=70, filled=True), strokeWidth=2)
+    return alt.layer(ranges, dots.encode(y=y, tooltip=[told[0], alt.Tooltip("block:O"), *told[1:]]).add_params(pick))
 
 
-def vl_version() -> str:
-    """The Vega-Lite version that the charts are written for, as vl-convert names it."""
-    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+def _with_interval(row: Row, estimate: Estimate, unit: float = 1.0) -> dict[str, Any]:
+    ends = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+    scaled = {name: None if value is None else rounded(unit * value) for name, value in ends.items()}
+    return {"row": row.name, **scaled, "seeds": estimate.n, "comparable": row.comparable}
 
 
-@cache
-def library() -> str:
-    """The JavaScript that draws the charts (0.9 MB, a second to put together), as the body of a script element."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version())
+def _error_bars(base: alt.Chart, scale: alt.Scale, title: str) -> list[alt.Chart]:
+    """The interval as a line with an upright end, where there is one."""
+    known = base.transform_filter("isValid(datum.low)")
+    ends = [known.mark_tick(thickness=2, size=9, clip=True).encode(x=f"{end}:Q") for end in ("low", "high")]
+    line = known.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q")
+    return [line, *ends]
 
 
-def _both_curves(comparison: Comparison) -> alt.HConcatChart | None:
-    both = [charts(comparison).get(name) for name in ("val_top1", "train_loss")]
-    sized = [chart.properties(width=460, height=300) for chart in both if chart is not None]
-    title = alt.Title("Mean over finished seeds", subtitle="Band: lowest to highest seed. Dashed: not comparable.")
-    return alt.hconcat(*sized, spacing=40, title=title) if sized else None
+def _names(rows: list[Row]) -> alt.Y:
+    return alt.Y("row:N", title=None, sort=[row.name for row in rows], axis=alt.Axis(labelLimit=170, ticks=False))
 
 
-def _accuracy(comparison: Comparison) -> Drawing | None:
-    chart = accuracy_against(comparison)
-    title = alt.Title("Test top-1 against compute", subtitle="Bars: 95% interval over seeds. Hollow: not comparable.")
-    return None if chart is None else chart.properties(width=560, height=340, title=title)
-
-
-def _points(row: Row, metric: str, most: int) -> list[dict[str, Any]]:
-    by_epoch: dict[float, list[float]] = {}
-    for run in row.counted:
-        for entry in run.curves:
-            epoch, value = entry.get("epoch"), entry.get(metric)
-            if epoch is not None and value is not None:
-                by_epoch.setdefault(epoch, []).append(value)
-    epochs = sorted(by_epoch)
-    step = -(-len(epochs) // most)
-    kept = [epoch for i, epoch in enumerate(epochs) if (len(epochs) - 1 - i) % step == 0] if epochs else []
+def _told(value: str, form: str) -> list[alt.Tooltip]:
+    """What a mark with an interval says when pointed at."""
+    numbers = [alt.Tooltip(f"{end}:Q", title=end, format=form) for end in ("low", "high")]
     return [
-        {
-            "row": row.name,
-            "epoch": epoch,
-            "mean": _rounded(Estimate.of(by_epoch[epoch]).mean or 0.0),
-            "low": _rounded(min(by_epoch[epoch])),
-            "high": _rounded(max(by_epoch[epoch])),
-            "seeds": len(by_epoch[epoch]),
-            "comparable": row.comparable,
-        }
-        for epoch in kept
+        alt.Tooltip("row:N", title="model"),
+        alt.Tooltip("mean:Q", title=value, format=form),
+        *numbers,
+        alt.Tooltip("seeds:Q"),
     ]
-
-
-def _data(points: list[dict[str, Any]]) -> alt.InlineData:
-    """The points as CSV text: a third of the size of JSON, and altair does not validate it cell by cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
-    writer.writeheader()
-    # Vega takes any text but "false" for true, Python's "False" included.
-    writer.writerows({k: str(v).lower() if isinstance(v, bool) else v for k, v in point.items()} for point in points)
-    kinds = {name: _kind([point[name] for point in points]) for name in points[0]}
-    return alt.InlineData(values=text.getvalue(), format=alt.CsvDataFormat(type="csv", parse=kinds))
-
-
-def _kind(values: list[Any]) -> Literal["boolean", "number", "string"]:
-    if all(isinstance(value, bool) for value in values):
-        return "boolean"
-    return "string" if any(isinstance(value, str) for value in values) else "number"
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
 
 
 def _cost(row: Row, cost: str) -> float | None:
@@ -244,12 +200,12 @@ def _cost(row: Row, cost: str) -> float | None:
     return value.mean if isinstance(value, Estimate) else value
 
 
-def _colour(rows: list[Row], comparison: Comparison) -> alt.Color:
+def _colour(rows: list[Row], comparison: Comparison, legend: bool = True) -> alt.Color:
     """One colour for a row in every chart, in the order of the table."""
     shown = {row.name for row in rows}
     everyone = [row.name for row in comparison.rows if row.finished]
-    legend = alt.Legend(values=[name for name in everyone if name in shown])
-    return alt.Color("row:N", scale=alt.Scale(domain=everyone), legend=legend)
+    values = alt.Legend(values=[name for name in everyone if name in shown])
+    return alt.Color("row:N", scale=alt.Scale(domain=everyone), legend=values if legend else None)
 
 
 def _legend_pick(chart: str) -> tuple[alt.Parameter, Any]:

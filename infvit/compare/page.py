@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,9 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infvit.compare import render
-from infvit.compare.charts import COSTS, THEMES, charts, library, spec
+from infvit.compare.charts import COSTS
 from infvit.compare.interval import Estimate
-from infvit.compare.result import Result
+from infvit.compare.palette import THEMES
+from infvit.compare.pictures import charts, library, spec
+from infvit.compare.result import CONFIG_FIELDS, Result
+from infvit.compare.subject import flat, subject
 from infvit.compare.table import Comparison, Row
 
 TEMPLATE = "page.html.jinja"
@@ -24,29 +28,53 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
+        "breakable": _breakable,
         "percent": render.percent,
+        "points": render.points,
+        "speed": render.speed,
+        "as_published": render.as_published,
         "plain": render.plain,
         "rate": render.rate,
         "amount": render.amount,
         "duration": render.duration,
     }
     specs = {name: spec(chart) for name, chart in charts(comparison).items()}
+    runs = [(row, run) for row in comparison.rows for run in row.runs]
     return environment.get_template(TEMPLATE).render(
         title=_title(comparison),
         comparison=comparison,
         counts=_counts(comparison),
-        subject=render.subject(comparison),
+        subject=subject(comparison),
         notes=render.notes(comparison),
         failures=render.failures(comparison),
-        intervals=render.INTERVALS,
+        running=render.running(comparison),
+        explained=render.explained(comparison),
+        flops=render.FLOPS,
+        paired=any(row.paired for row in comparison.rows),
+        published=any(row.published for row in comparison.rows),
+        nothing=Estimate(),
+        verdict=_verdict,
         whiskers=_whiskers(comparison.rows),
-        runs=[(row, run, *_folder(run, page_dir)) for row in comparison.rows for run in row.runs],
+        models=sorted({row.config.model for row in comparison.rows}),
+        recipes=sorted({_recipe(row.config) for row in comparison.rows}),
+        recipe=_recipe,
+        runs=runs,
+        folder=lambda run: _folder(run, page_dir),
+        configs={
+            "rows": {row.name: _facts(row.config) for row in comparison.rows},
+            "runs": [_facts(run) + _of_the_run(run) for _, run in runs],
+        },
         charts=specs,
         costs={name: title for name, title in COSTS.items() if name in specs},
         themes=THEMES,
         # A page without charts goes without it.
         bundle=Markup(library()) if specs else "",
     )
+
+
+def _breakable(name: str) -> Markup:
+    """The name, which may be broken after its underscores and equals signs."""
+    return Markup("<wbr>").join(re.split("(?<=[_=])", name))
 
 
 def _title(comparison: Comparison) -> str:
@@ -63,6 +91,31 @@ def _counts(comparison: Comparison) -> list[tuple[int, str]]:
     counts += [(sum(row.count(s) for row in comparison.rows), s) for s in ("finished", "failed", "diverged", "running")]
     counts.append((len(comparison.unreadable), "unreadable"))
     return [(n, word) for n, word in counts if n]
+
+
+def _recipe(run: Result) -> str:
+    return f"{run.recipe}#{run.recipe_hash[:8]}" if run.recipe_hash else run.recipe
+
+
+def _verdict(difference: Estimate | None) -> str:
+    """Whether the whole interval of a difference lies on one side of zero."""
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+
+
+def _facts(run: Result) -> list[tuple[str, str]]:
+    """The configuration, as pairs of name and value, what is not known left out."""
+    facts = {name: getattr(run, name) for name in CONFIG_FIELDS} | {"parameters": run.parameters}
+    return [(name.replace("_", " "), str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _of_the_run(run: Result) -> list[tuple[str, str]]:
+    """What one run adds to its configuration."""
+    facts: dict[str, object] = {name: f"{value:.4g}" for name, value in run.metrics.items() if value is not None}
+    facts |= {"started": run.started, "last written (UTC)": run.last_written, "commit": run.git_commit}
+    facts |= {"hardware": flat(run.hardware), "versions": flat(run.versions), "command": run.command}
+    return [(name, str(value)) for name, value in facts.items() if value]
 
 
 def _folder(run: Result, page_dir: str | Path) -> tuple[str, str]:

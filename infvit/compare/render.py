@@ -5,16 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from infvit.compare.interval import Estimate
+from infvit.compare.subject import subject
 from infvit.compare.table import Comparison, Row
 
 INTERVALS = (
     "± is the half-width of the 95% interval of the mean over seeds: Student's t with n − 1 degrees of freedom. "
     "One seed has no interval (–); two seeds have a very wide one, shown as it is."
 )
+PAIRED = (
+    "Δ top-1 and speed are against {baseline}, paired by seed over the seeds that both have finished: the mean "
+    "difference in points with Student's 95% interval over the differences, and the ratio of images/s (geometric mean; "
+    "its interval is Student's on the logarithm). Rows that do not compare with {baseline} have none. Each interval "
+    "stands alone: of twenty, one misses by chance."
+)
+FLOPS = "FLOPs are for the forward pass of one image, two per multiply-add."
+PUBLISHED = "published: others' numbers, not measured here: {sources}."
 NOTHING = "–"
 
 
@@ -32,6 +40,37 @@ def rate(estimate: Estimate) -> str:
     """Images per second with its interval."""
     small = estimate.mean is not None and estimate.mean < 100
     return _interval(estimate, lambda x: f"{x:,.1f}" if small else f"{x:,.0f}")
+
+
+def points(row: Row) -> str:
+    """The paired difference of top-1 in percentage points: "+1.25 ± 0.40", or what stands in its place."""
+    if row.is_baseline:
+        return "baseline"
+    if row.paired is None or row.paired.top1.mean is None:
+        return NOTHING
+    half = row.paired.top1.half_width
+    mean = f"{100 * row.paired.top1.mean:+.2f}".replace("-", "−")
+    return f"{mean} ± {NOTHING if half is None else f'{100 * half:.2f}'}"
+
+
+def speed(row: Row) -> str:
+    """The paired ratio of images/s with its interval: "1.16x (1.10 – 1.22)", or what stands in its place."""
+    if row.is_baseline:
+        return "baseline"
+    ratio, low, high = row.paired.speed if row.paired else (None, None, None)
+    if ratio is None:
+        return NOTHING
+    return f"{_three(ratio)}x" + ("" if low is None or high is None else f" ({_three(low)} – {_three(high)})")
+
+
+def as_published(row: Row) -> str:
+    """The published top-1 in percent, with ImageNet-V2's where there is one, and the parameters it belongs to."""
+    if row.published is None:
+        return NOTHING
+    words = [f"{100 * row.published.top1:.1f}"] if row.published.top1 is not None else []
+    words += [f"V2 {100 * row.published.v2_top1:.1f}"] if row.published.v2_top1 is not None else []
+    words += [f"({amount(row.published.parameters)})"] if row.published.parameters is not None else []
+    return " ".join(words)
 
 
 def amount(number: float | None) -> str:
@@ -64,28 +103,10 @@ def differing(row: Row) -> str:
     return "✓" if row.comparable else "≠ " + "; ".join(row.differs)
 
 
-def subject(comparison: Comparison) -> list[tuple[str, str]]:
-    """What was compared: the recipes, data sets, hardware, versions, commands and dates of all runs."""
-    runs = comparison.runs
-    pairs = {
-        "Recipe": [f"{run.recipe} (hash {run.recipe_hash or 'unknown'}, {run.epochs} epochs)" for run in runs],
-        "Data": [f"{run.data} (fingerprint {run.data_fingerprint or 'unknown'}, {run.image_size} px)" for run in runs],
-        "Hardware": [_flat(hardware) for hardware in comparison.distinct("hardware")],
-        "Versions": [_flat(versions) for versions in comparison.distinct("versions")],
-        "Commit": comparison.distinct("git_commit"),
-        "Command": comparison.distinct("command"),
-    }
-    dates = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
-    if dates:
-        pairs["Started"] = [dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"]
-    # The most common first.
-    ordered = {name: [value for value, _ in Counter(values).most_common()] for name, values in pairs.items()}
-    return [(name, "\n".join(values)) for name, values in ordered.items() if values]
-
-
 def notes(comparison: Comparison) -> list[str]:
     """What must be known beside the numbers: repeated seeds, missing values, throughput of different machines."""
-    lines = []
+    lines: list[str] = []
+    lacking_pairs: dict[tuple[int, int, str], list[str]] = {}
     for row in comparison.rows:
         for run in row.repeats:
             lines.append(f"{row.name} seed {run.seed}: finished twice; only the latest is counted, not {run.run_dir}")
@@ -93,6 +114,12 @@ def notes(comparison: Comparison) -> list[str]:
         lacking = [name for name, estimate in metrics if 0 < estimate.n < row.finished]
         if lacking:
             lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
+        if row.paired and not row.is_baseline and row.paired.top1.n < row.finished:
+            lacking_pairs.setdefault((row.paired.top1.n, row.finished, row.paired.baseline), []).append(row.name)
+    for (n, finished, baseline), names in lacking_pairs.items():
+        lines.append(f"{', '.join(names)}: of {finished} finished seeds, {n} paired with {baseline}")
+    if len(comparison.rows) > 1 and not any(row.paired for row in comparison.rows):
+        lines.append(f"no finished run of {comparison.baseline} compares with another row: no paired differences")
     measured = [run for run in comparison.runs if run.train_images_per_second is not None]
     for what in ("hardware", "loader", "precision"):
         if len({str(getattr(run, what)) for run in measured}) > 1:
@@ -111,34 +138,62 @@ def to_csv(comparison: Comparison) -> str:
     return out.getvalue()
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "model": lambda row: row.name,
-    "comparable": differing,
-    "seeds": lambda row: str(row.finished),
-    "no result": lambda row: row.troubles or "0",
-    "top-1 %": lambda row: percent(row.top1),
-    "top-5 %": lambda row: percent(row.top5),
-    "test loss": lambda row: plain(row.loss),
-    "images/s": lambda row: rate(row.images_per_second),
-    "params": lambda row: amount(row.known("parameters")),
-    "FLOPs": lambda row: amount(row.known("flops_forward")),
-    "training": lambda row: duration(row.seconds.mean),
-}
+def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
+    """The columns of the table by their headings; those of which no row has anything are left out."""
+    rows = comparison.rows
+    found: dict[str, Callable[[Row], str]] = {
+        "model": lambda row: row.name,
+        "comparable": differing,
+        "seeds": lambda row: str(row.finished),
+        "no result": lambda row: row.troubles or "0",
+        "top-1 %": lambda row: percent(row.top1),
+    }
+    if any(row.paired for row in rows):
+        found["Δ top-1"] = points
+    for name in comparison.elsewhere:
+        found[f"{name} top-1 %"] = lambda row, name=name: percent(row.elsewhere.get(name, Estimate()))  # type: ignore[misc]
+    if any(row.published for row in rows):
+        found["published"] = as_published
+    found |= {
+        "top-5 %": lambda row: percent(row.top5),
+        "test loss": lambda row: plain(row.loss),
+        "images/s": lambda row: rate(row.images_per_second),
+    }
+    if any(row.paired for row in rows):
+        found["speed"] = speed
+    return found | {
+        "params": lambda row: amount(row.known("parameters")),
+        "FLOPs": lambda row: amount(row.known("flops_forward")),
+        "training": lambda row: duration(row.seconds.mean),
+    }
+
+
+def explained(comparison: Comparison) -> list[str]:
+    """What the intervals are, what the differences are taken against, and whose the published numbers are."""
+    sources = {row.published.source: None for row in comparison.rows if row.published}
+    baselines = {row.paired.baseline: None for row in comparison.rows if row.paired}
+    lines = [INTERVALS]
+    if baselines:
+        lines.append(PAIRED.format(baseline=next(iter(baselines)) if len(baselines) == 1 else comparison.baseline))
+    if sources:
+        lines.append(PUBLISHED.format(sources=", ".join(sources)))
+    return lines
 
 
 def to_markdown(comparison: Comparison) -> str:
     """The table with what was compared above it and the failures below."""
     lines = ["# Comparison", ""]
     lines += [f"- {name}: {_markdown(value)}" for name, value in subject(comparison)]
-    lines += ["", "| " + " | ".join(COLUMNS) + " |"]
-    lines += ["|" + "|".join(["---", "---", *["---:"] * (len(COLUMNS) - 2)]) + "|"]
+    shown = columns(comparison)
+    lines += ["", "| " + " | ".join(map(_markdown, shown)) + " |"]
+    lines += ["|" + "|".join(["---", "---", *["---:"] * (len(shown) - 2)]) + "|"]
     for row in comparison.rows:
-        lines.append("| " + " | ".join(_markdown(cell(row)) for cell in COLUMNS.values()) + " |")
+        lines.append("| " + " | ".join(_markdown(cell(row)) for cell in shown.values()) + " |")
     for bad in comparison.unreadable:
-        cells = [_markdown(bad.path), "unreadable: " + _markdown(bad.reason), *[NOTHING] * (len(COLUMNS) - 2)]
+        cells = [_markdown(bad.path), "unreadable: " + _markdown(bad.reason), *[NOTHING] * (len(shown) - 2)]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", INTERVALS + " FLOPs are for the forward pass of one image, two per multiply-add.", ""]
-    lines += [f"- {_markdown(line)}" for line in failures(comparison) + notes(comparison)]
+    lines += ["", _markdown(" ".join([*explained(comparison), FLOPS])), ""]
+    lines += [f"- {_markdown(line)}" for line in (*failures(comparison), *running(comparison), *notes(comparison))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -151,11 +206,26 @@ def failures(comparison: Comparison) -> list[str]:
     ]
 
 
+def running(comparison: Comparison) -> list[str]:
+    """One line for each run that says it is running, with the time of its last word."""
+    return [
+        f"{row.name} seed {run.seed} running: last written {run.last_written or 'at an unknown time'}"
+        + (" UTC" if run.last_written else "")
+        + (f" ({run.run_dir})" if run.run_dir else "")
+        for row in comparison.rows
+        for run in row.runs
+        if run.status == "running"
+    ]
+
+
 def to_text(comparison: Comparison, width: int = 80) -> str:
     """A table for a terminal: as many columns as fit, the rest left to the files; no line is longer than `width`."""
-    # In the order in which they are given up when there is no room.
-    wanted = ["top-1 %", "seeds", "params", "FLOPs", "images/s", "training", "test loss", "top-5 %"]
-    cells = {name: [name, *(COLUMNS[name](row) for row in comparison.rows)] for name in wanted}
+    every = columns(comparison)
+    # In the order in which they are given up when there is no room, the last first.
+    extra = [f"{name} top-1 %" for name in comparison.elsewhere]
+    wanted = ["top-1 %", "Δ top-1", "seeds", "speed", *extra, "published", "params", "FLOPs", "images/s", "training"]
+    wanted = [name for name in [*wanted, "test loss", "top-5 %"] if name in every]
+    cells = {name: [name, *(every[name](row) for row in comparison.rows)] for name in wanted}
     names = ["model", *(("✓ " if row.comparable else "≠ ") + _printable(row.name) for row in comparison.rows)]
     room = width - min(max(map(len, names)), max(16, width - 60))
     shown = []
@@ -167,7 +237,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
         shown.append(name)
     first = width - room - sum(2 + max(map(len, cells[name])) for name in shown)
     first = min(max(map(len, names)), first + room)
-    order = [name for name in COLUMNS if name in shown]
+    order = [name for name in every if name in shown]
     lines = []
     for i, name in enumerate(names):
         line = _cut(name, first).ljust(first)
@@ -182,7 +252,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     for bad in comparison.unreadable:
         lines += _wrapped(f"✗ {bad.path}: {bad.reason}", width, "    ", first="")
     lines.append("")
-    for line in (*failures(comparison), *notes(comparison), INTERVALS):
+    for line in (*failures(comparison), *running(comparison), *notes(comparison), *explained(comparison)):
         lines += _wrapped(line, width, "  ", first="")
     return "\n".join(lines) + "\n"
 
@@ -193,8 +263,9 @@ def _interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     return f"{form(estimate.mean)} ± {NOTHING if estimate.half_width is None else form(estimate.half_width)}"
 
 
-def _flat(facts: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
+def _three(ratio: float) -> str:
+    """A ratio in two decimals; an interval's far end that says nothing any more in powers of ten."""
+    return f"{ratio:.2f}" if 0.005 <= ratio < 1000 else f"{ratio:.0e}"
 
 
 def _printable(text: str) -> str:

@@ -8,6 +8,7 @@ import os
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -15,6 +16,8 @@ from infvit.errors import UsageError
 
 SCHEMA = 1
 Status = Literal["running", "finished", "failed", "diverged"]
+# What two runs must share to be compared at all.
+SIGNATURE = ("depth", "dim", "recipe_hash", "data_fingerprint", "image_size", "epochs")
 
 
 class UnreadableResultError(UsageError):
@@ -88,6 +91,15 @@ class Result:
         if not lines:
             return ""
         return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+    @property
+    def last_written(self) -> str:
+        """When the run last said something, in UTC to the minute ("" if unknown): long ago, a running job is dead."""
+        try:
+            last = datetime.fromisoformat(self.started) + timedelta(seconds=self.seconds or 0.0)
+        except (ValueError, OverflowError):
+            return ""
+        return (last.astimezone(timezone.utc) if last.tzinfo else last).strftime("%Y-%m-%d %H:%M")
 
     def write(self, path: str | Path) -> None:
         """Write the file so that a reader sees the old one or the new one whole. NaN and infinity become null."""

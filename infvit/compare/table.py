@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from infvit.compare.grouping import best_known, differences, group, names_of
 from infvit.compare.interval import Estimate
-from infvit.compare.result import CONFIG_FIELDS, Result, UnreadableResultError
+from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
+from infvit.compare.published import Published, published
+from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result, UnreadableResultError
 from infvit.errors import UsageError
 
 RESULT_FILE = "result.json"
-# What two rows must share to be compared at all.
-SIGNATURE = ("depth", "dim", "recipe_hash", "data_fingerprint", "image_size", "epochs")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Row:
     """One configuration: all its runs, and the means over its finished seeds.
 
     `counted` holds one finished run per seed, the latest; an earlier one is in `repeats` and not in the means, since
-    the same seed twice is no second opinion. `differs` says in words what keeps the row from being compared.
+    the same seed twice is no second opinion. `differs` says in words what keeps the row from being compared with most
+    others; `paired` is the difference to the baseline that it does compare with, `elsewhere` the top-1 on further
+    test sets (metrics such as "v2/top1").
     """
 
     name: str
@@ -44,6 +47,8 @@ class Row:
     energy_joules_per_image: Estimate
     seconds: Estimate
     differs: tuple[str, ...] = ()
+    paired: Paired | None = None
+    published: Published | None = None
 
     @classmethod
     def of(cls, name: str, runs: Sequence[Result]) -> Row:
@@ -64,6 +69,7 @@ class Row:
             images_per_second=Estimate.of(run.train_images_per_second for run in counted),
             energy_joules_per_image=Estimate.of(run.energy_joules_per_image for run in counted),
             seconds=Estimate.of(run.seconds for run in counted),
+            published=published(best_known(counted or runs)),
         )
 
     @property
@@ -74,7 +80,7 @@ class Row:
     @property
     def config(self) -> Result:
         """The run that stands for the configuration: a counted one where there is one."""
-        return _best_known(self.counted or self.runs)
+        return best_known(self.counted or self.runs)
 
     @property
     def finished(self) -> int:
@@ -84,6 +90,20 @@ class Row:
     def count(self, status: str) -> int:
         """The number of runs that ended so."""
         return sum(run.status == status for run in self.runs)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether other rows are paired with this one."""
+        return self.paired is not None and self.paired.baseline == self.name
+
+    @property
+    def elsewhere(self) -> dict[str, Estimate]:
+        """Top-1 on the test sets beside the usual one, by their names ("v2")."""
+        names = {key.removesuffix("/top1") for run in self.counted for key in run.metrics if key.endswith("/top1")}
+        return {
+            name: Estimate.of(run.metrics.get(f"{name}/top1") for run in self.counted)
+            for name in sorted(names - {"train", "val", "test"})
+        }
 
     @property
     def troubles(self) -> str:
@@ -111,6 +131,13 @@ class Row:
             ("seconds", self.seconds),
         ):
             record |= {name: estimate.mean, f"{name}_ci95_half_width": estimate.half_width, f"{name}_n": estimate.n}
+        paired = self.paired or Paired("", Estimate(), Estimate())
+        record |= {"baseline": paired.baseline, "paired_top1": paired.top1.mean, "paired_n": paired.top1.n}
+        record |= {"paired_top1_ci95_half_width": paired.top1.half_width}
+        record |= dict(
+            zip(("paired_speed", "paired_speed_ci95_low", "paired_speed_ci95_high"), paired.speed, strict=True)
+        )
+        record["paired_speed_n"] = paired.log_speed.n
         for name in ("parameters", "macs_forward", "flops_forward", "flops_training"):
             record[name] = self.known(name)
         return record | {name: getattr(self.config, name) for name in CONFIG_FIELDS if name not in record}
@@ -123,21 +150,34 @@ class Comparison:
     rows: tuple[Row, ...]
     unreadable: tuple[Unreadable, ...] = ()
     reference: Result | None = None
+    baseline: str = BASELINE
 
     @classmethod
-    def from_results(cls, results: Iterable[Result], unreadable: Iterable[Unreadable] = ()) -> Comparison:
-        """Group the results by configuration and mark what differs from the most common one."""
-        groups = _group(results)
-        names = _names([_best_known(group) for group in groups])
-        rows = [Row.of(name, group) for name, group in zip(names, groups, strict=True)]
+    def from_results(
+        cls, results: Iterable[Result], unreadable: Iterable[Unreadable] = (), baseline: str | None = None
+    ) -> Comparison:
+        """Group the results by configuration, mark what differs from the most common one, pair with the baseline.
+
+        `baseline` names a model or a row; the default is softmax, `BASELINE`, where there is one.
+        """
+        groups = group(results)
+        names = names_of([best_known(runs) for runs in groups])
+        rows = [Row.of(name, runs) for name, runs in zip(names, groups, strict=True)]
         reference = _reference(rows)
         if reference:
             rows = [replace(row, differs=differences(row.config, reference)) for row in rows]
+        baseline = chosen(rows, baseline)
+        against = [baseline_of(row, rows, baseline) for row in rows]
+        pairs = [(row, base) for row, base in zip(rows, against, strict=True) if base and base is not row]
+        held = {base.name for _, base in pairs}
+        pairs += [(row, row) for row in rows if row.name in held]
+        paired = {row.name: Paired.of(row, base) for row, base in pairs}
+        rows = [replace(row, paired=paired.get(row.name)) for row in rows]
         rows.sort(key=lambda row: -1.0 if row.top1.mean is None else row.top1.mean, reverse=True)
-        return cls(tuple(rows), tuple(unreadable), reference)
+        return cls(tuple(rows), tuple(unreadable), reference, baseline)
 
     @classmethod
-    def from_dirs(cls, dirs: Iterable[str | Path]) -> Comparison:
+    def from_dirs(cls, dirs: Iterable[str | Path], baseline: str | None = None) -> Comparison:
         """Read every `result.json` in the folders and below; `run_dir` becomes the folder where it was found.
 
         A file that cannot be read, or a folder without any, becomes an entry of `unreadable`. Only a path that does
@@ -158,7 +198,7 @@ class Comparison:
                     results.append(replace(Result.read(path), run_dir=str(path.parent)))
                 except UnreadableResultError as error:
                     unreadable.append(Unreadable(error.path, error.reason))
-        return cls.from_results(results, unreadable)
+        return cls.from_results(results, unreadable, baseline)
 
     @property
     def runs(self) -> list[Result]:
@@ -169,6 +209,11 @@ class Comparison:
     def failures(self) -> list[tuple[Row, Result]]:
         """The runs that failed or diverged, each with its row."""
         return [(row, run) for row in self.rows for run in row.runs if run.status in ("failed", "diverged")]
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The further test sets on which any row was measured."""
+        return sorted({name for row in self.rows for name in row.elsewhere})
 
     def distinct(self, name: str) -> list[Any]:
         """The different values of a field over all runs, in the order of the rows."""
@@ -181,10 +226,22 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """Every row as raw numbers; an unreadable result has only `path` and `problem`."""
-        names = list(self.rows[0].record()) if self.rows else []
-        rows = [row.record() | {"path": "", "problem": ""} for row in self.rows]
+        rows = [row.record() | self._sometimes(row) | {"path": "", "problem": ""} for row in self.rows]
+        names = list(rows[0]) if rows else []
         empty = dict.fromkeys(names)
         return rows + [empty | {"path": bad.path, "problem": bad.reason} for bad in self.unreadable]
+
+    def _sometimes(self, row: Row) -> dict[str, Any]:
+        """The columns that only some tables have: further test sets, and published numbers."""
+        record: dict[str, Any] = {}
+        for name in self.elsewhere:
+            estimate = row.elsewhere.get(name, Estimate())
+            record |= {f"{name}_top1": estimate.mean, f"{name}_top1_ci95_half_width": estimate.half_width}
+            record[f"{name}_top1_n"] = estimate.n
+        if any(other.published for other in self.rows):
+            for name in ("top1", "v2_top1", "parameters", "source"):
+                record[f"published_{name}"] = getattr(row.published, name, None)
+        return record
 
 
 def find_results(path: str | Path) -> list[Path]:
@@ -197,59 +254,6 @@ def find_results(path: str | Path) -> list[Path]:
     return sorted(path.rglob(RESULT_FILE))
 
 
-def differences(config: Result, reference: Result) -> tuple[str, ...]:
-    """What keeps a configuration from being compared with the reference, in words ("depth 24, not 4")."""
-    ours, theirs = _described(config, reference), _described(reference, config)
-    return tuple(
-        f"{ours[name]}, not {theirs[name].partition(' ')[2]}"
-        for name in SIGNATURE
-        if getattr(config, name) != getattr(reference, name)
-    )
-
-
-def _described(config: Result, other: Result) -> dict[str, str]:
-    recipe = _short(config.recipe_hash, other.recipe_hash)
-    data = _short(config.data_fingerprint, other.data_fingerprint)
-    return {
-        "depth": f"depth {config.depth}",
-        "dim": f"width {config.dim}",
-        "recipe_hash": f"recipe {config.recipe}#{recipe}",
-        "data_fingerprint": f"data {config.data}#{data}",
-        "image_size": f"resolution {config.image_size}",
-        "epochs": f"epochs {config.epochs}",
-    }
-
-
-def _short(digest: str, other: str = "") -> str:
-    return digest if digest[:8] == other[:8] else digest[:8] or "unknown"
-
-
-def _group(results: Iterable[Result]) -> list[list[Result]]:
-    groups: dict[tuple[Any, ...], list[Result]] = {}
-    results = list(results)
-    for run in results:
-        groups.setdefault(run.config_key, [])
-    for run in results:
-        groups[_home(run, list(groups))].append(run)
-    return [group for group in groups.values() if group]
-
-
-def _home(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
-    own = run.config_key
-    open_ends = [value in (None, "") and name != "variant" for name, value in zip(CONFIG_FIELDS, own, strict=True)]
-    if run.status == "finished" or not any(open_ends):
-        return own
-    for key in keys:
-        if key != own and all(o or mine == its for o, mine, its in zip(open_ends, own, key, strict=True)):
-            return key
-    return own
-
-
-def _best_known(runs: Sequence[Result]) -> Result:
-    return max(runs, key=lambda run: sum(value not in (None, "") for value in run.config_key))
-
-
 def _reference(rows: Sequence[Row]) -> Result | None:
     candidates = [row.config for row in rows if row.finished] or [row.config for row in rows]
     if not candidates:
@@ -257,19 +261,3 @@ def _reference(rows: Sequence[Row]) -> Result | None:
     signatures = [tuple(getattr(config, name) for name in SIGNATURE) for config in candidates]
     # Of equally common signatures, Counter keeps the one that came first.
     return candidates[signatures.index(Counter(signatures).most_common(1)[0][0])]
-
-
-def _names(configs: Sequence[Result]) -> list[str]:
-    """A name for each configuration: its model, and where several share one, what tells them apart."""
-    plain = [" ".join(filter(None, (config.model, config.variant))) for config in configs]
-    names = []
-    for config, name in zip(configs, plain, strict=True):
-        alike = [other for other, theirs in zip(configs, plain, strict=True) if theirs == name]
-        telling = [field for field in CONFIG_FIELDS if len({getattr(other, field) for other in alike}) > 1]
-        for named, digest in (("recipe", "recipe_hash"), ("data", "data_fingerprint")):
-            pairs = {(getattr(other, named), getattr(other, digest)) for other in alike}
-            if named in telling and len({first for first, _ in pairs}) == len(pairs):
-                telling.remove(digest)
-        words = [f"{field}={getattr(config, field)}" for field in telling]
-        names.append(f"{name} ({', '.join(words)})" if words else name)
-    return names

@@ -86,13 +86,15 @@ def make_result() -> MakeResult:
 def make_sweep(tmp_path: Path) -> MakeSweep:
     """Write results into a folder each, as the jobs of a sweep do; returns the folders."""
 
-    def make(results: list[Result]) -> list[Path]:
-        folders = []
-        for i, result in enumerate(results):
-            folder = tmp_path / "sweep" / f"{i}_seed={result.seed}"
-            folder.mkdir(parents=True)
-            result.write(folder / "result.json")
-            folders.append(folder)
-        return folders
+    return lambda results: write_results(tmp_path / "sweep", results)
 
-    return make
+
+def write_results(sweep: Path, results: list[Result]) -> list[Path]:
+    """Write results into a folder each, below `sweep`; returns the folders."""
+    folders = []
+    for i, result in enumerate(results):
+        folder = sweep / f"{i}_seed={result.seed}"
+        folder.mkdir(parents=True)
+        result.write(folder / "result.json")
+        folders.append(folder)
+    return folders

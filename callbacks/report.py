@@ -1,0 +1,98 @@
+"""The W&B Report of a sweep: the comparison's table beside live panels of its runs."""
+
+from urllib.parse import unquote
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces import expr
+
+from infvit.compare import Comparison, to_markdown
+from infvit.compare.pictures import PICTURES
+
+TITLE_ROOM = 128  # characters in a report's title
+# What `RunRecord` puts into each run's W&B configuration, as names of axes.
+ROW = wr.Config("row")
+COSTS = {"flops_forward": "FLOPs forward, per image", "parameters": "parameters"}
+
+
+def report(project: str, entity: str, name: str, sweep: str, comparison: Comparison) -> wr.Report:
+    """The report of the sweep (its W&B group); building it asks nothing of a server.
+
+    Bars and curves group W&B's own runs by row of the table. W&B draws bars with their standard error: the table and
+    the pictures, which are ours, have Student's 95% intervals and the paired differences.
+    """
+    group = expr.Metric("Group") == sweep
+    runs = wr.Runset(name="runs", filters=[group, expr.Metric("JobType") == "train"])
+    table = wr.Runset(name="comparison", filters=[group, expr.Metric("JobType") == "comparison"])
+    top1, images = wr.SummaryMetric("test/top1"), wr.SummaryMetric("images_per_second")
+    bars = [_bars("Test top-1", top1, 0), _bars("Training images/s", images, 1)]
+    costs = {f"Top-1 against {words}": wr.Config(name) for name, words in COSTS.items()}
+    scatters = [
+        wr.ScatterPlot(title=title, x=x, y=top1, layout=_at(i, 1)) for i, (title, x) in enumerate(costs.items())
+    ]
+    scatters.append(wr.ScatterPlot(title="Top-1 against training images/s", x=images, y=top1, layout=_at(2, 1)))
+    curves = [_curves("Validation top-1", ["val/top1"], 0), _curves("Training loss", ["train/loss_epoch"], 1)]
+    curves.append(_curves("gamma, by block.head", [], 2, "gamma/.*"))
+    comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(y=6, w=24, h=10))
+    keys = [name.removesuffix(".png") for name in PICTURES]
+    pictures = wr.MediaBrowser(title="Pictures", media_keys=keys, layout=wr.Layout(w=24, h=9))
+    raw = wr.WeavePanelSummaryTable(table_name="comparison", layout=wr.Layout(y=9, w=24, h=8))
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title=title_of(name, sweep),
+        description="Written at the end of the sweep; the same sweep rewrites it.",
+        width="fluid",
+        blocks=[
+            wr.MarkdownBlock(to_markdown(comparison)),
+            wr.H2("Accuracy and cost"),
+            wr.PanelGrid(runsets=[runs], panels=[*bars, *scatters]),
+            wr.H2("Training"),
+            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer]),
+            wr.H2("Pictures and raw numbers"),
+            wr.PanelGrid(runsets=[table], panels=[pictures, raw]),
+        ],
+    )
+
+
+def title_of(name: str, sweep: str) -> str:
+    """What the report is called, and found by when the sweep goes on."""
+    return f"{name}: {sweep}"[:TITLE_ROOM]
+
+
+def save(new: wr.Report) -> str:
+    """Save the report over an earlier one of the same title, if there is one; returns its address."""
+    for old in wandb.Api().reports(f"{new.entity}/{new.project}"):
+        if old.display_name == new.title:
+            new.id = old.id
+    new.save()
+    return unquote(new.url)
+
+
+def _bars(title: str, metric: wr.SummaryMetric, column: int) -> wr.BarPlot:
+    return wr.BarPlot(
+        title=title,
+        metrics=[metric],
+        groupby=ROW,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stderr",
+        layout=_at(column, 0),
+    )
+
+
+def _curves(title: str, metrics: list[str], column: int, pattern: str | None = None) -> wr.LinePlot:
+    return wr.LinePlot(
+        title=title,
+        x="epoch",
+        y=[*metrics],
+        metric_regex=pattern,
+        groupby=ROW,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        layout=_at(column, 0),
+    )
+
+
+def _at(column: int, row: int) -> wr.Layout:
+    """A third of the grid's width."""
+    return wr.Layout(x=8 * column, y=6 * row, w=8, h=6)

@@ -1,0 +1,79 @@
+"""Which runs are seeds of one configuration, what the configurations are called, and what keeps two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result
+
+
+def group(results: Iterable[Result]) -> list[list[Result]]:
+    """The runs of each configuration, in the order in which the configurations first appear."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    results = list(results)
+    for run in results:
+        groups.setdefault(run.config_key, [])
+    for run in results:
+        groups[_home(run, list(groups))].append(run)
+    return [runs for runs in groups.values() if runs]
+
+
+def best_known(runs: Sequence[Result]) -> Result:
+    """The run that knows most of its configuration: one that failed early may not know its data."""
+    return max(runs, key=lambda run: sum(value not in (None, "") for value in run.config_key))
+
+
+def names_of(configs: Sequence[Result]) -> list[str]:
+    """A name for each configuration: its model, and where several share one, what tells them apart."""
+    plain = [" ".join(filter(None, (config.model, config.variant))) for config in configs]
+    names = []
+    for config, name in zip(configs, plain, strict=True):
+        alike = [other for other, theirs in zip(configs, plain, strict=True) if theirs == name]
+        telling = [field for field in CONFIG_FIELDS if len({getattr(other, field) for other in alike}) > 1]
+        for named, digest in (("recipe", "recipe_hash"), ("data", "data_fingerprint")):
+            pairs = {(getattr(other, named), getattr(other, digest)) for other in alike}
+            if named in telling and len({first for first, _ in pairs}) == len(pairs):
+                telling.remove(digest)
+        words = [f"{field}={getattr(config, field)}" for field in telling]
+        names.append(f"{name} ({', '.join(words)})" if words else name)
+    return names
+
+
+def differences(config: Result, reference: Result) -> tuple[str, ...]:
+    """What keeps a configuration from being compared with the reference, in words ("depth 24, not 4")."""
+    ours, theirs = _described(config, reference), _described(reference, config)
+    return tuple(
+        f"{ours[name]}, not {theirs[name].partition(' ')[2]}"
+        for name in SIGNATURE
+        if getattr(config, name) != getattr(reference, name)
+    )
+
+
+def _described(config: Result, other: Result) -> dict[str, str]:
+    recipe = _short(config.recipe_hash, other.recipe_hash)
+    data = _short(config.data_fingerprint, other.data_fingerprint)
+    return {
+        "depth": f"depth {config.depth}",
+        "dim": f"width {config.dim}",
+        "recipe_hash": f"recipe {config.recipe}#{recipe}",
+        "data_fingerprint": f"data {config.data}#{data}",
+        "image_size": f"resolution {config.image_size}",
+        "epochs": f"epochs {config.epochs}",
+    }
+
+
+def _short(digest: str, other: str = "") -> str:
+    return digest if digest[:8] == other[:8] else digest[:8] or "unknown"
+
+
+def _home(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
+    own = run.config_key
+    open_ends = [value in (None, "") and name != "variant" for name, value in zip(CONFIG_FIELDS, own, strict=True)]
+    if run.status == "finished" or not any(open_ends):
+        return own
+    for key in keys:
+        if key != own and all(o or mine == its for o, mine, its in zip(open_ends, own, key, strict=True)):
+            return key
+    return own

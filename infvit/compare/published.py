@@ -1,0 +1,46 @@
+"""Numbers that others have published for a row's data set, model and depth: `published.yaml`, with sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infvit.compare.result import Result
+
+# Beginnings of the overrides that set sizes.
+SIZES = ("size.", "backbone.depth=")
+PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row; accuracies are fractions, as in `Result`."""
+
+    source: str
+    top1: float | None = None
+    v2_top1: float | None = None
+    parameters: int | None = None
+
+
+def published(config: Result) -> Published | None:
+    """What is published for this configuration, or None.
+
+    Everything under `of` in the file must agree with the run. A run whose variant changes the model itself (another
+    gamma, other positions) or its recipe is not what was published; one that only sets sizes is judged by its sizes.
+    """
+    if any(not word.lstrip("+~").startswith(SIZES) for word in config.variant.split()):
+        return None
+    for entry in _entries():
+        if all(getattr(config, name) == value for name, value in entry["of"].items()):
+            return Published(entry["source"], **entry["numbers"])
+    return None
+
+
+@cache
+def _entries() -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
+    return content

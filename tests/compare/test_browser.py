@@ -1,0 +1,171 @@
+"""The page alive in a real browser: headless Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from infvit.compare import write_comparison
+from tests.compare.conftest import MakeResult, write_results
+from tests.compare.test_page import EVIL, some_results
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep on disk: three models comparable, one by another recipe, one deeper, one run failed."""
+    sweep = tmp_path_factory.mktemp("sweep")
+    write_results(sweep, [*some_results(make_result), make_result("vit", 0, 0.7, recipe="mine", recipe_hash="0" * 16)])
+    write_comparison([sweep], sweep)
+    return sweep / "comparison.html"
+
+
+@pytest.fixture
+def opened(browser: Browser, page_file: Path) -> Iterator[Page]:
+    """The page drawn, at 1280 pixels by day. Whatever a test does, nothing may go wrong or ask for the network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page = context.new_page()
+    wrong: list[str] = []
+    ours = page_file.as_uri()
+    page.on("console", lambda message: wrong.append(message.text) if page.url == ours else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file:") else None)
+    page.goto(ours)
+    page.wait_for_selector("[data-chart=train_loss] svg .mark-line path")
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def names(page: Page) -> list[str]:
+    """The visible rows of the table, from the top."""
+    return page.eval_on_selector_all("#results tr[data-row]:not([hidden])", "rows => rows.map(r => r.dataset.row)")
+
+
+def lines(page: Page, chart: str) -> int:
+    """The curves that a chart draws."""
+    return page.locator(f"[data-chart={chart}] .mark-line path[d*='L']").count()
+
+
+DIGITS, MINE = "vit (recipe=digits)", "vit (recipe=mine)"
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened: Page) -> None:
+    assert names(opened) == ["infvit", DIGITS, "linear_infvit", MINE, EVIL]
+    heading = opened.locator("#results th", has_text="Test loss")
+    heading.click()
+    assert names(opened) == ["infvit", DIGITS, "linear_infvit", MINE, EVIL]
+    heading.click()
+    assert names(opened) == [EVIL, MINE, "linear_infvit", DIGITS, "infvit"]
+    opened.locator("#results th", has_text="Δ top-1").click()
+    # What has no difference stays last, in either order; the baseline stands at zero.
+    assert names(opened)[:3] == ["infvit", DIGITS, "linear_infvit"]
+    opened.locator("#results th", has_text="Δ top-1").click()
+    assert names(opened)[:3] == ["linear_infvit", DIGITS, "infvit"]
+    assert opened.eval_on_selector_all("#results th[aria-sort]", "heads => heads.map(h => h.ariaSort)") == ["ascending"]
+
+
+def test_filters_by_model_and_recipe_hold_for_tables_and_charts(opened: Page) -> None:
+    assert lines(opened, "val_top1") == 5
+    opened.click("[data-filter=model] summary")
+    opened.check("[data-filter=model] input[value=vit]")
+    opened.check("[data-filter=model] input[value=infvit]")
+    assert names(opened) == ["infvit", DIGITS, MINE]
+    opened.wait_for_function("document.querySelectorAll(`[data-chart=val_top1] .mark-line path[d*='L']`).length == 3")
+    opened.click("[data-filter=recipe] summary")
+    opened.check("[data-filter=recipe] input >> nth=1")
+    assert names(opened) == [MINE]
+    assert opened.locator("#runs tbody tr:visible").count() == 1
+    assert opened.inner_text("#shown") == "1 of 5 shown"
+    opened.wait_for_function("document.querySelectorAll(`[data-chart=val_top1] .mark-line path[d*='L']`).length == 1")
+    assert opened.locator("[data-chart=val_top1] .role-legend-label text").all_text_contents() == [MINE]
+    opened.click("#clear")
+    assert len(names(opened)) == 5
+
+
+def test_charts_mark_what_is_not_comparable_and_the_cost_can_be_chosen(opened: Page) -> None:
+    dashed = "[data-chart=val_top1] .mark-line path[d*='L'][stroke-dasharray='5,4']"
+    assert opened.locator(dashed).count() == 2
+    for chart in ("accuracy", "paired", "flops_forward"):
+        assert opened.locator(f"[data-chart={chart}] svg").is_visible()
+    opened.click("[data-cost=seconds]")
+    opened.wait_for_selector("[data-chart=seconds] svg")
+    assert not opened.locator("[data-chart=flops_forward]").is_visible()
+    hollow = opened.locator("[data-chart=seconds] .mark-symbol path[fill-opacity='0.15']")
+    assert hollow.count() == 2
+
+
+def test_pointing_at_a_row_shows_its_configuration(opened: Page) -> None:
+    assert not opened.locator("#tip").is_visible()
+    opened.hover("#results tbody tr:nth-child(3) td:nth-child(2)")
+    words = opened.inner_text("#tip").split("\n")
+    assert words[0] == "linear_infvit"
+    assert "linear_infsa" in words
+    assert "34cd90ab12ef5678" in words
+    opened.hover("h1")
+    assert not opened.locator("#tip").is_visible()
+    opened.hover(f'#runs tr[data-row="{MINE}"] td:nth-child(2)')
+    assert "python train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1" in opened.inner_text("#tip")
+
+
+def test_one_click_leads_from_a_row_to_its_run_folder(opened: Page, page_file: Path) -> None:
+    opened.click("#results tr[data-row=linear_infvit] a.seed >> nth=1")
+    opened.wait_for_url(re.compile(r"/5_seed(=|%3D)1/$"))
+    folder = Path(unquote(opened.url.removeprefix("file://")))
+    assert folder == page_file.parent / "5_seed=1"
+    assert "linear_infvit" in (folder / "result.json").read_text()
+
+
+def test_dark_is_the_systems_choice_or_the_buttons(browser: Browser, opened: Page, page_file: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = opened.evaluate(ground)
+    opened.click("#theme")
+    dark = opened.evaluate(ground)
+    assert dark != light
+    opened.wait_for_selector("[data-chart=val_top1][data-drawn=dark] svg")
+    opened.reload()
+    assert opened.evaluate(ground) == dark
+    context = browser.new_context(color_scheme="dark")
+    at_night = context.new_page()
+    at_night.goto(page_file.as_uri())
+    assert at_night.evaluate(ground) == dark
+    context.close()
+
+
+def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_shows_the_configuration(
+    browser: Browser, page_file: Path
+) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("[data-chart=gamma] svg, [data-chart=flops_forward] svg")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.tap("#results tr[data-row=infvit] td:nth-child(1)")
+    box = page.locator("#tip").bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    context.close()
+
+
+def test_a_name_that_is_a_script_is_shown_and_not_run(opened: Page) -> None:
+    assert opened.title() != "broken into"
+    assert EVIL in opened.inner_text("#results")

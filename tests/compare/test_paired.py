@@ -1,0 +1,107 @@
+"""Differences to the baseline, seed by seed, against SciPy's paired t-test."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from infvit.compare import Comparison, Row
+from infvit.compare.render import notes, points, speed
+from infvit.errors import UsageError
+from tests.compare.conftest import MakeResult
+
+VIT = {0: (0.90, 1000.0), 1: (0.80, 1010.0), 2: (0.94, 990.0), 3: (0.85, 1005.0)}
+INFVIT = {0: (0.93, 1200.0), 1: (0.84, 1190.0), 2: (0.95, 1230.0), 3: (0.90, 1180.0)}
+
+
+def runs(make_result: MakeResult, model: str, values: dict[int, tuple[float, float]], **fields: object) -> list:
+    return [make_result(model, s, top1, train_images_per_second=x, **fields) for s, (top1, x) in values.items()]
+
+
+def row(comparison: Comparison, name: str) -> Row:
+    return next(row for row in comparison.rows if row.name == name)
+
+
+def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results(runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT))
+    paired = row(comparison, "infvit").paired
+    assert paired is not None
+    ours, theirs = np.array(list(INFVIT.values())).T, np.array(list(VIT.values())).T
+    oracle = stats.ttest_rel(ours[0], theirs[0]).confidence_interval(0.95)
+    assert (paired.top1.low, paired.top1.high) == (pytest.approx(oracle.low), pytest.approx(oracle.high))
+    oracle = stats.ttest_rel(np.log(ours[1]), np.log(theirs[1])).confidence_interval(0.95)
+    expected = (stats.gmean(ours[1]) / stats.gmean(theirs[1]), np.exp(oracle.low), np.exp(oracle.high))
+    assert paired.speed == pytest.approx(expected)
+    # The seeds agree on the difference more than on the accuracy: that is what pairing is for.
+    top1 = row(comparison, "infvit").top1.half_width
+    assert paired.top1.half_width is not None
+    assert top1 is not None
+    assert paired.top1.half_width < top1 / 2
+
+
+def test_only_seeds_that_both_have_finished_are_paired(make_result: MakeResult) -> None:
+    ours = runs(make_result, "infvit", {1: (0.84, 1.0), 2: (0.95, 1.0), 7: (0.10, 1.0)})
+    failed = make_result("infvit", 0, 0.1, status="failed")
+    comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *ours, failed])
+    paired = row(comparison, "infvit").paired
+    assert paired is not None
+    assert paired.top1.n == 2
+    assert paired.top1.mean == pytest.approx(((0.84 - 0.80) + (0.95 - 0.94)) / 2)
+    assert "infvit: of 3 finished seeds, 2 paired with vit" in notes(comparison)
+
+
+def test_rows_that_do_not_compare_have_no_difference(make_result: MakeResult) -> None:
+    deep = runs(make_result, "infvit", INFVIT, depth=24)
+    usual = runs(make_result, "linear_infvit", INFVIT)
+    comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *usual, *deep])
+    assert points(row(comparison, "infvit")) == speed(row(comparison, "infvit")) == "–"
+    assert points(row(comparison, "vit")) == speed(row(comparison, "vit")) == "baseline"
+    assert points(row(comparison, "linear_infvit")) == "+3.25 ± 2.72"
+    assert speed(row(comparison, "linear_infvit")) == "1.20x (1.15 – 1.25)"
+
+
+def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_result: MakeResult) -> None:
+    kinds = {"plain": {}, "deep": {"depth": 24}, "faint": {"variant": "backbone.std=0.02"}}
+    shift = dict(zip(kinds, (0.0, 0.1, 0.2), strict=True))
+    results = []
+    for kind, fields in kinds.items():
+        results += runs(make_result, "vit", dict.fromkeys((0, 1), (0.5, 1.0)), **fields)
+        results += runs(make_result, "infvit", dict.fromkeys((0, 1), (0.5 + shift[kind], 1.0)), **fields)
+    results += runs(make_result, "infvit", {0: (0.9, 1.0)}, variant="model.hops=3")
+    comparison = Comparison.from_results(results)
+    against = {
+        r.name: (r.paired.baseline, r.paired.top1.mean) for r in comparison.rows if r.paired and not r.is_baseline
+    }
+    assert against == {
+        "infvit (depth=4)": ("vit (depth=4)", 0.0),
+        "infvit (depth=24)": ("vit (depth=24)", pytest.approx(0.1)),
+        "infvit backbone.std=0.02": ("vit backbone.std=0.02", pytest.approx(0.2)),
+        "infvit model.hops=3": ("vit (depth=4)", pytest.approx(0.4)),
+    }
+
+
+def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result: MakeResult) -> None:
+    results = runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT)
+    assert points(row(Comparison.from_results(results, baseline="infvit"), "vit")) == "−3.25 ± 2.72"
+    with pytest.raises(UsageError, match="no row or model named swin to compare with; there are: infvit, vit"):
+        Comparison.from_results(results, baseline="swin")
+    without = Comparison.from_results(runs(make_result, "a", VIT) + runs(make_result, "b", VIT))
+    assert notes(without) == ["no finished run of vit compares with another row: no paired differences"]
+
+
+def test_speeds_of_different_machines_are_not_divided(make_result: MakeResult) -> None:
+    elsewhere = runs(make_result, "infvit", INFVIT, hardware={"gpu": "H100"})
+    comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *elsewhere])
+    assert speed(row(comparison, "infvit")) == "–"
+    assert points(row(comparison, "infvit")) == "+3.25 ± 2.72"
+
+
+def test_one_pair_has_no_interval_and_a_hopeless_one_is_shown_as_it_is(make_result: MakeResult) -> None:
+    one = Comparison.from_results([make_result("vit", top1=0.5), make_result("infvit", top1=0.4)])
+    assert points(row(one, "infvit")) == "−10.00 ± –"
+    far = {0: (0.9, 1e-3), 1: (0.9, 1e30)}
+    wide = Comparison.from_results(runs(make_result, "vit", VIT) + runs(make_result, "infvit", far))
+    assert re.search(r"^\de\+\d+x \(\de-\d+ – \de\+\d+\)$", speed(row(wide, "infvit")))

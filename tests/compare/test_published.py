@@ -1,0 +1,90 @@
+"""Published numbers stand beside the rows that they belong to, with their source, and nowhere else."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, to_text
+from infvit.compare.published import published
+from tests.compare.conftest import MakeResult
+
+IMAGENET = {
+    "data": "imagenet",
+    "depth": 4,
+    "dim": 1024,
+    "heads": 16,
+    "patch": 16,
+    "image_size": 224,
+    "num_classes": 1000,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "depth", "top1", "v2", "parameters"),
+    [
+        ("vit", 4, 0.815, None, 57_700_000),
+        ("linear_infvit", 4, 0.847, 0.798, 53_500_000),
+        ("infvit", 4, 0.851, 0.795, 57_700_000),
+        ("infvit", 24, 0.854, 0.798, 330_600_000),
+    ],
+)
+def test_the_papers_table_is_found_by_data_model_and_depth(
+    model: str, depth: int, top1: float, v2: float | None, parameters: int, make_result: MakeResult
+) -> None:
+    found = published(make_result(model, **(IMAGENET | {"depth": depth})))
+    assert found is not None
+    assert (found.source, found.top1, found.v2_top1, found.parameters) == ("arXiv:2603.00175", top1, v2, parameters)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "digits"},
+        {"depth": 12},
+        {"dim": 64},
+        {"image_size": 384},
+        {"patch": 8},
+        {"variant": "model.attention.gamma=0.5"},
+        {"variant": "backbone.pooling=mean size.depth=4"},
+        {"variant": "recipe.epochs=300"},
+    ],
+)
+def test_nothing_is_published_for_anything_else(change: dict, make_result: MakeResult) -> None:
+    assert published(make_result("infvit", **(IMAGENET | change))) is None
+
+
+def test_a_size_named_on_the_command_line_is_still_the_published_model(make_result: MakeResult) -> None:
+    for variant in ("size.depth=24 +size.extra_proj=true", "backbone.depth=24"):
+        found = published(make_result("infvit", **(IMAGENET | {"depth": 24, "variant": variant})))
+        assert found is not None
+        assert found.top1 == 0.854
+
+
+def test_every_output_marks_them_as_published_and_names_the_source(make_result: MakeResult) -> None:
+    measured = {"test/top1": 0.79, "v2/top1": 0.66}
+    comparison = Comparison.from_results(
+        [make_result("linear_infvit", **IMAGENET, metrics=measured), make_result("other", **IMAGENET)]
+    )
+    for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
+        plain = " ".join(text.split())
+        assert "84.7 V2 79.8 (53.5M)" in plain
+        assert "published" in plain.lower()
+        assert "not measured here: arXiv:2603.00175" in plain
+        assert "66.00" in plain
+    linear, other = csv.DictReader(io.StringIO(to_csv(comparison)))
+    if linear["model"] != "linear_infvit":
+        linear, other = other, linear
+    assert (linear["published_top1"], linear["published_v2_top1"], linear["v2_top1"]) == ("0.847", "0.798", "0.66")
+    assert linear["published_source"] == "arXiv:2603.00175"
+    assert other["published_top1"] == other["v2_top1"] == ""
+
+
+def test_digits_have_no_published_column_and_no_further_test_set(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results([make_result("vit"), make_result("infvit")])
+    for text in (to_text(comparison, 200), to_markdown(comparison), to_latex(comparison), to_csv(comparison)):
+        assert "published" not in text.lower()
+        assert "v2" not in text
+    assert "2603.00175" not in to_html(comparison)
