@@ -1,6 +1,7 @@
 """How a command fails: mistakes of use in one line with exit code 2, and one bad job does not stop a sweep."""
 
 import functools
+import multiprocessing
 import os
 import sys
 import traceback
@@ -64,6 +65,8 @@ def sweep_goes_on(task: Task) -> Task:
     def job(cfg: DictConfig) -> Any:
         for noise in NOISE:  # here, because a parallel sweep's jobs run in other processes
             warnings.filterwarnings("ignore", message=noise)
+        # Those processes are joblib's, whose kind cannot start the ones that FFCV and data loaders ask for.
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         code = 1
         done = finished_before(cfg)
         if done is not None:
