@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from infvit.attention.graph_tiles import GraphTiles, add_product, scales, with_eps
@@ -59,28 +60,44 @@ def _part(mask: Tensor, dim: int, part: slice) -> Tensor:
 
 @torch.library.custom_op("infvit::diffuse", mutates_args=())
 def diffuse(
-    qkv: Tensor, gamma: Tensor, hops: int, tolerance: float, hidden: Tensor | None, is_causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    gamma: Tensor,
+    hops: int,
+    tolerance: float,
+    padding: Tensor | None,
+    hidden: Tensor | None,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """O = Σ_{t=1..hops} Mᵗ V with M = gamma A / (‖A‖_F + eps), A = relu(Q Kᵀ / d); of each image and head its own.
 
+    The projections are part of the operator, so that the backward pass never holds their gradients for all heads.
+
     Args:
-        qkv: (B, N, 3, H, d).
+        x: (B, N, D).
+        W, b: the packed projections of q, k, v, (3 D, D) and (3 D,).
         gamma: (H,).
         hops: 1 or more, or `INFINITE`: iterated until what is missing is at most `tolerance` of ‖O‖_F (by the bound
             on the truncated series).
         tolerance: see hops.
+        padding: bool (B, N), True for tokens without weight, and without V.
         hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
         is_causal: A is 0 above its diagonal.
 
     Returns:
-        O (B, N, H, d); ‖A‖_F in the units of the tiles, (B, H); V + M V + ... up to each hop but the last,
-        (max(hops, 1) − 1, B, N, H, d), for the backward pass.
+        O (B, N, H, d), and for the backward pass: Q, K, V (B, N, 3, H, d); ‖A‖_F in the units of the tiles, (B, H);
+        V + M V + ... up to each hop but the last, (max(hops, 1) − 1, B, N, H, d).
     """
-    B, N, _, H, d = qkv.shape
-    O = qkv.new_empty(B, N, H, d)  # noqa: E741
-    norms = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
-    partial = qkv.new_empty(max(hops, 1) - 1, B, N, H, d)
-    with without_autocast(qkv):
+    B, N, D = x.shape
+    H = len(gamma)
+    with without_autocast(x):
+        qkv = F.linear(x, W, b).view(B, N, 3, H, D // H)
+        if padding is not None:
+            qkv.masked_fill_(padding[..., None, None, None], 0)
+        O = x.new_empty(B, N, H, D // H)  # noqa: E741
+        norms = x.new_empty(B, H, dtype=torch.promote_types(x.dtype, torch.float32))
+        partial = x.new_empty(max(hops, 1) - 1, *O.shape)
         for heads in _each(qkv, gamma, hidden, is_causal):
             image, which = heads.at
             U, norm = heads.graph.product_and_norm(heads.V)
@@ -94,52 +111,70 @@ def diffuse(
                 U = _series(heads.graph.product, scale, U, norm, tolerance)
             O[image, :, which] = U.transpose(0, 1)
             norms[image, which] = norm[:, 0, 0]
-    return O, norms, partial
+    return O, qkv, norms, partial
 
 
 @torch.library.custom_op("infvit::diffuse_backward", mutates_args=())
 def diffuse_backward(
     grad_O: Tensor,
-    qkv: Tensor,
+    x: Tensor,
+    W: Tensor,
     gamma: Tensor,
     O: Tensor,  # noqa: E741
+    qkv: Tensor,
     norms: Tensor,
     partial: Tensor,
     hops: int,
     tolerance: float,
+    padding: Tensor | None,
     hidden: Tensor | None,
     is_causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to qkv and gamma.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to x, W, b and gamma.
 
     The series has dM = Σ_t g_t Y_{t-1}ᵀ with Y_t = V + M Y_{t-1}, g_hops = dO, g_{t-1} = Mᵀ g_t; its limit has the
-    one pair (F^T dO, V + O), found by iterating the transposed system. With all pairs known, one pass over the tiles
+    one pair (Fᵀ dO, V + O), found by iterating the transposed system. With all pairs known, one pass over the tiles
     gives dQ and dK, and dV = Mᵀ Σ_t g_t.
     """
-    grad_qkv, grad_gamma = torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.zeros_like(gamma)
-    with without_autocast(qkv):
+    (*_, H, d), precise = qkv.shape, norms.dtype
+    dx, dgamma = torch.zeros_like(x, dtype=precise), torch.zeros_like(gamma)
+    dW, db = W.new_zeros(3, H, d, W.shape[1], dtype=precise), W.new_zeros(3, H, d, dtype=precise)
+    with without_autocast(x):
         for heads in _each(qkv, gamma, hidden, is_causal):
             image, which = heads.at
-            graph, V = heads.graph, heads.V
+            g, out, *Ys = (t[image, :, which].transpose(0, 1) for t in (grad_O, O, *partial))
             norm = norms[image, which, None, None]
-            scale = heads.scale(norm)
-            g, out = (t[image, :, which].transpose(0, 1).to(graph.precise) for t in (grad_O, O))
-            Ys = [V, *(Y[image, :, which].transpose(0, 1) for Y in partial)]
-            gs = [g]
-            if hops == INFINITE:
-                Ys, gs = [V + out], [_series(graph.transposed_product, scale, g, norm, tolerance)]
-            for _ in Ys[1:]:
-                gs.insert(0, graph.transposed_product(gs[0]).mul_(scale))
-            # ⟨dM, M⟩ = Σ_t ⟨g_t, M Y_{t-1}⟩, and M Y_{t-1} is known: Y_t − V, and O at the last.
-            reached = [*(Y - V for Y in Ys[1:]), out]
-            inner = sum((g * r).sum((-2, -1), keepdim=True) for g, r in zip(gs, reached, strict=True))
-            grad_gamma[which] += (inner / heads.gamma)[:, 0, 0].to(gamma.dtype)
-            along = inner / with_eps(norm, heads.q, heads.k) / torch.where(norm == 0, 1, norm)
-            G, Y = torch.cat(gs, -1).mul_(scale).to(V.dtype), torch.cat(Ys, -1).to(V.dtype)
-            dQ, dK, dV = _pass(graph, G, Y, along, V.shape[-1])
-            dQ, dK = dQ.div_(heads.q * V.shape[-1]), dK.div_(heads.k)
-            grad_qkv[image, :, :, which] = torch.stack((dQ, dK, dV), 1).permute(2, 1, 0, 3)
-    return grad_qkv, grad_gamma
+            rows, of_gamma = _of_heads(heads, g.to(precise), out.to(precise), Ys, norm, hops, tolerance)
+            dgamma[which] += of_gamma.to(dgamma.dtype)
+            if padding is not None:
+                rows.masked_fill_(padding[image, :, None, None, None], 0)
+            db[:, which] += rows.sum(0, dtype=precise)
+            rows = rows.flatten(1)
+            add_product(dx[image], rows, W.view(3, H, d, -1)[:, which].reshape(rows.shape[1], -1))
+            dW[:, which] += (rows.T @ x[image]).view(3, -1, d, W.shape[1])
+    return dx.to(x.dtype), dW.flatten(0, 2).to(W.dtype), db.flatten().to(W.dtype), dgamma
+
+
+def _of_heads(
+    heads: _Heads, g: Tensor, out: Tensor, Ys: list[Tensor], norm: Tensor, hops: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the Q, K, V of some heads, (N, 3, G, d), and of their gamma, (G,), of one image."""
+    graph, V, scale = heads.graph, heads.V, heads.scale(norm)
+    N, d = V.shape[1:]
+    Ys, gs = [V, *Ys], [g]
+    if hops == INFINITE:
+        Ys, gs = [V + out], [_series(graph.transposed_product, scale, g, norm, tolerance)]
+    for _ in Ys[1:]:
+        gs.insert(0, graph.transposed_product(gs[0]).mul_(scale))
+    # ⟨dM, M⟩ = Σ_t ⟨g_t, M Y_{t-1}⟩, and M Y_{t-1} is known: Y_t − V, and O at the last.
+    reached = (*(Y - V for Y in Ys[1:]), out)
+    inner = torch.stack([(g * r).sum((-2, -1), keepdim=True) for g, r in zip(gs, reached, strict=True)]).sum(0)
+    along = inner / with_eps(norm, heads.q, heads.k) / torch.where(norm == 0, 1, norm)
+    dQ, dK, dV = _pass(graph, torch.cat(gs, -1).mul_(scale).to(V.dtype), torch.cat(Ys, -1).to(V.dtype), along, d)
+    rows = V.new_empty(N, 3, len(V), d)
+    for i, of_one in enumerate((dQ.div_(heads.q * d), dK.div_(heads.k), dV)):
+        rows[:, i] = of_one.transpose(0, 1)
+    return rows, (inner / heads.gamma)[:, 0, 0]
 
 
 def _pass(graph: GraphTiles, G: Tensor, Y: Tensor, along: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,55 +221,69 @@ def _series(
 
 
 @diffuse.register_fake
-def _(qkv: Tensor, gamma: Tensor, hops: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
-    B, N, _, H, d = qkv.shape
-    norms = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
-    return qkv.new_empty(B, N, H, d), norms, qkv.new_empty(max(hops, 1) - 1, B, N, H, d)
+def _(
+    x: Tensor,
+    W: Tensor,  # noqa: ARG001
+    b: Tensor | None,  # noqa: ARG001
+    gamma: Tensor,
+    hops: int,
+    *rest: Any,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (B, N, D), H = x.shape, len(gamma)
+    norms = x.new_empty(B, H, dtype=torch.promote_types(x.dtype, torch.float32))
+    of_tokens = x.new_empty(B, N, H, D // H), x.new_empty(B, N, 3, H, D // H)
+    return *of_tokens, norms, x.new_empty(max(hops, 1) - 1, B, N, H, D // H)
 
 
 @diffuse_backward.register_fake
-def _(grad_O: Tensor, qkv: Tensor, gamma: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return torch.empty_like(qkv, memory_format=torch.contiguous_format), torch.empty_like(gamma)
+def _(grad_O: Tensor, x: Tensor, W: Tensor, gamma: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ARG001
+    return torch.empty_like(x), torch.empty_like(W), W.new_empty(len(W)), torch.empty_like(gamma)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    qkv, gamma, ctx.hops, ctx.tolerance, hidden, ctx.is_causal = inputs
-    ctx.save_for_backward(qkv, gamma, *output, hidden)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, W, b, gamma, hops, tolerance, padding, hidden, ctx.is_causal = inputs
+    ctx.has_bias, ctx.settings = b is not None, (hops, tolerance)
+    ctx.save_for_backward(x, W, gamma, *output, padding, hidden)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros in the place of gradients of Q, K, V
 
 
-def _backward(ctx: Any, grad_O: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *tensors, hidden = ctx.saved_tensors
-    grads = diffuse_backward(grad_O, *tensors, ctx.hops, ctx.tolerance, hidden, ctx.is_causal)
-    return *grads, None, None, None, None
+def _backward(ctx: Any, grad_O: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_O is None:
+        return (None,) * 9
+    *tensors, padding, hidden = ctx.saved_tensors
+    dx, dW, db, dgamma = diffuse_backward(grad_O, *tensors, *ctx.settings, padding, hidden, ctx.is_causal)
+    return dx, dW, db if ctx.has_bias else None, dgamma, None, None, None, None, None
 
 
 diffuse.register_autograd(_backward, setup_context=_save)
 
 
-def _products(qkv: Any, *, both: int, more: int, causal: bool) -> int:
-    """FLOPs of `both` N × N × d products with each head, and `more`; a causal graph has half the pairs."""
-    B, N, _, H, d = qkv
-    return 2 * B * H * N * (N + 1 if causal else 2 * N) // 2 * d * (both + more)
+def _products(x: Any, count: int, causal: bool) -> int:
+    """FLOPs of `count` products with the N × N matrices of all heads; a causal graph has half the pairs."""
+    B, N, D = x
+    return count * B * N * (N + 1 if causal else 2 * N) * D
 
 
 @register_flop_formula(torch.ops.infvit.diffuse)
-def _flops(qkv: Any, gamma: Any, hops: int, *arguments: Any, **rest: Any) -> int:  # noqa: ARG001
-    """A and its product with V for every hop. How often all hops are iterated depends on the input: counted once."""
-    return _products(qkv, both=max(hops, 1), more=max(hops, 1), causal=arguments[-1])
+def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> int:
+    """The projections; A and its product for every hop. How often all hops are iterated depends on x: counted once."""
+    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * max(arguments[2], 1), arguments[-1])
 
 
 @register_flop_formula(torch.ops.infvit.diffuse_backward)
-def _backward_flops(grad_O: Any, qkv: Any, *arguments: Any, **rest: Any) -> int:  # noqa: ARG001
-    """A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
-    hops = max(arguments[4], 1)
-    return _products(qkv, both=2 * (hops - 1), more=4 + hops, causal=arguments[-1])
+def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> int:  # noqa: ARG001
+    """Twice the projections; A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
+    hops = max(arguments[5], 1)
+    return 4 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * (hops - 1) + 4 + hops, arguments[-1])
 
 
 def spectral_bound(
     qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, is_causal: bool = False, iterations: int = 20
 ) -> Tensor:
-    """An upper bound on gamma ‖Ahat‖₂ that is never too small: (B, H). Takes what `diffuse` takes; no gradient.
+    """An upper bound on gamma ‖Ahat‖₂ that is never too small: (B, N, 3, H, d) → (B, H); no gradient.
+
+    `gamma`, `hidden` and `is_causal` as in `diffuse`.
 
     S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
     (Collatz and Wielandt); power iteration brings the bound down to it. ‖A‖_F bounds it too.

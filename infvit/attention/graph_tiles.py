@@ -98,7 +98,9 @@ class GraphTiles:
 
 def add_product(out: Tensor, A: Tensor, W: Tensor) -> None:
     """out += A W, where A may be of lower precision than out."""
-    if A.dtype == out.dtype:
+    if A.dtype == out.dtype and A.ndim == 3:
         out.baddbmm_(A, W.to(A.dtype))
+    elif A.dtype == out.dtype:
+        out.addmm_(A, W.to(A.dtype))
     else:
         out += A @ W.to(A.dtype)

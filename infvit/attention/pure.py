@@ -63,9 +63,8 @@ class PureInfSA(DiscountedAttention):
         self.hops, self.tolerance = hops, tolerance
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        qkv = self._qkv(x, masks)
-        O = self._tiled(qkv, masks) if self._needs_tiles(x) else self._dense(qkv, masks.hidden(x))  # noqa: E741
-        return self.proj_drop(self.proj(O.to(qkv.dtype).flatten(2)))
+        O = self._tiled(x, masks) if self._needs_tiles(x) else self._dense(self._qkv(x, masks), masks.hidden(x))  # noqa: E741
+        return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
@@ -102,10 +101,19 @@ class PureInfSA(DiscountedAttention):
         dropping = self.training and self.attn_drop.p > 0
         return x.shape[1] > DENSE_TOKENS and not dropping and not torch.compiler.is_exporting()
 
-    def _tiled(self, qkv: Tensor, masks: Masks) -> Tensor:
+    def _tiled(self, x: Tensor, masks: Masks) -> Tensor:
+        """(B, N, D) → (B, N, H, d)."""
         hops = INFINITE if self.hops == math.inf else int(self.hops)
-        qkv = self._precise(qkv) if hops == INFINITE else qkv
-        return diffuse(qkv, self.gamma, hops, self.tolerance, masks.only_attn.hidden(qkv), masks.is_causal)[0]
+        dtype = x.dtype
+        if hops == INFINITE:
+            dtype = torch.promote_types(dtype, torch.float32)
+        elif torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
+        hidden = masks.only_attn.hidden(x)
+        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, masks.key_padding, hidden, masks.is_causal)[
+            0
+        ]
 
     def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
         """(B, N, 3, H, d) → (B, N, H, d)."""
