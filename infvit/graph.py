@@ -16,6 +16,7 @@ from torch import Tensor
 
 from infvit.attention.layer import Attention, without_autocast
 from infvit.attention.pure import affinities
+from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 
 
@@ -261,9 +262,8 @@ def linear_vs_perron(layer: Attention, x: Tensor, tolerance: float = 1e-6, max_i
 def _quadratic(layer: Attention, x: Tensor) -> Tensor:
     """A / (‖A‖_F + eps) with A = relu(Q Kᵀ / d) of a layer's Q and K, in float32 or better: (B, H, N, N)."""
     Q, K, _ = layer.heads(x)
-    precision = torch.promote_types(Q.dtype, torch.float32)
     with without_autocast(x):
-        A, norm = affinities(Q.to(precision), K.to(precision))
+        A, norm = affinities(precise(Q), precise(K))
         return A / norm
 
 
@@ -275,7 +275,7 @@ def _checked(Ahat: Tensor) -> Tensor:
         raise ValueError(f"Ahat has dtype {Ahat.dtype}, expected a real floating one: pass Ahat.float()")
     if (Ahat < 0).any():
         raise ValueError(f"Ahat of shape {tuple(Ahat.shape)} has negative entries, expected weights >= 0")
-    return Ahat.to(torch.promote_types(Ahat.dtype, torch.float32))
+    return precise(Ahat)
 
 
 def _transient(Ahat: Tensor, gamma: float | Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from infvit.attention.layer import EPS, without_autocast
-from infvit.attention.sums import Sums, precise, query_sums, relative, summed, token_scores, token_sums, wide
+from infvit.attention.layer import EPS, precision, without_autocast
+from infvit.attention.sums import Sums, query_sums, relative, summed, token_scores, token_sums, wide
 
 
 def _both(
@@ -56,7 +56,7 @@ def pool_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to x, W and b (zeros where there is no b); the forward sums are made anew."""
     (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
-    D, d, dtype = x.shape[-1], x.shape[-1] // heads, precise(x)
+    D, d, dtype = x.shape[-1], x.shape[-1] // heads, precision(x)
     first, _, qbar = _both(x, W, b, padding, heads, chunk)
     dx = torch.empty_like(x)
     dW, db = torch.zeros_like(W, dtype=dtype), torch.zeros(3 * D, dtype=dtype, device=x.device)

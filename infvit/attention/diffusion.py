@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from infvit.attention.graph_tiles import GraphTiles, add_product, scales, with_eps
-from infvit.attention.layer import without_autocast
+from infvit.attention.layer import precision, without_autocast
 
 INFINITE = 0
 """What the operator is given as `hops` for the whole series."""
@@ -42,7 +42,7 @@ class _Heads(NamedTuple):
 def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) -> Iterator[_Heads]:
     """All heads of all images, as many together as the device likes: a core one, an accelerator all of an image."""
     B, _, _, H, d = qkv.shape
-    precise = torch.promote_types(qkv.dtype, torch.float32)
+    precise = precision(qkv)
     together = 1 if qkv.device.type == "cpu" else H
     for image in range(B):
         for first in range(0, H, together):
@@ -96,7 +96,7 @@ def diffuse(
         if padding is not None:
             qkv.masked_fill_(padding[..., None, None, None], 0)
         O = x.new_empty(B, N, H, D // H)  # noqa: E741
-        norms = x.new_empty(B, H, dtype=torch.promote_types(x.dtype, torch.float32))
+        norms = x.new_empty(B, H, dtype=precision(x))
         partial = x.new_empty(max(hops, 1) - 1, *O.shape)
         for heads in _each(qkv, gamma, hidden, is_causal):
             image, which = heads.at
@@ -230,7 +230,7 @@ def _(
     *rest: Any,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (B, N, D), H = x.shape, len(gamma)
-    norms = x.new_empty(B, H, dtype=torch.promote_types(x.dtype, torch.float32))
+    norms = x.new_empty(B, H, dtype=precision(x))
     of_tokens = x.new_empty(B, N, H, D // H), x.new_empty(B, N, 3, H, D // H)
     return *of_tokens, norms, x.new_empty(max(hops, 1) - 1, B, N, H, D // H)
 
@@ -289,7 +289,7 @@ def spectral_bound(
     (Collatz and Wielandt); power iteration brings the bound down to it. ‖A‖_F bounds it too.
     """
     B, _, _, H, _ = qkv.shape
-    bound = qkv.new_empty(B, H, dtype=torch.promote_types(qkv.dtype, torch.float32))
+    bound = qkv.new_empty(B, H, dtype=precision(qkv))
     with torch.no_grad(), without_autocast(qkv):
         for heads in _each(qkv, gamma, hidden, is_causal):
             graph = heads.graph

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from infvit.attention.layer import EPS
+from infvit.attention.layer import EPS, precision
 
 TILE = 1024
 """Rows and columns of a tile: 4 MiB in float32, which a core's cache still serves and a matrix product fills."""
@@ -46,7 +46,7 @@ class GraphTiles:
         G, N, _ = Q.shape
         self.hidden = None if hidden is None else hidden.expand(G, N, N)
         self.memory = Q.new_empty(G * min(N, TILE) ** 2)
-        self.precise = torch.promote_types(Q.dtype, torch.float32)
+        self.precise = precision(Q)
 
     def tiles(self) -> Iterator[tuple[Span, Span, Tensor]]:
         """Rows, columns and the tile of A there; the next one overwrites it."""

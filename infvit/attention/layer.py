@@ -13,6 +13,11 @@ EPS = 1e-6
 """Added to every norm that divides (arXiv:2603.00175)."""
 
 
+def precision(x: Tensor) -> torch.dtype:
+    """The precision of what is summed over tokens or normalised: x's own, and at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Operations inside keep the precision of their operands (meta tensors know no autocast)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -114,10 +114,10 @@ class LinearInfSA(DiscountedAttention):
         """proj(gamma (Wv pooled + total · bv)): (B, H), (B, H, D) → (B, 1, D)."""
         *_, Wv, _, _, bv = self._maps()
         with without_autocast(pooled):
-            precision = torch.promote_types(dtype, torch.float32)
-            V = per_head(pooled.to(precision), Wv, self.num_heads)
+            precise = torch.promote_types(dtype, torch.float32)
+            V = per_head(pooled.to(precise), Wv, self.num_heads)
             if bv is not None:
-                V = V + total.to(precision).unsqueeze(-1) * bv.view(self.num_heads, -1).to(precision)
+                V = V + total.to(precise).unsqueeze(-1) * bv.view(self.num_heads, -1).to(precise)
             V = (self.gamma[:, None] * V).flatten(1).unsqueeze(1).to(dtype)
         return self.proj_drop(self.proj(V))
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
 from infvit.attention.graph_tiles import scales, with_eps
-from infvit.attention.layer import DiscountedAttention, Masks, without_autocast
+from infvit.attention.layer import DiscountedAttention, Masks, precision, without_autocast
+from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 
 DENSE_TOKENS = 512
@@ -87,7 +88,7 @@ class PureInfSA(DiscountedAttention):
         """
         masks = Masks(key_padding_mask, attn_mask, is_causal)
         x = self._admitted(x, masks)
-        qkv = self._precise(self._qkv(x, masks))
+        qkv = precise(self._qkv(x, masks))
         g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x), is_causal)
         V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
         return g ** (self.hops + 1) / (1 - g) * V
@@ -106,7 +107,7 @@ class PureInfSA(DiscountedAttention):
         hops = INFINITE if self.hops == math.inf else int(self.hops)
         dtype = x.dtype
         if hops == INFINITE:
-            dtype = torch.promote_types(dtype, torch.float32)
+            dtype = precision(x)
         elif torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
@@ -119,7 +120,7 @@ class PureInfSA(DiscountedAttention):
         """(B, N, 3, H, d) → (B, N, H, d)."""
         if self.hops == math.inf:
             with without_autocast(qkv):
-                return self._solved(self._precise(qkv), hidden).transpose(1, 2)
+                return self._solved(precise(qkv), hidden).transpose(1, 2)
         V = qkv[:, :, 2].transpose(1, 2)
         A, norm = self._affinities(qkv, hidden)
         # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
@@ -142,9 +143,6 @@ class PureInfSA(DiscountedAttention):
         Q, K = (t.transpose(1, 2) for t in qkv[:, :, :2].unbind(2))
         return affinities(Q, K, hidden)
 
-    def _precise(self, t: Tensor) -> Tensor:
-        return t.to(torch.promote_types(t.dtype, torch.float32))
-
 
 def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both up to the same factor per head; their quotient is Ahat.
@@ -161,6 +159,5 @@ def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tens
     q, k = scales(Q, K)
     A = ((Q / (q * Q.shape[-1])) @ (K / k).mT).relu()
     A = A if hidden is None else A.masked_fill(hidden, 0)
-    precision = torch.promote_types(A.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision)
+    norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision(A))
     return A, with_eps(norm, q, k)

@@ -1,10 +1,10 @@
 """Softmax attention, fused and unfused: the baseline of every comparison."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from infvit.attention.layer import Attention, Masks
+from infvit.attention.tokens import seen_softmax
 
 
 class SoftmaxAttention(Attention):
@@ -29,11 +29,7 @@ class SoftmaxAttention(Attention):
         return self._matrix(Q, K, masks.hidden(x))
 
     def _matrix(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> Tensor:
-        scores = Q * self.head_dim**-0.5 @ K.mT
-        if hidden is None:
-            return scores.softmax(dim=-1)
-        # A row that is hidden whole stays finite, and so do its gradients; the second fill makes it 0.
-        return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(hidden, 0)
+        return seen_softmax(Q * self.head_dim**-0.5 @ K.mT, hidden)
 
 
 class UnfusedSoftmaxAttention(SoftmaxAttention):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import without_autocast
+from infvit.attention.layer import precision, without_autocast
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,12 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def precise(x: Tensor) -> torch.dtype:
-    """The precision of what is computed per token besides the projections."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 class _RowNorms(torch.autograd.Function):
     """‖Q_i‖ whose squares do not overflow, and a gradient of one product: torch's own would be made in float64."""
 
     @staticmethod
     def forward(Q: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(Q, dim=-1, dtype=wide(Q)).to(precise(Q))
+        return torch.linalg.vector_norm(Q, dim=-1, dtype=wide(Q)).to(precision(Q))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -95,7 +90,7 @@ def token_scores(
     heads = qbar.shape[1]
     with without_autocast(x):
         q, largest = relative(qbar)
-        q = q.to(precise(x))
+        q = q.to(precision(x))
         scores = torch.einsum("bhd,hdD->bhD", q, Wk.to(q.dtype).unflatten(0, (heads, -1))) @ x.to(q.dtype).mT
         if bk is not None:
             scores = scores + (q * bk.view(heads, -1).to(q.dtype)).sum(-1, keepdim=True)

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from infvit.attention.layer import Masks
+from infvit.attention.layer import Masks, precision
 
 
 def precise(x: Tensor) -> Tensor:
     """x in float32 or better: what is summed over tokens."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(precision(x))
 
 
 def hide(x: Tensor, masks: Masks) -> Tensor:

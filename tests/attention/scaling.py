@@ -1,0 +1,141 @@
+"""Time and memory of the layers against the number of tokens: the table and the plot of infvit/attention/README.md.
+
+    python -m tests.attention.scaling                                   # writes both, about 10 minutes on 2 cores
+    python -m tests.attention.scaling --tokens 1024 2048 --out FOLDER    # elsewhere (scaling.md, scaling.png)
+
+Times are one forward pass of the layer, all taking turns in each round: the median over rounds, after one that does
+not count. Memory is what a forward pass, and one with its backward pass, hold at most beyond weights, input and the
+output's gradient, each case in a process of its own. What would hold N × N matrices of more than 1.2 GB is not run.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import altair
+import torch
+import vl_convert
+
+from tests.attention.contestants import CONTESTANTS, HOLDS_MATRICES
+from tests.bench_twins import race
+
+PAGE = Path(__file__).parents[2] / "infvit" / "attention"
+DIM, HEADS = 1024, 16
+LARGEST = 1.2e9
+BEGIN, END = "<!-- scaling: made by python -m tests.attention.scaling -->", "<!-- end of scaling -->"
+TITLES = {
+    "infsa": "Pure InfSA",
+    "infsa_as_written": "Pure InfSA as written",
+    "linear_infsa": "Linear-InfSA",
+    "linear_infsa_chunks": "Linear-InfSA, chunk=1024",
+    "linear_infsa_as_written": "Linear-InfSA as written",
+    "softmax": "softmax, fused",
+    "softmax_unfused": "softmax, unfused",
+}
+
+
+def entrants(tokens: int) -> list[str]:
+    return [name for name in CONTESTANTS if name not in HOLDS_MATRICES or 4 * HEADS * tokens**2 <= LARGEST]
+
+
+@torch.inference_mode()
+def times(tokens: int, rounds: int) -> dict[str, float]:
+    """Median seconds of one forward pass of each."""
+    x, layers = torch.randn(1, tokens, DIM), {name: CONTESTANTS[name](DIM, HEADS).eval() for name in entrants(tokens)}
+    return {name: statistics.median(values) for name, values in race(layers, x, rounds).items()}
+
+
+def memory(name: str, tokens: int) -> tuple[float, float]:
+    """MB of the forward pass alone, and of both passes."""
+    command = [sys.executable, "-m", "tests.attention.peak_memory", name, f"--tokens={tokens}"]
+    peaks = []
+    for options in (["--forward"], []):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[1]) * 2**20 / 1e6)
+    return peaks[0], peaks[1]
+
+
+def measure(tokens: int, rounds: int) -> list[dict[str, float | str]]:
+    """One row for each contestant; torch's threads and the processes after them do not run at once."""
+    found = times(tokens, rounds)
+    rows: list[dict[str, float | str]] = []
+    for name, seconds in found.items():
+        forward, both = memory(name, tokens)
+        rows.append({"layer": TITLES[name], "tokens": tokens, "ms": seconds * 1e3, "forward": forward, "both": both})
+        print(
+            f"{tokens:>7,} tokens  {TITLES[name]:26}{seconds * 1e3:>9,.0f} ms{forward:>9,.0f} MB{both:>9,.0f} MB",
+            flush=True,
+        )
+    return rows
+
+
+def table(rows: list[dict[str, float | str]], sizes: list[int]) -> str:
+    """Milliseconds, their ratio to fused softmax, and MB, by layer and number of tokens, in Markdown."""
+    at = {(row["layer"], row["tokens"]): row for row in rows}
+    lines = [
+        f"{cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch 1, D {DIM}, H {HEADS}.",
+        "Each cell: ms of a forward pass (over fused softmax's); MB forward, MB with the backward pass.\n",
+        f"| layer | {' | '.join(f'{N:,} tokens' for N in sizes)} |",
+        f"|---|{'---|' * len(sizes)}",
+    ]
+    for title in TITLES.values():
+        cells = []
+        for N in sizes:
+            row, fused = at.get((title, N)), at[TITLES["softmax"], N]
+            cells.append(
+                f"{row['ms']:,.0f} ms ({row['ms'] / fused['ms']:.2g}x); {row['forward']:,.0f}, {row['both']:,.0f} MB"
+                if row
+                else f"not run: {4 * HEADS * N**2 / 1e9:.0f} GB a matrix"
+            )
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def plot(rows: list[dict[str, float | str]]) -> bytes:
+    """PNG of time and of memory against tokens, both axes logarithmic."""
+    measures = {"ms": "forward pass, ms", "both": "memory of both passes, MB"}
+    data = altair.Data(values=rows)
+    charts = [
+        altair.Chart(data, width=330, height=300)
+        .mark_line(point=True)
+        .encode(
+            x=altair.X("tokens:Q", scale=altair.Scale(type="log", base=2), title="tokens"),
+            y=altair.Y(f"{field}:Q", scale=altair.Scale(type="log"), title=title),
+            color=altair.Color("layer:N", sort=list(TITLES.values()), title=None, legend=altair.Legend(labelLimit=300)),
+        )
+        for field, title in measures.items()
+    ]
+    return vl_convert.vegalite_to_png(altair.hconcat(*charts).to_dict(), scale=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None, help="where to write; the page of the layers if not given")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    rows = [row for tokens in arguments.tokens for row in measure(tokens, arguments.rounds)]
+    found = table(rows, arguments.tokens)
+    folder = arguments.out or PAGE
+    (folder / "scaling.png").write_bytes(plot(rows))
+    if arguments.out:
+        (folder / "scaling.md").write_text(found + "\n")
+    else:
+        page = PAGE / "README.md"
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
+    print(f"\n{found}")
+
+
+if __name__ == "__main__":
+    main()
