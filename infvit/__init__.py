@@ -1,6 +1,6 @@
 """InfViT: Infinite Self-Attention for vision (arXiv:2603.00175). Importing it registers the models with timm."""
 
-from infvit import zoo
+from infvit import sharing, zoo
 from infvit.vit import VisionTransformer
 
-__all__ = ["VisionTransformer", "zoo"]
+__all__ = ["VisionTransformer", "sharing", "zoo"]
