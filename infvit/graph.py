@@ -263,7 +263,7 @@ def _quadratic(layer: Attention, x: Tensor) -> Tensor:
     """A / (‖A‖_F + eps) with A = relu(Q Kᵀ / d) of a layer's Q and K, in float32 or better: (B, H, N, N)."""
     Q, K, _ = layer.heads(x)
     with without_autocast(x):
-        A, norm = affinities(precise(Q), precise(K))
+        A, norm = affinities(torch.stack((precise(Q), precise(K)), 2))
         return A / norm
 
 

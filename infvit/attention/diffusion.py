@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from infvit.attention.graph_tiles import GraphTiles, add_product, scales, with_eps
-from infvit.attention.layer import precision, without_autocast
+from infvit.attention.graph_tiles import GraphTiles, add_product, with_eps
+from infvit.attention.layer import largest_entry, precision, without_autocast
 
 INFINITE = 0
 """What the operator is given as `hops` for the whole series."""
@@ -48,7 +48,7 @@ def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) ->
         for first in range(0, H, together):
             heads = slice(first, min(first + together, H))
             Q, K, V = qkv[image, :, :, heads].permute(1, 2, 0, 3)
-            q, k = (s.to(precise) for s in scales(Q, K))
+            q, k = (largest_entry(t, (-2, -1)).to(precise) for t in (Q, K))
             here = None if hidden is None else _part(_part(hidden, 0, slice(image, image + 1))[0], 0, heads)
             graph = GraphTiles((Q / (q * d)).to(Q.dtype), (K / k).to(K.dtype), here, is_causal)
             yield _Heads((image, heads), graph, V, q, k, gamma[heads, None, None].to(precise))
@@ -200,9 +200,7 @@ def _series(
     Terms shrink by c = scale ‖A‖_F < 1 at least, so what is missing after a term is at most c / (1 − c) times it. A
     term is made of the one before, not the sum of the sum: where c is near 1 the sum's last digits would be kept alive.
     """
-    # Over the largest entry, because squares of 1e30 overflow.
-    largest = torch.linalg.vector_norm(first, torch.inf, dim=(-2, -1), keepdim=True)
-    largest = torch.where(largest == 0, 1, largest)
+    largest = largest_entry(first, (-2, -1))
     term, c = first / largest, scale * norm
     total = term.clone()
     for _ in range(MAX_ITERATIONS):

@@ -13,18 +13,8 @@ TILE = 1024
 Span = slice
 
 
-def scales(Q: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest entries of Q and of K per head, (..., N, d) → (..., 1, 1) each; 1 where there is none, no gradient.
-
-    Ahat knows no scale, but squares of 1e30 overflow: A is made of Q / (q d) and K / k, and eps shrinks by q k.
-    """
-    largest = (torch.linalg.vector_norm(t.detach(), torch.inf, dim=(-2, -1), keepdim=True) for t in (Q, K))
-    q, k = (torch.where(m > torch.finfo(m.dtype).tiny, m, torch.ones_like(m)) for m in largest)
-    return q, k
-
-
 def with_eps(norm: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """‖A‖_F + eps in the units that `scales` gives, and 1 for an A of zeros, whose eps may have vanished.
+    """‖A‖_F + eps where A is made of Q / q and K / k, and 1 for an A of zeros, whose eps may have vanished.
 
     Dividing eps twice ends at 0 or infinity, which are the right limits.
     """

@@ -18,6 +18,15 @@ def precision(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def largest_entry(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """max |x| along `dim`, which is kept; the least normal number where all is 0. Without a gradient: a unit.
+
+    What knows no scale is computed of x over this, because squares of 1e30 overflow and of 1e-30 vanish.
+    """
+    x = x.detach()
+    return torch.linalg.vector_norm(x, torch.inf, dim=dim, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Operations inside keep the precision of their operands (meta tensors know no autocast)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
-from infvit.attention.graph_tiles import scales, with_eps
-from infvit.attention.layer import DiscountedAttention, Masks, precision, without_autocast
+from infvit.attention.graph_tiles import with_eps
+from infvit.attention.layer import DiscountedAttention, Masks, largest_entry, precision, without_autocast
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 
@@ -140,24 +140,26 @@ class PureInfSA(DiscountedAttention):
 
     def _affinities(self, qkv: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """A (B, H, N, N) and ‖A‖_F + eps (B, H, 1, 1), see `affinities`."""
-        Q, K = (t.transpose(1, 2) for t in qkv[:, :, :2].unbind(2))
-        return affinities(Q, K, hidden)
+        return affinities(qkv[:, :, :2].transpose(1, 3), hidden)
 
 
-def affinities(Q: Tensor, K: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def affinities(QK: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both up to the same factor per head; their quotient is Ahat.
 
-    The factor keeps numbers of any scale in range, see `scales`; the norm is in float32 or better, and 1 for A = 0.
+    The factor keeps numbers of any scale in range, see `largest_entry`; the norm is in float32 or better, 1 for A = 0.
 
     Args:
-        Q, K: (..., N, d).
-        hidden: bool, broadcasts to (..., N, N), True where A is 0.
+        QK: Q and K, (B, H, 2, N, d).
+        hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
 
     Returns:
-        (..., N, N) and (..., 1, 1).
+        (B, H, N, N) and (B, H, 1, 1).
     """
-    q, k = scales(Q, K)
-    A = ((Q / (q * Q.shape[-1])) @ (K / k).mT).relu()
+    units, d = largest_entry(QK, (-2, -1)), QK.shape[-1]
+    units[:, :, 0] *= d
+    Q, K = (QK / units).unbind(2)
+    A = (Q @ K.mT).relu()
     A = A if hidden is None else A.masked_fill(hidden, 0)
     norm = torch.linalg.vector_norm(A, dim=(-2, -1), keepdim=True, dtype=precision(A))
-    return A, with_eps(norm, q, k)
+    q, k = units.unbind(2)
+    return A, with_eps(norm, q / d, k)

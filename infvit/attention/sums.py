@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import precision, without_autocast
+from infvit.attention.layer import largest_entry, precision, without_autocast
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,8 @@ def token_sums(x: Tensor, qbar: Tensor, Wk: Tensor, bk: Tensor | None, padding: 
 
 def relative(w: Tensor) -> tuple[Tensor, Tensor]:
     """w over its largest magnitude, and that: (..., N) → (..., N), (...). It is a constant of the gradient."""
-    largest = torch.linalg.vector_norm(w.detach(), torch.inf, dim=-1)
-    largest = torch.where(largest == 0, 1, largest)
-    return w / largest.unsqueeze(-1), largest
+    largest = largest_entry(w, -1)
+    return w / largest, largest.squeeze(-1)
 
 
 def per_head(pooled: Tensor, W: Tensor, heads: int) -> Tensor:
