@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from infvit.attention.layer import EPS, precision, without_autocast
-from infvit.attention.sums import Sums, query_sums, relative, summed, token_scores, token_sums, wide
+from infvit.attention.sums import Sums, query_sums, relative, row_norms, summed, token_scores, token_sums, wide
 
 
 def _both(
@@ -89,7 +89,7 @@ def pool_backward(
     for here in _chunks(x, chunk):
         tokens = x[:, here]
         Q = F.linear(tokens, Wq, bq).unflatten(-1, (heads, d))
-        n = torch.linalg.vector_norm(Q, dim=-1, dtype=wide(x))
+        n = row_norms(Q).to(wide(x))
         unit = Q.to(dtype) / torch.where(n == 0, 1, n).unsqueeze(-1).to(dtype)
         along = torch.einsum("bnhd,bhd->bnh", unit, g1)
         share = (n / S.unsqueeze(1)).to(dtype)

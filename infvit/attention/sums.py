@@ -39,27 +39,49 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-class _RowNorms(torch.autograd.Function):
-    """‖Q_i‖ whose squares do not overflow, and a gradient of one product: torch's own would be made in float64."""
+SAFE = 1e-15
+"""Norms from here are those of numbers whose squares are in the range of float32."""
 
-    @staticmethod
-    def forward(Q: Tensor) -> Tensor:
+
+@torch.library.custom_op("infvit::row_norms", mutates_args=())
+def row_norms(Q: Tensor) -> Tensor:
+    """‖Q_i‖ for numbers of any scale: (..., d) → (...), in float32 or better.
+
+    On a CPU float64 takes 40 times as long and is used where squares left the range of float32; elsewhere to look would
+    mean to wait for the device. An operator of its own, because that decision would break a graph of torch.compile.
+    """
+    if Q.device.type != "cpu":
         return torch.linalg.vector_norm(Q, dim=-1, dtype=wide(Q)).to(precision(Q))
+    norms = torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q))
+    safe = (norms >= SAFE) & (norms < torch.inf)
+    if safe.all():
+        return norms
+    # Each norm by itself, so that an image does not change with the others of its batch.
+    return torch.where(safe, norms, torch.linalg.vector_norm(Q, dim=-1, dtype=torch.float64).to(norms.dtype))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        Q, norms = ctx.saved_tensors
-        return Q * (grad / torch.where(norms == 0, 1, norms)).unsqueeze(-1).to(Q.dtype)
+@row_norms.register_fake
+def _(Q: Tensor) -> Tensor:
+    return Q.new_empty(Q.shape[:-1], dtype=precision(Q))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    Q, norms = ctx.saved_tensors
+    return Q * (grad / torch.where(norms == 0, 1, norms)).unsqueeze(-1).to(Q.dtype)
+
+
+row_norms.register_autograd(_backward, setup_context=_save)
 
 
 def query_norms(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None) -> Tensor:
     """‖Q_i‖ per head, 0 at padding: x (B, N, D), Wq (D, D), bq (D,) → (B, H, N)."""
     Q = F.linear(x, Wq, bq).unflatten(-1, (heads, -1))
-    norms: Tensor = _RowNorms.apply(Q).mT
+    exporting = torch.compiler.is_exporting()  # an exported file has torch's own operators
+    norms = (torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q)) if exporting else row_norms(Q)).mT
     return norms if padding is None else norms.masked_fill(padding.unsqueeze(1), 0)
 
 
