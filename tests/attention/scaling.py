@@ -1,6 +1,6 @@
 """Time and memory of the layers against the number of tokens: the table and the plot of infvit/attention/README.md.
 
-    python -m tests.attention.scaling                                   # writes both, about 10 minutes on 2 cores
+    python -m tests.attention.scaling                                   # writes both, about 7 minutes on 2 cores
     python -m tests.attention.scaling --tokens 1024 2048 --out FOLDER    # elsewhere (scaling.md, scaling.png)
 
 Times are one forward pass of the layer, all taking turns in each round: the median over rounds, after one that does
@@ -119,8 +119,8 @@ def plot(rows: list[dict[str, float | str]]) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=None, help="where to write; the page of the layers if not given")
     arguments = parser.parse_args()
     torch.manual_seed(0)
