@@ -50,6 +50,21 @@ def test_cost_counts_what_can_be_counted_by_hand():
     assert (got.parameters, got.discounts) == (53_451_752, 0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_cost_where_the_matrix_is_not_held_is_what_the_formulas_cost(name):
+    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear forms only Q, and H sums three times."""
+    N, D, H = 1025, 1024, 16
+    mixing = {
+        NAMES[0]: 4 * D * D + 2 * N * D,
+        NAMES[1]: 4 * D * D + 2 * N * D,
+        NAMES[2]: D * D + 3 * D * H,
+    }[name]
+    rest = (N - 1) * 768 * D + D * D + D * 1000
+    with torch.device("meta"):
+        got = cost(timm.create_model(name, img_size=512), 512)
+    assert got.macs_forward == pytest.approx(4 * N * (mixing + 8 * D * D) + rest, rel=1e-3)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS.values())
 @pytest.mark.parametrize("class_token", [True, False])
 def test_any_resolution_and_pooling(attention, class_token):

@@ -4,7 +4,7 @@
 |--------------------|--------------------------|------------------|-----------|---------------------|-----------------|
 | `softmax`          | SoftmaxAttention         | arXiv:1706.03762 | O(N² D)   | O(N) (fused kernel) | N² or K, V      |
 | `softmax_unfused`  | UnfusedSoftmaxAttention  | arXiv:1706.03762 | O(N² D)   | O(N² H)             | N²              |
-| `infsa`            | PureInfSA                | arXiv:2603.00175 | O(N² D)   | O(N) (blocks)       | N² or K, V      |
+| `infsa`            | PureInfSA                | arXiv:2603.00175 | O(N² D)   | O(N) (tiles)        | N² or K, V      |
 | `linear_infsa`     | LinearInfSA              | arXiv:2603.00175 | O(N D H)  | O(N H)              | D + 1 numbers   |
 | `relu`             | ReLUAttention            | arXiv:2309.08586 | O(N² D)   | O(N² H)             | N²              |
 | `elu_linear`       | ELULinearAttention       | arXiv:2006.16236 | O(N D d)  | O(N D)              | d² + d          |

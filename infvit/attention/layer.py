@@ -32,6 +32,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[None]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device that x is on."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 class Masks(NamedTuple):
     """What a layer was told to leave out, checked; see `Attention.forward`."""
 
@@ -174,7 +179,7 @@ class Attention(nn.Module):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} is on {x.device}, expected {weight.device}, where the layer is"
             )
-        if x.dtype != weight.dtype and not (x.is_floating_point() and _autocasts(x)):
+        if x.dtype != weight.dtype and not (x.is_floating_point() and autocasts(x)):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} is {x.dtype}, expected {weight.dtype} as the layer's weights: "
                 "convert one of them, or use autocast"
@@ -192,10 +197,6 @@ def _check_mask(name: str, mask: Tensor, x: Tensor, shapes: tuple[tuple[int, ...
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected} for x of shape {tuple(x.shape)}")
     if mask.device != x.device:
         raise ValueError(f"{name} of shape {tuple(mask.shape)} is on {mask.device}, expected {x.device}, where x is")
-
-
-def _autocasts(x: Tensor) -> bool:
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class DiscountedAttention(Attention):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
 from infvit.attention.graph_tiles import with_eps
-from infvit.attention.layer import DiscountedAttention, Masks, largest_entry, precision, without_autocast
+from infvit.attention.layer import DiscountedAttention, Masks, autocasts, largest_entry, precision, without_autocast
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 
@@ -84,7 +84,7 @@ class PureInfSA(DiscountedAttention):
 
             g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
 
-        ‖Ahat‖₂ is bounded from above to about 1% (`spectral_bound`). Takes and raises as `forward`.
+        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Takes and raises as `forward`.
         """
         masks = Masks(key_padding_mask, attn_mask, is_causal)
         x = self._admitted(x, masks)
@@ -108,13 +108,11 @@ class PureInfSA(DiscountedAttention):
         dtype = x.dtype
         if hops == INFINITE:
             dtype = precision(x)
-        elif torch.is_autocast_enabled(x.device.type):
+        elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
-        hidden = masks.only_attn.hidden(x)
-        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, masks.key_padding, hidden, masks.is_causal)[
-            0
-        ]
+        left_out = (masks.key_padding, masks.only_attn.hidden(x), masks.is_causal)
+        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
 
     def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
         """(B, N, 3, H, d) → (B, N, H, d)."""
