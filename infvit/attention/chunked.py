@@ -11,7 +11,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from infvit.attention.layer import EPS, precision, without_autocast
-from infvit.attention.sums import Sums, query_sums, relative, row_norms, summed, token_scores, token_sums, wide
+from infvit.attention.sums import (
+    Sums,
+    mean_query,
+    query_sums,
+    relative,
+    row_norms,
+    summed,
+    token_scores,
+    token_sums,
+    wide,
+)
 
 
 def _both(
@@ -20,7 +30,7 @@ def _both(
     """The query sums, the token sums and qbar between them."""
     (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
     first = summed(lambda x, p: query_sums(x, Wq, bq, heads, p), x, padding, chunk)
-    qbar = first.weighted / (first.weight + EPS).unsqueeze(-1)
+    qbar = mean_query(first)
     return first, summed(lambda x, p: token_sums(x, qbar, Wk, bk, p), x, padding, chunk), qbar
 
 

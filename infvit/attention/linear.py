@@ -5,7 +5,7 @@ from torch import Tensor
 
 from infvit.attention.chunked import pool
 from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
-from infvit.attention.sums import Sums, per_head, query_sums, relative, token_scores, token_sums
+from infvit.attention.sums import Sums, mean_query, per_head, query_sums, relative, token_scores, token_sums
 from infvit.errors import UsageError
 
 
@@ -98,7 +98,7 @@ class LinearInfSA(DiscountedAttention):
 
     def qbar(self, total: Sums) -> Tensor:
         """The mean query, from the query sums of all tokens: (B, H, d)."""
-        return total.weighted / (total.weight + EPS).unsqueeze(-1)
+        return mean_query(total)
 
     def token_sums(self, x: Tensor, qbar: Tensor, padding: Tensor | None = None) -> Sums:
         """(Σ a~_j, Σ a~_j x_j) of these tokens: (B, N, D), (B, H, d) → (B, H), (B, H, D)."""

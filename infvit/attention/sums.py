@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import largest_entry, precision, without_autocast
+from infvit.attention.layer import EPS, largest_entry, precision, without_autocast
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ def query_sums(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Te
         if bq is not None:
             weighted = weighted + weight.unsqueeze(-1) * bq.view(heads, -1).to(weight.dtype)
         return Sums(weight * largest, weighted * largest.unsqueeze(-1))
+
+
+def mean_query(total: Sums) -> Tensor:
+    """qbar = Σ ‖Q_i‖ Q_i / (Σ ‖Q_i‖ + eps), from the query sums of all tokens: (B, H, d)."""
+    return total.weighted / (total.weight + EPS).unsqueeze(-1)
 
 
 def token_scores(
