@@ -1,50 +1,64 @@
-"""Measures a trained model: `python eval.py ckpt=RUN/checkpoints/last.ckpt` (conf/eval.yaml).
+"""Takes one measurement: `python eval.py ckpt=RUN/checkpoints/last.ckpt` is a run's accuracy, `eval=NAME` another one.
 
-Rebuilds the model from the run's composed config, measures it with the exact pipeline, and writes accuracy.json.
+Composes conf/eval.yaml and hands the measurement (conf/eval/, infvit/measure/) the models that it asks for.
 """
 
-import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
 from callbacks.devices import check_devices
 from callbacks.progress import RunProgress
+from conf.resolvers import plain
+from infvit.measure.subjects import Trained
 from train import build
+
+
+class Subjects:
+    """What a measurement may ask for: models by their names in conf/model, trained ones by their checkpoints."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+
+    def untrained(self, model: str, *overrides: str) -> "partial[nn.Module]":
+        """A maker of the model, to be called here or in another process; `overrides` as of train.py, e.g. size=tiny."""
+        net = plain(hydra.compose("train", [f"model={model}", *overrides]).model.net)
+        return instantiate(net, _partial_=True, _convert_="all")
+
+    def trained(self, checkpoint: str) -> Trained:
+        """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
+        check_devices(self.cfg.trainer)
+        run = run_config(checkpoint)
+        run.trainer = self.cfg.trainer
+        if self.cfg.get("data"):
+            run.data = self.cfg.data
+        # The exact pipeline reads the images themselves: a machine without FFCV measures what was trained with it.
+        run.data.loader = {"_target_": "data.torch_loader.TorchReader"}
+        data, module = build(run)
+        matching_checkpoint(checkpoint, module)
+        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
+        row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
+        return Trained(module, data, trainer, row | {"images": data.val_size})
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 @failures.sweep_goes_on
-def evaluate(cfg: DictConfig) -> float:
-    """Accuracy of one checkpoint; returns top-1."""
-    check_devices(cfg.trainer)
-    trained = run_config(cfg.ckpt)
-    trained.trainer = cfg.trainer
-    if cfg.get("data"):
-        trained.data = cfg.data
-    # The exact pipeline reads the images themselves: a machine without FFCV measures what was trained with it.
-    trained.data.loader = {"_target_": "data.torch_loader.TorchReader"}
-    data, module = build(trained)
-    matching_checkpoint(cfg.ckpt, module)
-    module.load_state_dict(read_checkpoint(cfg.ckpt)["state_dict"])
-    trainer = instantiate(trained.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
-    trainer.test(module, datamodule=data, verbose=False)
-
-    metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    row = {"ckpt": str(cfg.ckpt), "model": trained.model.name, "data": data.name, "fingerprint": data.fingerprint}
-    row |= {"images": data.val_size, **metrics}
-    out = Path(HydraConfig.get().runtime.output_dir) / "accuracy.json"
-    out.write_text(json.dumps(row, indent=2) + "\n")
-    print(f"{row['model']} on {row['data']}, {data.val_size:,} images, exact pipeline:")
-    print(
-        f"top-1 {100 * metrics['top1']:.2f}%   top-5 {100 * metrics['top5']:.2f}%   loss {metrics['loss']:.4f}\n{out}"
-    )
-    return metrics["top1"]
+def evaluate(cfg: DictConfig) -> Any:
+    """One measurement; returns its figure, which sweepers may maximise."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    measure = instantiate(cfg.measure, _convert_="all")
+    return measure(Subjects(cfg), Path(HydraConfig.get().runtime.output_dir))
 
 
 if __name__ == "__main__":
