@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module, Shared):
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.patch_size, self.num_heads, self.in_chans = patch_size, num_heads, in_chans
         self.num_prefix_tokens = int(class_token)
-        self.grid_size = self._grid(*self.img_size)
+        self.grid_size = self.grid(*self.img_size)
 
         self.patch_embed = nn.Sequential()
         self.patch_embed.add_module("proj", nn.Conv2d(in_chans, dim, patch_size, stride=patch_size))
@@ -149,7 +149,8 @@ class VisionTransformer(nn.Module, Shared):
                 torch.manual_seed(seed)
                 nn.init.normal_(self.cls_token, std=1e-6)
 
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of so many pixels; UsageError if a side is no multiple of a patch."""
         for side in (height, width):
             if side < self.patch_size or side % self.patch_size:
                 below = max(side // self.patch_size, 1) * self.patch_size
@@ -159,10 +160,11 @@ class VisionTransformer(nn.Module, Shared):
                 )
         return height // self.patch_size, width // self.patch_size
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) → the tokens before the first block, (B, N, D), the class token first."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {self.in_chans}, height, width)")
-        grid = self._grid(*images.shape[-2:])
+        grid = self.grid(*images.shape[-2:])
         x = self.patch_embed(images).flatten(2).mT
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
@@ -170,7 +172,7 @@ class VisionTransformer(nn.Module, Shared):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → normalised tokens (B, N, D), the class token first."""
-        x = self._embed(images)
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -195,7 +197,7 @@ class VisionTransformer(nn.Module, Shared):
         `pooled` and `pre_logits` (B, D); `logits` (B, classes). What a layer weighs its tokens with is
         `model.blocks[i].attn.weights(named["blocks.i.norm1"])`.
         """
-        named: Named = {"embed": self._embed(images)}
+        named: Named = {"embed": self.embed(images)}
         x = named["embed"]
         for i, block in enumerate(self.blocks):
             x = block(x, named, f"blocks.{i}")
