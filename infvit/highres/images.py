@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from infvit.errors import UsageError
 
+SUFFIXES = {".npy", ".tif", ".tiff", *Pillow.registered_extensions()}
+"""Endings of the files that `open_image` opens."""
+
 TILES_KEPT = 64 * 2**20
 """Bytes of decoded tiles that a TIFF keeps beyond one row of them: a block of patches cuts through tiles."""
 

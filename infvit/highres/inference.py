@@ -1,12 +1,14 @@
 """Classifies one image of any size: chunked, where the token states stay, and streamed, where nothing does."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import add
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from infvit.attention.layer import EPS
 from infvit.highres import stages
@@ -70,6 +72,16 @@ def mlp_passes(model_depth: int, streaming: bool, class_token: bool) -> int:
     """How often all tokens pass an MLP: what `progress` adds up to, over the number of tokens."""
     once = model_depth - 1 if class_token else model_depth
     return sum(2 * i for i in range(model_depth)) + (0 if class_token else model_depth) if streaming else once
+
+
+@contextmanager
+def bar(tokens: Tokens, title: str, streaming: bool = False) -> Iterator[Progress]:
+    """A progress bar for `chunked` or `streamed`; small images are done before it shows."""
+    rows, columns = tokens.grid
+    passes = mlp_passes(len(tokens.model.blocks), streaming, tokens.model.cls_token is not None)
+    options: dict[str, Any] = {"unit": "token", "unit_scale": True, "ncols": 79, "leave": False, "delay": 1}
+    with tqdm(total=rows * columns * passes, desc=title[:24], **options) as shown:
+        yield shown.update
 
 
 class Kept:

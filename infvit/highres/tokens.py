@@ -79,9 +79,16 @@ class Tokens:
         side = self.model.patch_size
         pixels = self.image.read(block.top * side, block.bottom * side, block.left * side, block.right * side)
         weight = self.model.pos_embed
-        mean, std = (weight.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        normalised = (pixels.to(weight.device, weight.dtype) / 255 - mean) / std
+        normalised = normalise(pixels.to(weight.device), weight.dtype, self.mean, self.std)
         return self.model.patch_embed(normalised[None]).flatten(2).mT + self.positions.of(block)
+
+
+def normalise(
+    pixels: Tensor, dtype: torch.dtype, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """uint8 (C, h, w) → (pixels / 255 - mean) / std."""
+    centre, scale = (torch.tensor(values, dtype=dtype, device=pixels.device).view(-1, 1, 1) for values in (mean, std))
+    return (pixels.to(dtype) / 255 - centre) / scale
 
 
 class Positions:
