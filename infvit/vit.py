@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from infvit.attention.layer import Attention
 from infvit.errors import UsageError
 from infvit.positions import PositionStart, resample, sincos
 from infvit.sharing import Shared
@@ -42,10 +43,18 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, named: Named | None = None, name: str = "") -> Tensor:
-        """(B, N, D) → (B, N, D); intermediate values are put into `named` under `name` if it is given."""
+    def forward(self, x: Tensor, named: Named | None = None, name: str = "", first_only: bool = False) -> Tensor:
+        """(B, N, D) → (B, N, D), or with `first_only` the first token's (B, 1, D), all that a class token's head needs.
+
+        Intermediate values are put into `named` under `name` if it is given.
+        """
         normed = self.norm1(x)
-        mixed = self.extra_proj(self.attn(normed))
+        if not first_only:
+            attended = self.attn(normed)
+        else:
+            x = x[:, :1]
+            attended = self.attn.first(normed) if isinstance(self.attn, Attention) else self.attn(normed)[:, :1]
+        mixed = self.extra_proj(attended)
         after_attn = x + self.drop_path(mixed)
         normed2 = self.norm2(after_attn)
         expanded = self.mlp(normed2)
@@ -187,8 +196,16 @@ class VisionTransformer(nn.Module, Shared):
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions."""
-        return self.forward_head(self.forward_features(images))
+        """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions.
+
+        Behind the last attention only the class token is computed, where there is one: nothing else reaches the head.
+        """
+        if self.cls_token is None:
+            return self.forward_head(self.forward_features(images))
+        x = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.forward_head(self.norm(self.blocks[-1](x, first_only=True)))
 
     def features(self, images: Tensor) -> Named:
         """Every intermediate value under its name, in order of computation, `logits` last.
