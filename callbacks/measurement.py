@@ -23,7 +23,7 @@ def log_measurement(cfg: DictConfig, out: Path) -> None:
         project=cfg.project,
         name=f"{cfg.name}-{out.name}",
         job_type="measurement",
-        config=plain(OmegaConf.masked_copy(cfg, [name for name in cfg if name not in NOT_ITS_OWN])),
+        config=plain(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in NOT_ITS_OWN])),
         dir=out,
         mode=wandb_mode(),  # type: ignore[arg-type]
         settings=wandb.Settings(silent=True),

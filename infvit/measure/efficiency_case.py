@@ -56,12 +56,12 @@ class Case:
 
     @property
     def images_per_second(self) -> Spread | None:
-        return Spread.of([self.batch_size / s for s in self.seconds]) if self.timed else None
+        return self._rate(self.batch_size)
 
     @property
     def flops_per_second(self) -> Spread | None:
         """What was achieved of matrix products, whatever else the pass does in its time."""
-        return Spread.of([self.flops * self.batch_size / s for s in self.seconds]) if self.timed else None
+        return self._rate(self.flops * self.batch_size)
 
     @property
     def share_of_peak(self) -> Spread | None:
@@ -72,6 +72,10 @@ class Case:
     @property
     def joules_per_image(self) -> Spread | None:
         return Spread.of([j / self.batch_size for j in self.joules]) if self.joules else None
+
+    def _rate(self, amount: float) -> Spread | None:
+        time = self.time
+        return Spread(amount / time.median, amount / time.high, amount / time.low) if time else None
 
     def faster_than(self, other: "Case | None") -> Spread | None:
         """How many times as fast as the other case: the ratio of times within a round."""

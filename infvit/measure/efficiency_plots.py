@@ -37,10 +37,10 @@ def _both(result: Efficiency, kind: str, timed: list[Case]) -> alt.HConcatChart:
         {
             "model": names[case.model],
             "resolution": case.resolution,
-            "seconds": case.time.median,
-            "low": case.time.low,
-            "high": case.time.high,
-            "bytes": case.peak_bytes,
+            "ms": 1e3 * case.time.median,
+            "low": 1e3 * case.time.low,
+            "high": 1e3 * case.time.high,
+            "bytes": case.added_bytes,
         }
         for case in timed
         if case.time
@@ -55,11 +55,12 @@ def _both(result: Efficiency, kind: str, timed: list[Case]) -> alt.HConcatChart:
         ),
         color=alt.Color("model:N", scale=alt.Scale(domain=list(names.values()))),
     )
-    log = alt.Scale(type="log")
+    log = alt.Scale(type="log", nice=False, padding=15)
+    memory_of = "GPU memory" if result.setting.device == "cuda" else "memory beyond the libraries'"
     lines = base.mark_line(point=alt.OverlayMarkDef(size=50, filled=True), strokeWidth=2)
-    spread = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=log, title="seconds"), y2="high:Q")
-    time = alt.layer(spread, lines.encode(y=alt.Y("seconds:Q", scale=log, title="seconds", axis=_axis("~g"))))
-    memory = lines.encode(y=alt.Y("bytes:Q", scale=log, title="peak memory, bytes", axis=_axis("~s")))
+    spread = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=log, title="ms"), y2="high:Q")
+    time = alt.layer(spread, lines.encode(y=alt.Y("ms:Q", scale=log, title="ms", axis=_axis(",~g"))))
+    memory = lines.encode(y=alt.Y("bytes:Q", scale=log, title=f"peak {memory_of}, bytes", axis=_axis("~s")))
     setting = result.setting
     return alt.hconcat(
         time,
@@ -76,4 +77,4 @@ def _both(result: Efficiency, kind: str, timed: list[Case]) -> alt.HConcatChart:
 
 
 def _axis(form: str) -> alt.Axis:
-    return alt.Axis(format=form, grid=True)
+    return alt.Axis(format=form, grid=True, tickCount=6)
