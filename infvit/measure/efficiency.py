@@ -125,9 +125,7 @@ def efficiency(
                     prints[case.model] = found
             _race(cases, prints, {model: makers[model, side] for model in prints}, result, meter)
             result.cases += cases
-            _write_json(result, out)  # what is measured is not lost with what follows
-    (out / "efficiency.md").write_text(to_markdown(result))
-    write_plots(result, out)
+            _write(result, out)  # what is measured is not lost with what follows
     print(f"\n{to_text(result)}\n{out / 'efficiency.json'}")
 
 
@@ -230,7 +228,7 @@ def _race(
     if not entrants:
         return
     steps = {case.model: PASSES[case.kind](makers[case.model], case.resolution, setting) for case in entrants}
-    about = (result.rounds + 1) * sum(prints[case.model].seconds for case in entrants)
+    about = (result.rounds + 2) * sum(prints[case.model].seconds for case in entrants)
     print(f"{cases[0].resolution} px, {cases[0].kind}: {result.rounds} rounds, about {duration(about)}", flush=True)
     seconds = race({**steps, PRODUCT: product(n, setting)}, result.rounds, setting.device)
     for case in entrants:
@@ -247,7 +245,9 @@ def _race(
         torch.cuda.empty_cache()
 
 
-def _write_json(result: Efficiency, out: Path) -> None:
+def _write(result: Efficiency, out: Path) -> None:
     content = asdict(result)
     content["rows"] = [case.row(result.cases) for case in result.cases]
     (out / "efficiency.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "efficiency.md").write_text(to_markdown(result))
+    write_plots(result, out)

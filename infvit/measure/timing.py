@@ -42,7 +42,7 @@ def seconds_of(step: Step, device: torch.device | str, calls: int = 1) -> float:
 
 
 def race(contestants: Mapping[str, Step], rounds: int, device: torch.device | str) -> dict[str, list[float]]:
-    """Seconds of one step of each contestant, per round; what warms up (and compiles) before them does not count."""
+    """Seconds of one step of each contestant, per round, after two steps that do not count."""
     calls = {name: _calls(step, device) for name, step in contestants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
@@ -64,9 +64,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
 
 
 def _calls(step: Step, device: torch.device | str) -> int:
-    first = seconds_of(step, device)
-    # The first call is cold: it tells the length of a turn only where it is too long for a turn anyway.
-    return max(1, math.ceil(TURN / seconds_of(step, device))) if first < 10 * TURN else 1
+    step()  # cold, and the one that compiles: it does not tell how long a step is
+    return max(1, math.ceil(TURN / seconds_of(step, device)))
 
 
 def _wait(device: torch.device | str) -> None:
