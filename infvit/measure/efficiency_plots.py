@@ -32,7 +32,7 @@ def write_plots(result: Efficiency, folder: Path) -> list[Path]:
 
 def _both(result: Efficiency, kind: str, timed: list[Case]) -> alt.HConcatChart:
     fits = exponents(result.cases, kind)
-    names = {m: f"{m}: tokens^{fits[m]:.2f}" if m in fits else m for m in dict.fromkeys(c.model for c in timed)}
+    names = {m: f"{m}, time ~ tokens^{fits[m]:.2f}" if m in fits else m for m in dict.fromkeys(c.model for c in timed)}
     points = [
         {
             "model": names[case.model],
@@ -69,7 +69,7 @@ def _both(result: Efficiency, kind: str, timed: list[Case]) -> alt.HConcatChart:
         title=alt.Title(
             f"{TITLES[kind]}; {result.size}, batch {setting.batch_size}, {setting.precision}, {setting.device}",
             subtitle=[
-                f"Median of {result.rounds} rounds, line from smallest to largest. Exponents: time against tokens.",
+                f"Median of {result.rounds} rounds, line from smallest to largest.",
                 "A line ends where its model ran out of memory or time.",
             ],
         ),
