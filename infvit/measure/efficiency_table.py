@@ -116,7 +116,7 @@ def _comparisons(result: Efficiency, kind: str) -> Columns:
 
 
 def _baselines(result: Efficiency) -> list[str]:
-    return [name for name in BASELINES if any(case.model == name for case in result.cases)]
+    return [name for name in BASELINES if any(case.model == name and case.timed for case in result.cases)]
 
 
 def _faster(case: Case, baseline: str, cases: Sequence[Case]) -> str:
@@ -208,8 +208,8 @@ def _spread(spread: Spread | None, form: Callable[[float], str], unit: str = "")
 
 
 def _three(value: float) -> str:
-    """Three digits, or all in front of the point."""
-    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+    """Three digits, or all in front of the point; three decimals at most."""
+    return f"{value:,.{3 if value < 0.995 else 2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _bytes(number: int | None) -> str:
