@@ -100,6 +100,7 @@ def efficiency(
 
     torch.manual_seed(0)
     n, peak = fastest(setting)
+    _free_memory(setting.device)
     meter = Meter(setting.device)
     result = Efficiency(
         size_name,
@@ -238,10 +239,14 @@ def _race(
         for case in entrants:
             joules = meter.joules(steps[case.model])
             case.joules += [] if joules is None else [joules]
-    # The processes that follow need the memory, and these models' closures may stand in cycles.
     del steps
+    _free_memory(setting.device)
+
+
+def _free_memory(device: str) -> None:
+    """Gives back what is held for nothing: the processes that follow need it, and models may stand in cycles."""
     gc.collect()
-    if setting.device == "cuda":
+    if device == "cuda":
         torch.cuda.empty_cache()
 
 
