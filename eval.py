@@ -18,6 +18,7 @@ from torch import nn
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
 from callbacks.devices import check_devices
+from callbacks.measurement import log_measurement
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
 from infvit.measure.subjects import Network, Trained
@@ -71,7 +72,11 @@ def evaluate(cfg: DictConfig) -> Any:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
-    return measure(Subjects(cfg), Path(HydraConfig.get().runtime.output_dir))
+    out = Path(HydraConfig.get().runtime.output_dir)
+    figure = measure(Subjects(cfg), out)
+    if cfg.wandb:
+        log_measurement(cfg, out)
+    return figure
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import time
 import traceback
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
 from infvit.compare import Result
 from infvit.measure.cost import cost
+from infvit.measure.machine import hardware, versions
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
-
-PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv")
 
 VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "~")
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
@@ -67,8 +64,8 @@ class RunRecord(Callback):
             precision=str(cfg.trainer.precision),
             seed=cfg.seed,
             energy_note="not measured",
-            hardware=_hardware(),
-            versions=_versions(),
+            hardware=hardware(),
+            versions=versions(),
             git_commit=_git_commit(),
             command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -183,26 +180,6 @@ def _variant() -> str:
     """The overrides that change the model or its recipe beyond choosing them by name; the axes of an ablation."""
     overrides = [o.lstrip("+") for o in HydraConfig.get().overrides.task]
     return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS) and not o.startswith("model.name=")))
-
-
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _git_commit() -> str | None:

@@ -105,7 +105,10 @@ def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
         return Outcome(DONE, work(), peak_memory())
     except Exception as error:
         if is_out_of_memory(error):
-            return Outcome(OUT_OF_MEMORY, note=f"more than {limit / 1e9:.1f} GB")
+            on_device = isinstance(error, torch.OutOfMemoryError)
+            return Outcome(
+                OUT_OF_MEMORY, note="more than the GPU has" if on_device else f"more than {limit / 1e9:.1f} GB"
+            )
         if isinstance(error, UsageError):
             return Outcome(FAILED, note=str(error))
         raise
