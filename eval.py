@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from callbacks import failures
-from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
+from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_of
 from callbacks.devices import check_devices
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
@@ -37,7 +37,7 @@ class Subjects:
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
         check_devices(self.cfg.trainer)
-        run = run_config(checkpoint)
+        run_dir, run = run_of(checkpoint)
         run.trainer = self.cfg.trainer
         if self.cfg.get("data"):
             run.data = self.cfg.data
@@ -48,7 +48,7 @@ class Subjects:
         module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
         trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
         row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
-        return Trained(module, data, trainer, row | {"images": data.val_size})
+        return Trained(module, data, trainer, row | {"images": data.val_size}, run_dir)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

@@ -82,7 +82,7 @@ class ImageDataModule(LightningDataModule):
         self.classes, self.num_classes = source.classes, len(source.classes)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
-        if batch_size > self.train_size:
+        if self.train_size and batch_size > self.train_size:
             raise UsageError(
                 f"recipe.batch_size={batch_size} is more than the {self.train_size} training images of {self.name}: "
                 f"give at most {self.train_size}"
@@ -92,6 +92,8 @@ class ImageDataModule(LightningDataModule):
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
         if self.trainer is not None and self.trainer.testing:
             return  # the exact pipeline reads the images themselves
+        if not self.train_size:
+            raise UsageError(f"data={self.name} has no images to train on: it is for eval.py, train on other data")
         for split in ("train", "val"):
             self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 

@@ -29,6 +29,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
         "breakable": _breakable,
+        "heading": render.heading,
         "percent": render.percent,
         "points": render.points,
         "speed": render.speed,

@@ -1,6 +1,7 @@
 """What a measurement is given to work on. `eval.py` supplies it; the library itself reads no configuration."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -12,13 +13,15 @@ from infvit.module import Classifier
 class Trained(NamedTuple):
     """A run's model with the weights of a checkpoint, the images to measure it on, and a trainer that does it.
 
-    `row` says what is measured, as a table's row begins: ckpt, model, data, fingerprint, images.
+    `row` says what is measured, as a table's row begins: ckpt, model, data, fingerprint, images. `run_dir` is the
+    folder of the run that wrote the checkpoint.
     """
 
     module: Classifier
     data: LightningDataModule
     trainer: Trainer
     row: dict[str, Any]
+    run_dir: Path
 
 
 class Subjects(Protocol):
