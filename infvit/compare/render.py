@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from infvit.compare.interval import Estimate
-from infvit.compare.subject import subject
+from infvit.compare.subject import EVERY_ROW, subject
 from infvit.compare.table import Comparison, Row
 
 INTERVALS = (
@@ -180,6 +180,11 @@ def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
     }
 
 
+def shared(comparison: Comparison) -> list[str]:
+    """One line of the overrides that all rows have and their names leave out, or none."""
+    return [f"{EVERY_ROW}: {' '.join(comparison.shared)}"] if comparison.shared else []
+
+
 def explained(comparison: Comparison) -> list[str]:
     """What the intervals are, what the differences are taken against, and whose the published numbers are."""
     sources = {row.published.source: None for row in comparison.rows if row.published}
@@ -250,7 +255,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     first = width - room - sum(2 + max(map(len, cells[name])) for name in shown)
     first = min(max(map(len, names)), first + room)
     order = [name for name in every if name in shown]
-    lines = []
+    lines = [line for words in shared(comparison) for line in _wrapped(words, width, "  ", first="")]
     for i, name in enumerate(names):
         line = _cut(name, first).ljust(first)
         line += "".join("  " + cells[column][i].rjust(max(map(len, cells[column]))) for column in order)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infvit.compare.evaluation import with_evaluations
-from infvit.compare.grouping import best_known, differences, group, names_of
+from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
 from infvit.compare.interval import Estimate
 from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
 from infvit.compare.published import Published, published
@@ -160,7 +160,8 @@ class Comparison:
         `baseline` names a model or a row; the default is softmax, `BASELINE`, where there is one.
         """
         groups = group(results)
-        names = names_of([best_known(runs) for runs in groups])
+        configs = [best_known(runs) for runs in groups]
+        names = names_of(configs, shared_overrides(configs))
         rows = [Row.of(name, runs) for name, runs in zip(names, groups, strict=True)]
         reference = _reference(rows)
         if reference:
@@ -212,6 +213,11 @@ class Comparison:
     def failures(self) -> list[tuple[Row, Result]]:
         """The runs that failed or diverged, each with its row."""
         return [(row, run) for row in self.rows for run in row.runs if run.status in ("failed", "diverged")]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The overrides that all rows have, which their names leave out."""
+        return shared_overrides([row.config for row in self.rows])
 
     @property
     def elsewhere(self) -> list[str]:
