@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -118,6 +119,12 @@ class ImageDataModule(LightningDataModule):
         order = self._order(self.val_size, shuffle=False)
         return self._loader(TorchReader(), "val", self.view.evaluation(), order, self.eval_batch_size)
 
+    def examples(self, count: int) -> Tensor:
+        """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
+        images, view, rng = self.source.split("val"), self.view.evaluation(), np.random.default_rng(0)
+        places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+        return torch.stack([view(images[int(place)][0], rng) for place in places])
+
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
         trainer = self.trainer
         assert trainer is not None
@@ -139,11 +146,14 @@ class ImageDataModule(LightningDataModule):
         training: Any = self.trainer is not None and self.trainer.training
         if training and self.augment is not None:
             images = self.augment(images)
-        images = images.float() / 255
-        images = (images - self.mean.to(images.device)) / self.std.to(images.device)
+        images = self.normalised(images)
         if training and self.erasing is not None:
             images = self.erasing(images)
         return images, labels
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, h, w) → float32 with the mean and the standard deviation of the channels taken out."""
+        return (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
 
 
 def _short(*fingerprints: str) -> str:
