@@ -61,6 +61,14 @@ def test_heads_that_are_off_give_an_empty_map_and_no_nan():
     drawn(torch.zeros(2, 3, 8, 12, dtype=torch.uint8)[..., :8], maps)
 
 
+def test_a_compiled_model_gives_the_same_map():
+    net, images = model("infsa"), torch.randn(2, 3, 8, 12)
+    maps = attention_map(net, images)
+    net.compile(backend="eager")
+    net(images)
+    torch.testing.assert_close(attention_map(net, images), maps)
+
+
 @pytest.mark.parametrize("attention", ["xca", "none"])
 def test_an_operator_without_weights_of_tokens_says_so(attention):
     with pytest.raises(UsageError, match="weighs"):

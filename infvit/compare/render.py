@@ -240,7 +240,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     every = columns(comparison)
     # In the order in which they are given up when there is no room, the last first.
     extra = [heading(name) for name in comparison.elsewhere]
-    wanted = ["top-1 %", "Δ top-1", "seeds", "speed", *extra, "published", "params", "FLOPs", "images/s", "training"]
+    wanted = ["top-1 %", "Δ top-1", "seeds", *extra, "speed", "published", "params", "FLOPs", "images/s", "training"]
     wanted = [name for name in [*wanted, "test loss", "top-5 %"] if name in every]
     cells = {name: [name, *(every[name](row) for row in comparison.rows)] for name in wanted}
     names = ["model", *(("✓ " if row.comparable else "≠ ") + _printable(row.name) for row in comparison.rows)]

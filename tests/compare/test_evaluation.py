@@ -30,6 +30,7 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result: MakeRe
     for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
         assert "V2 top-1" in text
         assert "62.00 ± 25.41" in " ".join(text.replace(r"$\pm$", "±").split())  # t(1) * 0.02
+    assert "V2 top-1 %" in to_text(comparison, 80).splitlines()[0]  # before the speed, which was not asked for
     shown = {line["model"]: line for line in csv.DictReader(io.StringIO(to_csv(comparison)))}
     assert shown["vit"][f"{V2}_top1"] == "0.62"
     assert shown["infvit"][f"{V2}_top1"] == ""
