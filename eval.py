@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -19,7 +20,7 @@ from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_of
 from callbacks.devices import check_devices
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
-from infvit.measure.subjects import Trained
+from infvit.measure.subjects import Network, Trained
 from train import build
 
 
@@ -33,6 +34,18 @@ class Subjects:
         """A maker of the model, to be called here or in another process; `overrides` as of train.py, e.g. size=tiny."""
         net = plain(hydra.compose("train", [f"model={model}", *overrides]).model.net)
         return instantiate(net, _partial_=True, _convert_="all")
+
+    def network(self, checkpoint: str) -> Network:
+        """The run's model with the checkpoint's weights, without its data."""
+        run = run_config(checkpoint)
+        content = read_checkpoint(checkpoint)
+        weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
+        classes = content["ImageDataModule"]["classes"]
+        model = instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
+        model.load_state_dict(weights)
+        images = run.data.module
+        view = partial(instantiate(images.view).evaluation(), rng=np.random.default_rng())  # of which it draws nothing
+        return Network(model, classes, images.mean, images.std, view)
 
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""

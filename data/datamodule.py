@@ -89,6 +89,10 @@ class ImageDataModule(LightningDataModule):
                 f"give at most {self.train_size}"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the names of the classes, for predictions without the data."""
+        return {"classes": self.classes}
+
     def prepare_data(self) -> None:
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
         if self.trainer is not None and self.trainer.testing:

@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from infvit.attention.layer import Attention
 from infvit.errors import UsageError
 from infvit.positions import PositionStart, resample, sincos
 from infvit.sharing import Shared
@@ -42,10 +43,18 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, named: Named | None = None, name: str = "") -> Tensor:
-        """(B, N, D) → (B, N, D); intermediate values are put into `named` under `name` if it is given."""
+    def forward(self, x: Tensor, named: Named | None = None, name: str = "", first_only: bool = False) -> Tensor:
+        """(B, N, D) → (B, N, D), or with `first_only` the first token's (B, 1, D), all that a class token's head needs.
+
+        Intermediate values are put into `named` under `name` if it is given.
+        """
         normed = self.norm1(x)
-        mixed = self.extra_proj(self.attn(normed))
+        if not first_only:
+            attended = self.attn(normed)
+        else:
+            x = x[:, :1]
+            attended = self.attn.first(normed) if isinstance(self.attn, Attention) else self.attn(normed)[:, :1]
+        mixed = self.extra_proj(attended)
         after_attn = x + self.drop_path(mixed)
         normed2 = self.norm2(after_attn)
         expanded = self.mlp(normed2)
@@ -112,7 +121,7 @@ class VisionTransformer(nn.Module, Shared):
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.patch_size, self.num_heads, self.in_chans = patch_size, num_heads, in_chans
         self.num_prefix_tokens = int(class_token)
-        self.grid_size = self._grid(*self.img_size)
+        self.grid_size = self.grid(*self.img_size)
 
         self.patch_embed = nn.Sequential()
         self.patch_embed.add_module("proj", nn.Conv2d(in_chans, dim, patch_size, stride=patch_size))
@@ -149,7 +158,8 @@ class VisionTransformer(nn.Module, Shared):
                 torch.manual_seed(seed)
                 nn.init.normal_(self.cls_token, std=1e-6)
 
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of so many pixels; UsageError if a side is no multiple of a patch."""
         for side in (height, width):
             if side < self.patch_size or side % self.patch_size:
                 below = max(side // self.patch_size, 1) * self.patch_size
@@ -159,10 +169,11 @@ class VisionTransformer(nn.Module, Shared):
                 )
         return height // self.patch_size, width // self.patch_size
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) → the tokens before the first block, (B, N, D), the class token first."""
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected (B, {self.in_chans}, height, width)")
-        grid = self._grid(*images.shape[-2:])
+        grid = self.grid(*images.shape[-2:])
         x = self.patch_embed(images).flatten(2).mT
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
@@ -170,7 +181,7 @@ class VisionTransformer(nn.Module, Shared):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → normalised tokens (B, N, D), the class token first."""
-        x = self._embed(images)
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -185,8 +196,16 @@ class VisionTransformer(nn.Module, Shared):
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions."""
-        return self.forward_head(self.forward_features(images))
+        """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions.
+
+        Behind the last attention only the class token is computed, where there is one: nothing else reaches the head.
+        """
+        if self.cls_token is None:
+            return self.forward_head(self.forward_features(images))
+        x = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.forward_head(self.norm(self.blocks[-1](x, first_only=True)))
 
     def features(self, images: Tensor) -> Named:
         """Every intermediate value under its name, in order of computation, `logits` last.
@@ -195,7 +214,7 @@ class VisionTransformer(nn.Module, Shared):
         `pooled` and `pre_logits` (B, D); `logits` (B, classes). What a layer weighs its tokens with is
         `model.blocks[i].attn.weights(named["blocks.i.norm1"])`.
         """
-        named: Named = {"embed": self._embed(images)}
+        named: Named = {"embed": self.embed(images)}
         x = named["embed"]
         for i, block in enumerate(self.blocks):
             x = block(x, named, f"blocks.{i}")

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from infvit.highres import open_image
 from infvit.measure.alone import DONE, FAILED, OUT_OF_MEMORY, TOO_SLOW, alone
 
 
@@ -33,6 +34,12 @@ def test_too_much_memory_and_too_much_time_are_results():
 def test_what_a_case_prints_does_not_disturb_its_answer(capfd):
     assert alone(partial(print, "hello")).status == DONE
     assert "hello" in capfd.readouterr().err
+
+
+def test_a_mistake_of_use_is_a_failed_case_with_its_line():
+    outcome = alone(partial(open_image, "gone.png"))
+    assert outcome.status == FAILED
+    assert "gone.png does not exist" in outcome.note
 
 
 def test_a_case_that_raises_is_failed_and_shows_its_traceback(capfd):

@@ -38,11 +38,15 @@ def test_published_counts_by_the_documented_option():
 
 
 def test_cost_counts_what_can_be_counted_by_hand():
-    """Softmax ViT: 4 blocks of 12 D² + 2 N D multiply-adds a token, the patch embedding, pre-logits and head."""
+    """Softmax ViT: 12 D² + 2 N D multiply-adds a token and block, the patch embedding, pre-logits and head.
+
+    In the last block every token has its key and value; query, output and MLP are of the class token alone.
+    """
     with torch.device("meta"):
         model = timm.create_model("vit_4l_patch16_224")
     N, D = 197, 1024
-    macs = 4 * (12 * N * D * D + 2 * N * N * D) + 196 * 768 * D + D * D + D * 1000
+    macs = 3 * (12 * N * D * D + 2 * N * N * D) + 196 * 768 * D + D * D + D * 1000
+    macs += 2 * N * D * D + 2 * N * D + 10 * D * D
     got = cost(model, 224)
     assert got.macs_forward == macs
     assert got.flops_forward == 2 * macs
@@ -52,17 +56,37 @@ def test_cost_counts_what_can_be_counted_by_hand():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cost_where_the_matrix_is_not_held_is_what_the_formulas_cost(name):
-    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear forms only Q, and H sums three times."""
+    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear forms only Q, and H sums three times.
+
+    In the last block softmax has one query, and the MLP one token.
+    """
     N, D, H = 1025, 1024, 16
-    mixing = {
-        NAMES[0]: 4 * D * D + 2 * N * D,
-        NAMES[1]: 4 * D * D + 2 * N * D,
-        NAMES[2]: D * D + 3 * D * H,
+    whole = 4 * D * D + 2 * N * D
+    mixing, last = {
+        NAMES[0]: (whole, 2 * D * D),
+        NAMES[1]: (whole, whole),
+        NAMES[2]: (D * D + 3 * D * H,) * 2,
     }[name]
     rest = (N - 1) * 768 * D + D * D + D * 1000
     with torch.device("meta"):
         got = cost(timm.create_model(name, img_size=512), 512)
-    assert got.macs_forward == pytest.approx(4 * N * (mixing + 8 * D * D) + rest, rel=1e-3)
+    assert got.macs_forward == pytest.approx(3 * N * (mixing + 8 * D * D) + N * last + rest, rel=2e-3)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS.values())
+def test_the_class_token_alone_behind_the_last_attention_is_the_whole_model(attention):
+    """The same logits and gradients as with every token computed to the end."""
+    model = VisionTransformer(attention, **SMALL, extra_proj=True).double().eval()
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+
+    def gradients(logits):
+        found = torch.autograd.grad(logits.square().sum(), list(model.parameters()), allow_unused=True)
+        return [torch.zeros(()) if g is None else g for g in found]
+
+    short, whole = model(images), model.forward_head(model.forward_features(images))
+    torch.testing.assert_close(short, whole, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(gradients(short), gradients(whole), strict=True):
+        torch.testing.assert_close(ours.expand_as(theirs), theirs, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())
@@ -98,7 +122,7 @@ def test_features_are_the_forward_pass():
     model = VisionTransformer(PureInfSA, **SMALL).eval()
     images = torch.randn(2, 3, 16, 16)
     named = model.features(images)
-    assert torch.equal(named["logits"], model(images))
+    torch.testing.assert_close(named["logits"], model(images), rtol=1e-5, atol=1e-6)
     assert torch.equal(named["blocks.1.+attn"], named["blocks.0.+mlp"] + named["blocks.1.attn"])
     assert torch.equal(model.blocks[1].attn(named["blocks.1.norm1"]), named["blocks.1.attn"])
     assert list(named)[:3] == ["embed", "blocks.0.norm1", "blocks.0.attn"]

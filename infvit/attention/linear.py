@@ -105,6 +105,12 @@ class LinearInfSA(DiscountedAttention):
         _, Wk, _, _, bk, _ = self._maps()
         return token_sums(x, qbar, Wk, bk, padding)
 
+    def scores(self, x: Tensor, qbar: Tensor) -> Tensor:
+        """a~_j of these tokens: (B, N, D), (B, H, d) → (B, H, N); over their sum and eps they are the weights."""
+        _, Wk, _, _, bk, _ = self._maps()
+        relative_scores, unit = token_scores(x, qbar, Wk, bk)
+        return relative_scores * unit.unsqueeze(-1)
+
     def output(self, total: Sums, dtype: torch.dtype) -> Tensor:
         """What the layer adds to every token, from the token sums of all: (B, 1, D)."""
         norm = total.weight + EPS

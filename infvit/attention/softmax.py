@@ -17,11 +17,21 @@ class SoftmaxAttention(Attention):
     honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
+        return self.merge(self._attended(*self.heads(x), masks.hidden(x)))
+
+    def first(self, x: Tensor) -> Tensor:
+        """Keys and values of all tokens, the query of one: O(N) behind the projections."""
+        self._check_tokens(x)
+        D, (W, b) = self.dim, (self.qkv.weight, self.qkv.bias)
+        Q = F.linear(x[:, :1], W[:D], None if b is None else b[:D])
+        KV = F.linear(x, W[D:], None if b is None else b[D:])
+        Q, K, V = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (Q, *KV.chunk(2, dim=-1)))
+        return self.merge(self._attended(Q, K, V, None))
+
+    def _attended(self, Q: Tensor, K: Tensor, V: Tensor, hidden: Tensor | None) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
-        hidden = masks.hidden(x)
         seen = None if hidden is None else ~hidden
-        return self.merge(F.scaled_dot_product_attention(Q, K, V, seen, dropout_p=dropout))
+        return F.scaled_dot_product_attention(Q, K, V, seen, dropout_p=dropout)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The attention matrix, rows summing to 1: (B, N, D) → (B, H, N, N)."""
@@ -38,7 +48,5 @@ class UnfusedSoftmaxAttention(SoftmaxAttention):
     It exists for benchmarks: a speed-up against unfused softmax alone flatters any other attention.
     """
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        weights = self._matrix(Q, K, masks.hidden(x))
-        return self.merge(self.attn_drop(weights) @ V)
+    def _attended(self, Q: Tensor, K: Tensor, V: Tensor, hidden: Tensor | None) -> Tensor:
+        return self.attn_drop(self._matrix(Q, K, hidden)) @ V

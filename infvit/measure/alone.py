@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from infvit.errors import UsageError
+
 DONE, OUT_OF_MEMORY, TOO_SLOW, FAILED = "done", "out of memory", "too slow", "failed"
 
 
@@ -78,7 +80,16 @@ def free_memory() -> int:
 
 def peak_memory() -> int:
     """The largest resident memory of this process so far, in bytes (getrusage's begins with that of its parent)."""
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return _status("VmHWM")
+
+
+def resident_memory() -> int:
+    """The resident memory of this process now, in bytes."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -95,6 +106,8 @@ def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
     except Exception as error:
         if is_out_of_memory(error):
             return Outcome(OUT_OF_MEMORY, note=f"more than {limit / 1e9:.1f} GB")
+        if isinstance(error, UsageError):
+            return Outcome(FAILED, note=str(error))
         raise
 
 

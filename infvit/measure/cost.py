@@ -14,7 +14,10 @@ from infvit.attention import DiscountedAttention
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts for one image. FLOPs are 2 per multiply-add; elementwise work (norms, activations) is not counted.
+    """Counts of what runs for one image. FLOPs are 2 per multiply-add; norms, activations and sums are not counted.
+
+    A VisionTransformer with a class token computes nothing else behind its last attention, so it counts less than the
+    same model with all its tokens there, by which published counts go.
 
     `parameters` counts all that is learned; `discounts` is the part of it that is gamma (one per head and layer),
     which the published counts leave out.

@@ -136,8 +136,8 @@ def test_training_draws_nothing_from_the_global_generator(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_are_counted_on_the_meta_device(name):
     with torch.device("meta"):
-        model = VisionTransformer(ATTENTIONS[name], img_size=128, patch_size=4, dim=64, depth=1, num_heads=4)
-        softmax = VisionTransformer(ATTENTIONS["softmax"], img_size=128, patch_size=4, dim=64, depth=1, num_heads=4)
+        size = {"img_size": 128, "patch_size": 4, "dim": 64, "depth": 1, "num_heads": 4, "class_token": False}
+        model, softmax = (VisionTransformer(ATTENTIONS[attention], **size) for attention in (name, "softmax"))
     assert all(p.is_meta for p in [*model.parameters(), *model.buffers()])
     flops = cost(model, 128).flops_forward
     assert flops == cost(softmax, 128).flops_forward if name == "relu" else flops < cost(softmax, 128).flops_forward

@@ -1,0 +1,185 @@
+"""Images of any size, read a window at a time: tiled TIFF and NumPy files never whole, others decoded once."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from tifffile import TiffFile, TiffFileError, imwrite
+from torch import Tensor
+from torch.nn import functional as F
+
+from infvit.errors import UsageError
+
+SUFFIXES = {".npy", ".tif", ".tiff", *Pillow.registered_extensions()}
+"""Endings of the files that `open_image` opens."""
+
+TILES_KEPT = 64 * 2**20
+"""Bytes of decoded tiles that a TIFF keeps beyond one row of them: a block of patches cuts through tiles."""
+
+
+class Image(Protocol):
+    """Pixels of an RGB image, by windows."""
+
+    height: int
+    width: int
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        """Rows top to bottom, columns left to right, the ends excluded: uint8 (3, bottom - top, right - left)."""
+
+
+class InMemory:
+    """An image that is there already: uint8 (3, height, width)."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[-2:]
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        return self.pixels[:, top:bottom, left:right]
+
+
+class NumpyFile:
+    """A .npy file of uint8 (height, width, 3), mapped anew for each window so that pages read do not add up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read ({error}): expected a .npy file") from error
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise UsageError(f"{path} holds {array.dtype} of shape {array.shape}, expected uint8 (height, width, 3)")
+        self.height, self.width = array.shape[:2]
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        window = np.load(self.path, mmap_mode="r")[top:bottom, left:right]
+        return torch.from_numpy(window.transpose(2, 0, 1).copy())
+
+
+class TiffTiles:
+    """A TIFF's first page, decoded a tile (or strip) at a time; as many tiles are kept as a row of them needs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.file = TiffFile(path)
+            page: Any = self.file.pages.first
+        except (OSError, TiffFileError) as error:
+            raise UsageError(f"{path} cannot be read as TIFF ({error})") from error
+        shape, dtype = page.shape, page.dtype
+        if dtype != np.uint8 or page.planarconfig != 1 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+            raise UsageError(f"{path} holds {dtype} of shape {shape}, expected uint8 grey or RGB, channels together")
+        self.page = page
+        self.height, self.width = page.shape[:2]
+        self.tile_height, self.tile_width = page.chunks[:2]
+        self.across = -(-self.width // self.tile_width)
+        size = self.tile_height * self.tile_width * 3
+        self.room = max(self.across, TILES_KEPT // size)
+        self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        out = np.empty((bottom - top, right - left, 3), np.uint8)
+        high, wide = self.tile_height, self.tile_width
+        for i in range(top // high, -(-bottom // high)):
+            for j in range(left // wide, -(-right // wide)):
+                a, b = max(top, i * high), min(bottom, (i + 1) * high)
+                c, d = max(left, j * wide), min(right, (j + 1) * wide)
+                tile = self._tile(i, j)
+                out[a - top : b - top, c - left : d - left] = tile[
+                    a - i * high : b - i * high, c - j * wide : d - j * wide
+                ]
+        return torch.from_numpy(out.transpose(2, 0, 1).copy())
+
+    def _tile(self, i: int, j: int) -> np.ndarray:
+        index = i * self.across + j
+        if index in self.kept:
+            self.kept.move_to_end(index)
+            return self.kept[index]
+        try:
+            handle = self.file.filehandle
+            handle.seek(self.page.dataoffsets[index])
+            data = handle.read(self.page.databytecounts[index])
+            segment, _, _ = self.page.decode(data, index, jpegtables=self.page.jpegtables)
+            assert segment is not None, "it is empty"
+        except Exception as error:  # each codec raises its own
+            raise UsageError(
+                f"{self.path}: the tile in row {i}, column {j} (of {self.tile_height} × {self.tile_width} pixels) "
+                f"cannot be read ({error}): write the file anew, or install imagecodecs if a codec is missing"
+            ) from error
+        tile = np.broadcast_to(segment[0], (*segment.shape[1:3], 3))
+        self.kept[index] = tile
+        while len(self.kept) > self.room:
+            self.kept.popitem(last=False)
+        return tile
+
+
+class Padded:
+    """An image with black below and to the right, so that its sides are multiples of a patch."""
+
+    def __init__(self, image: Image, multiple: int) -> None:
+        self.image = image
+        self.height, self.width = (-(-side // multiple) * multiple for side in (image.height, image.width))
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
+        inside = self.image.read(top, min(bottom, self.image.height), left, min(right, self.image.width))
+        missing = (0, right - left - inside.shape[2], 0, bottom - top - inside.shape[1])
+        return F.pad(inside, missing)
+
+
+def open_image(path: str | Path, allow_huge: bool = False) -> Image:
+    """An image file, to be read by windows.
+
+    Args:
+        path: TIFF and .npy are read a window at a time; what Pillow reads besides (JPEG, PNG, ...) is decoded whole.
+        allow_huge: decode also what is larger than Pillow's limit against decompression bombs.
+
+    Raises:
+        UsageError: if there is no such file, it is no image, or it is larger than that limit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"image {path} does not exist: give the path of an image file")
+    if path.suffix.lower() == ".npy":
+        return NumpyFile(path)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return TiffTiles(path)
+    return InMemory(decode(path, allow_huge))
+
+
+def decode(path: Path, allow_huge: bool = False) -> Tensor:
+    """A whole image by Pillow: uint8 (3, height, width); raises as `open_image`."""
+    limit = Pillow.MAX_IMAGE_PIXELS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            Pillow.MAX_IMAGE_PIXELS = None if allow_huge else limit
+            with Pillow.open(path) as image:
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
+        raise UsageError(
+            f"{path} has more than {limit:,} pixels, Pillow's limit against decompression bombs: if you trust the "
+            "file, say allow_huge=true"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as an image ({error}): replace the file") from error
+    finally:
+        Pillow.MAX_IMAGE_PIXELS = limit
+
+
+def write_test_image(path: Path, height: int, width: int, tile: int = 512) -> None:
+    """An uncompressed tiled TIFF of gradients and noise, written a tile at a time, whatever its size."""
+    rng = np.random.default_rng(0)
+
+    def tiles() -> Iterator[np.ndarray]:
+        noise = rng.integers(0, 128, (tile, tile, 3), dtype=np.uint8)
+        for top in range(0, height, tile):
+            for left in range(0, width, tile):
+                shade = np.array([top / height, left / width, 0.5]) * 127
+                yield np.roll(noise, int(rng.integers(tile)), axis=1) + shade.astype(np.uint8)
+
+    imwrite(path, tiles(), shape=(height, width, 3), dtype=np.uint8, tile=(tile, tile), photometric="rgb")

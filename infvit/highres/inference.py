@@ -1,0 +1,197 @@
+"""Classifies one image of any size: chunked, where the token states stay, and streamed, where nothing does."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from infvit.attention.layer import EPS
+from infvit.highres import stages
+from infvit.highres.tokens import Tokens
+from infvit.vit import Block
+
+Progress = Callable[[int], object]
+"""Told how many tokens have passed a block's MLP since it was last told."""
+
+
+class Prediction(NamedTuple):
+    """What an image was found to be.
+
+    Attributes:
+        logits: (1, classes).
+        centrality: the weight of each patch in the last layer, mean over heads, (rows, columns); None if not asked for.
+    """
+
+    logits: Tensor
+    centrality: Tensor | None
+
+
+class States(Protocol):
+    """The states of all tokens at the layer that was reached, a chunk at a time, in the model's order."""
+
+    def visit(self) -> Iterator[Tensor]:
+        """Each chunk's states, (1, n, D), the class token first."""
+
+    def leave(self, block: Block, added: Tensor) -> None:
+        """Goes on behind `block`, which adds the row `added`."""
+
+    def first(self) -> Tensor:
+        """The class token's state, (1, 1, D)."""
+
+
+def chunked(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
+    """One image through the model; token states stay in memory, all else is formed for a chunk at a time.
+
+    Equal to the dense model to rounding.
+
+    Raises:
+        UsageError: if a layer of the model is not Linear-InfSA, or computes something that is not a number.
+    """
+    return _predicted(tokens, Kept, progress, centrality)
+
+
+def streamed(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
+    """One image through the model, in memory that does not depend on its size.
+
+    A token's state behind layer l follows from its pixels and the l rows that the layers before have added, so it is
+    made anew whenever it is wanted, twice in each layer. Equal to `chunked`; L (L - 1) passes through the MLP for its
+    L - 1. `centrality` alone holds something for every token: H numbers.
+
+    Raises:
+        UsageError: as `chunked`.
+    """
+    return _predicted(tokens, Remade, progress, centrality)
+
+
+def mlp_passes(model_depth: int, streaming: bool, class_token: bool) -> int:
+    """How often all tokens pass an MLP: what `progress` adds up to, over the number of tokens."""
+    once = model_depth - 1 if class_token else model_depth
+    return sum(2 * i for i in range(model_depth)) + (0 if class_token else model_depth) if streaming else once
+
+
+@contextmanager
+def bar(tokens: Tokens, title: str, streaming: bool = False) -> Iterator[Progress]:
+    """A progress bar for `chunked` or `streamed`; small images are done before it shows."""
+    rows, columns = tokens.grid
+    passes = mlp_passes(len(tokens.model.blocks), streaming, tokens.model.cls_token is not None)
+    options: dict[str, Any] = {"unit": "token", "unit_scale": True, "ncols": 79, "leave": False, "delay": 1}
+    with tqdm(total=rows * columns * passes, desc=title[:24], **options) as shown:
+        yield shown.update
+
+
+class Kept:
+    """Token states in memory, advanced in place at the first visit after a layer."""
+
+    def __init__(self, tokens: Tokens, progress: Progress) -> None:
+        self.progress, first = progress, tokens.first()
+        rows, columns = tokens.grid
+        prefix = 0 if first is None else 1
+        self.x = tokens.model.pos_embed.new_empty(1, prefix + rows * columns, tokens.model.embed_dim)
+        if first is not None:
+            self.x[:, :1] = first
+        for patches in tokens.blocks():
+            states = tokens.embed(patches)
+            start = prefix + patches.top * columns + patches.left
+            self.x[:, start : start + states.shape[1]] = states
+        self.chunk = tokens.chunk
+        self.left: tuple[Block, Tensor] | None = None
+
+    def visit(self) -> Iterator[Tensor]:
+        for start in range(0, self.x.shape[1], self.chunk):
+            piece = self.x[:, start : start + self.chunk]
+            if self.left is not None:
+                _advance_in_place(piece, *self.left)
+                self.progress(piece.shape[1])
+            yield piece
+        self.left = None
+
+    def leave(self, block: Block, added: Tensor) -> None:
+        self.left = block, added
+
+    def first(self) -> Tensor:
+        return self.x[:, :1]
+
+
+class Remade:
+    """Token states made anew from the image at every visit; only the rows added so far are kept."""
+
+    def __init__(self, tokens: Tokens, progress: Progress) -> None:
+        self.tokens, self.progress = tokens, progress
+        self.class_token = tokens.first()
+        self.passed: list[tuple[Block, Tensor]] = []
+
+    def visit(self) -> Iterator[Tensor]:
+        if self.class_token is not None:
+            yield self.class_token
+        for patches in self.tokens.blocks():
+            x = self.tokens.embed(patches)
+            for block, added in self.passed:
+                _advance_in_place(x, block, added)
+                self.progress(x.shape[1])
+            yield x
+
+    def leave(self, block: Block, added: Tensor) -> None:
+        self.passed.append((block, added))
+        if self.class_token is not None:
+            self.class_token = stages.advance(block, self.class_token, added)
+
+    def first(self) -> Tensor:
+        assert self.class_token is not None
+        return self.class_token
+
+
+@torch.inference_mode()
+def _predicted(
+    tokens: Tokens, kind: Callable[[Tokens, Progress], States], progress: Progress, centrality: bool
+) -> Prediction:
+    model, blocks = tokens.model, stages.blocks_of(tokens.model)
+    states = kind(tokens, progress)
+    scores: list[Tensor] = []
+    for i, block in enumerate(blocks):
+        queries = _total(stages.query_sums(block, x) for x in states.visit())
+        qbar = stages.attention(block).qbar(stages.finite(queries, i))
+        kept = scores if centrality and block is blocks[-1] else None
+        values = stages.finite(_total(_token_sums(states, block, qbar, kept)), i)
+        added = stages.row(block, values, model.pos_embed.dtype)
+        if block is blocks[-1] and model.cls_token is not None:
+            pooled = model.norm(stages.advance(block, states.first(), added))[:, 0]
+        else:
+            states.leave(block, added)
+    if model.cls_token is None:
+        pooled = _mean(model.norm(x) for x in states.visit())
+    logits = model.head(model.pre_logits(pooled))
+    if not centrality:
+        return Prediction(logits, None)
+    weights = torch.cat(scores, -1)[0, :, model.num_prefix_tokens :] / (values.weight[0, :, None] + EPS)
+    return Prediction(logits, weights.mean(0).float().view(tokens.grid))
+
+
+def _token_sums(states: States, block: Block, qbar: Tensor, kept: list[Tensor] | None) -> Iterator[stages.Sums]:
+    """Each chunk's second sums; its scores are put into `kept` if that is given."""
+    for x in states.visit():
+        if kept is not None:
+            kept.append(stages.scores(block, x, qbar))
+        yield stages.token_sums(block, x, qbar)
+
+
+def _mean(pieces: Iterable[Tensor]) -> Tensor:
+    """Over all tokens, (1, n, D) each → (1, D), summed in float64."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for x in pieces:
+        total, count, dtype = total + x.sum(1, dtype=torch.float64).cpu(), count + x.shape[1], x
+    return (total / count).to(dtype)
+
+
+def _total(parts: Iterable[stages.Sums]) -> stages.Sums:
+    return reduce(add, parts)
+
+
+def _advance_in_place(x: Tensor, block: Block, added: Tensor) -> None:
+    """`stages.advance` for states that nobody else holds."""
+    x += added
+    x += block.mlp(block.norm2(x))

@@ -1,0 +1,70 @@
+"""A VisionTransformer of Linear-InfSA layers, cut where its tokens meet.
+
+Between two cuts a token is alone: `query_sums` and `token_sums` are all that a layer wants from it, `row` is all that
+it gets back.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from infvit.attention import LinearInfSA
+from infvit.attention.sums import Sums
+from infvit.errors import UsageError
+from infvit.vit import Block, VisionTransformer
+
+
+def blocks_of(model: VisionTransformer) -> list[Block]:
+    """The model's blocks; UsageError if any of them lets tokens meet in another way than by two sums."""
+    blocks = [cast(Block, block) for block in model.blocks]
+    for i, block in enumerate(blocks):
+        if not isinstance(block.attn, LinearInfSA):
+            raise UsageError(
+                f"blocks.{i} has {type(block.attn).__name__}, expected LinearInfSA: only its tokens meet in sums of "
+                "fixed size; use model=linear_infvit, or run the model dense"
+            )
+        if block.training and block.attn.attn_drop.p:
+            raise UsageError(f"blocks.{i} trains with attn_drop={block.attn.attn_drop.p}, expected 0")
+    return blocks
+
+
+def attention(block: Block) -> LinearInfSA:
+    """The block's attention, which `blocks_of` has looked at."""
+    return cast(LinearInfSA, block.attn)
+
+
+def query_sums(block: Block, x: Tensor) -> Sums:
+    """The layer's first sums over the states x (B, n, D) of some tokens."""
+    return attention(block).query_sums(block.norm1(x))
+
+
+def token_sums(block: Block, x: Tensor, qbar: Tensor) -> Sums:
+    """Its second sums, once the first of all tokens have given qbar."""
+    return attention(block).token_sums(block.norm1(x), qbar)
+
+
+def scores(block: Block, x: Tensor, qbar: Tensor) -> Tensor:
+    """The weights of these tokens, (B, H, n), before they are divided by those of all."""
+    return attention(block).scores(block.norm1(x), qbar)
+
+
+def row(block: Block, total: Sums, dtype: torch.dtype) -> Tensor:
+    """What the layer adds to every token, from the second sums of all: (B, 1, D)."""
+    return block.extra_proj(attention(block).output(total, dtype))
+
+
+def advance(block: Block, x: Tensor, added: Tensor) -> Tensor:
+    """States of tokens behind the block, (B, n, D), from those before it and the layer's row."""
+    x = x + added
+    return x + block.mlp(block.norm2(x))
+
+
+def finite(total: Sums, layer: int) -> Sums:
+    """The sums; UsageError naming the layer where they are not numbers."""
+    if not torch.isfinite(total.weighted).all():
+        raise UsageError(
+            f"layer {layer} (blocks.{layer}) computed NaN or infinity in {total.weighted.dtype}: "
+            "look at the checkpoint's weights, or use precision=fp32"
+        )
+    return total

@@ -1,0 +1,108 @@
+"""Classifies images of any size with a trained model."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+from infvit.attention import LinearInfSA
+from infvit.errors import UsageError
+from infvit.highres import Tokens, chunked, open_image
+from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
+from infvit.highres.inference import bar
+from infvit.highres.tokens import normalise
+from infvit.measure.subjects import Network, Subjects
+from infvit.vit import VisionTransformer
+
+MAP_SIDE = 512
+"""Pixels that the shorter side of a written map has at least."""
+
+
+def predict(
+    subjects: Subjects,
+    out: Path,
+    checkpoint: str,
+    image: str,
+    resize: bool,
+    pad: bool,
+    allow_huge: bool,
+    centrality: bool,
+    chunk: int,
+) -> None:
+    """Prints the five likeliest classes of every image and writes predictions.json, and a PNG for each map asked for.
+
+    Raises:
+        UsageError: if there is no image, one cannot be read or does not fit, or maps are asked of another attention.
+    """
+    files = _files(Path(image))
+    network = subjects.network(checkpoint)
+    model = network.model
+    if centrality and not _is_linear(model):
+        raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
+    names = _names(network.classes)
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)
+        if pad and isinstance(model, VisionTransformer):
+            opened = Padded(opened, model.patch_size)
+        if _is_linear(model):
+            tokens = Tokens(model, opened, chunk, network.mean, network.std)
+            with bar(tokens, file.name) as progress:
+                logits, weights = chunked(tokens, progress, centrality)
+        else:
+            logits, weights = _dense(network, opened), None
+        likeliest = logits[0].softmax(-1).topk(min(5, len(names)))
+        found = [(names[i], p) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)]
+        print(f"{file}  {opened.height} × {opened.width}")
+        print("".join(f"  {100 * p:5.1f}%  {name}\n" for name, p in found), end="", flush=True)
+        row = {"image": str(file), "height": opened.height, "width": opened.width}
+        rows.append(row | {"top5": [{"class": name, "probability": p} for name, p in found]})
+        if weights is not None:
+            picture = out / f"{file.name}.centrality.png"
+            _picture(weights).save(picture)
+            print(f"  {picture}")
+    (out / "predictions.json").write_text(json.dumps({"ckpt": checkpoint, "images": rows}, indent=2) + "\n")
+    print(out / "predictions.json")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    if not files:
+        raise UsageError(f"image={path} is no file and no folder with images ({', '.join(sorted(SUFFIXES))})")
+    return files
+
+
+def _is_linear(model: torch.nn.Module) -> TypeGuard[VisionTransformer]:
+    return isinstance(model, VisionTransformer) and all(isinstance(b.attn, LinearInfSA) for b in model.blocks)
+
+
+def _resized(file: Path, network: Network, allow_huge: bool) -> Tensor:
+    pixels = decode(file, allow_huge)
+    return network.view(Pillow.fromarray(pixels.permute(1, 2, 0).numpy()))
+
+
+@torch.inference_mode()
+def _dense(network: Network, image: Image) -> Tensor:
+    pixels = image.read(0, image.height, 0, image.width)
+    return network.model(normalise(pixels, torch.float32, network.mean, network.std)[None])
+
+
+def _names(classes: list[str]) -> list[str]:
+    """ImageNet's synsets in words, other names as they are."""
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())
+    return [f"{info.label_name_to_description(c)} ({c})" if c in known else c for c in classes]
+
+
+def _picture(weights: Tensor) -> Pillow.Image:
+    """The map in grey, its largest weight white, a square of pixels for each patch: (rows, columns)."""
+    scale = max(-(-MAP_SIDE // min(weights.shape)), 1)
+    grey = (255 * weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).byte().numpy()
+    return Pillow.fromarray(np.kron(grey, np.ones((scale, scale), np.uint8)))

@@ -1,0 +1,28 @@
+"""A small model whose every part matters, and an image of another size than it was made for."""
+
+import pytest
+import torch
+
+from infvit.attention import LinearInfSA
+from infvit.highres.images import InMemory
+from infvit.vit import VisionTransformer
+
+
+def small_model(class_token=True, **options):
+    """Three layers of width 32, with biases, gammas and norms away from where they start."""
+    torch.manual_seed(3)
+    size = {"img_size": 16, "patch_size": 4, "num_classes": 7, "dim": 32, "depth": 3, "num_heads": 4}
+    model = VisionTransformer(LinearInfSA, **size, class_token=class_token, extra_proj=True, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def small_image(height=24, width=40):
+    return InMemory(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.manual_seed(5)))
+
+
+@pytest.fixture(params=[True, False], ids=["class_token", "mean"])
+def model(request):
+    return small_model(request.param)

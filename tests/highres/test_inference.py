@@ -1,0 +1,106 @@
+"""Chunked and streamed inference against the dense model, which is their naive twin."""
+
+import pytest
+import torch
+
+from infvit.attention import SoftmaxAttention
+from infvit.errors import UsageError
+from infvit.highres import Tokens, chunked, streamed
+from infvit.highres.inference import mlp_passes
+from infvit.highres.tokens import IMAGENET_MEAN, IMAGENET_STD
+from infvit.positions import resample
+from infvit.vit import VisionTransformer
+from tests.highres.conftest import small_image, small_model
+
+WAYS = [chunked, streamed]
+
+
+def normalised(image):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((image.read(0, image.height, 0, image.width) / 255 - mean) / std)[None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("chunk", [1, 7, 10, 23, 1000])
+def test_it_is_the_dense_model(model, way, chunk):
+    image = small_image()
+    found = way(Tokens(model, image, chunk), centrality=True)
+    torch.testing.assert_close(found.logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
+    weights = model.blocks[-1].attn.weights(model.features(normalised(image))["blocks.2.norm1"])
+    patches = weights.mean(1)[0, model.num_prefix_tokens :].view(6, 10)
+    torch.testing.assert_close(found.centrality, patches, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", WAYS)
+def test_the_trained_resolution_takes_the_positions_as_they_are(model, way):
+    image = small_image(16, 16)
+    logits = way(Tokens(model, image, 5)).logits
+    torch.testing.assert_close(logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (16, 16), (8, 100), (12, 4)])
+def test_positions_of_a_block_are_those_of_the_whole_interpolation(size):
+    model = small_model()
+    tokens = Tokens(model, small_image(*size), chunk=6)
+    whole = resample(model.pos_embed, model.grid_size, tokens.grid, 1)[:, 1:]
+    pieces = torch.cat([tokens.positions.of(block) for block in tokens.blocks()], dim=1)
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 10, 25, 60, 1000])
+def test_blocks_cover_every_patch_once_in_order_and_fit_a_chunk(chunk):
+    tokens = Tokens(small_model(), small_image(), chunk)
+    covered = [
+        row * 10 + column
+        for block in tokens.blocks()
+        for row in range(block.top, block.bottom)
+        for column in range(block.left, block.right)
+    ]
+    assert covered == list(range(60))
+    assert all((b.bottom - b.top) * (b.right - b.left) <= chunk for b in tokens.blocks())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_progress_adds_up_to_the_passes_through_the_mlp(model, way):
+    """The table of the package: L - 1 passes chunked, L (L - 1) streamed, of 60 patches and perhaps a class token."""
+    told = []
+    way(Tokens(model, small_image(), 10), progress=told.append)
+    class_token = model.cls_token is not None
+    passes = mlp_passes(3, way is streamed, class_token)
+    assert (
+        passes == {(chunked, True): 2, (chunked, False): 3, (streamed, True): 6, (streamed, False): 9}[way, class_token]
+    )
+    assert sum(told) == passes * (61 if class_token and way is chunked else 60)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_streaming_and_chunking_form_nothing_as_long_as_the_image(way):
+    """No MLP of either way is ever given more than a chunk of tokens."""
+    model = small_model()
+    lengths: list[int] = []
+    for block in model.blocks:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    way(Tokens(model, small_image(), 10))
+    assert max(lengths) <= 10
+
+
+def test_another_attention_is_refused_by_name():
+    model = VisionTransformer(SoftmaxAttention, img_size=16, patch_size=4, dim=32, depth=1, num_heads=4)
+    with pytest.raises(UsageError, match=r"blocks\.0 has SoftmaxAttention, expected LinearInfSA"):
+        chunked(Tokens(model, small_image(), 10))
+
+
+def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_two_nearest():
+    with pytest.raises(UsageError, match="use 24 or 28"):
+        Tokens(small_model(), small_image(25, 40), 10)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_that_computes_nan_is_named(way):
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc2.bias[0] = torch.nan
+    with pytest.raises(UsageError, match=r"layer 1 \(blocks\.1\) computed NaN"):
+        way(Tokens(model, small_image(), 10))

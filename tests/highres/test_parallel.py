@@ -1,0 +1,54 @@
+"""The tokens of one image over real gloo processes against one process: logits, gradients, bytes."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from infvit.errors import UsageError
+from infvit.highres import band
+from tests.highres.conftest import small_model
+from tests.highres.processes import step
+
+IMAGES = torch.randn(2, 3, 28, 20, generator=torch.manual_seed(1))
+LABELS = torch.tensor([1, 4])
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ran(request, tmp_path_factory):
+    """The number of processes, and the folder with what each of them found."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.save((IMAGES, LABELS), folder / "batch.pt")
+    torch.multiprocessing.spawn(step, (request.param, folder), nprocs=request.param)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("class_token", [True, False], ids=["class_token", "mean"])
+def test_forward_and_backward_are_those_of_one_process(ran, class_token):
+    processes, folder = ran
+    model = small_model(class_token)
+    logits = model(IMAGES)
+    F.cross_entropy(logits, LABELS).backward()
+    for process in range(processes):
+        found, gradients, communicated = torch.load(folder / f"{process}_{class_token}.pt")
+        torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
+        for name, parameter in model.named_parameters():
+            tolerance = 1e-5 * float(parameter.grad.abs().max())
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=tolerance, msg=name)
+        # B images, 3 layers, H (d + 1) and H (D + 1) numbers of 8 bytes, forward and backward; the mean's D of 4.
+        assert communicated == 2 * 2 * (3 * 4 * (8 + 1 + 32 + 1) * 8 + (0 if class_token else 32 * 4))
+
+
+def test_bands_cover_the_image_in_whole_patches():
+    for processes in range(1, 8):
+        bands = [band(28, 4, i, processes) for i in range(processes)]
+        assert bands[0][0] == 0
+        assert bands[-1][1] == 28
+        assert all(a[1] == b[0] for a, b in pairwise(bands))
+        assert all(low < high and low % 4 == 0 for low, high in bands)
+
+
+def test_more_processes_than_rows_of_patches_are_refused():
+    with pytest.raises(UsageError, match="8 processes for 7 rows of patches: use at most 7"):
+        band(28, 4, 0, 8)
