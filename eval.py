@@ -37,7 +37,7 @@ class Subjects:
 
     def network(self, checkpoint: str) -> Network:
         """The run's model with the checkpoint's weights, without its data."""
-        run = run_config(checkpoint)
+        _, run = run_of(checkpoint)
         content = read_checkpoint(checkpoint)
         weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
         classes = content["ImageDataModule"]["classes"]

@@ -38,5 +38,4 @@ def attention_map(model: VisionTransformer, images: Tensor, block: int = -1) -> 
         weights = weights[:, 0] if prefix else weights.mean(1)
     shares = weights[:, prefix:].float()
     shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
-    rows = images.shape[-2] // model.patch_size
-    return shares.unflatten(1, (rows, -1))
+    return shares.unflatten(1, model.grid(*images.shape[-2:]))
