@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from callbacks import failures
-from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_config
+from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_of
 from callbacks.devices import check_devices
 from callbacks.measurement import log_measurement
 from callbacks.progress import RunProgress
@@ -38,7 +38,7 @@ class Subjects:
 
     def network(self, checkpoint: str) -> Network:
         """The run's model with the checkpoint's weights, without its data."""
-        run = run_config(checkpoint)
+        _, run = run_of(checkpoint)
         content = read_checkpoint(checkpoint)
         weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
         classes = content["ImageDataModule"]["classes"]
@@ -51,7 +51,7 @@ class Subjects:
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
         check_devices(self.cfg.trainer)
-        run = run_config(checkpoint)
+        run_dir, run = run_of(checkpoint)
         run.trainer = self.cfg.trainer
         if self.cfg.get("data"):
             run.data = self.cfg.data
@@ -62,7 +62,7 @@ class Subjects:
         module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
         trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
         row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
-        return Trained(module, data, trainer, row | {"images": data.val_size})
+        return Trained(module, data, trainer, row | {"images": data.val_size}, run_dir)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

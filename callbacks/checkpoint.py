@@ -26,14 +26,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def run_config(checkpoint: str | Path) -> DictConfig:
-    """The composed config of the run that wrote a checkpoint, from the run's folder."""
-    folders = Path(checkpoint).resolve().parents
-    found = next((f for f in (folder / ".hydra" / "config.yaml" for folder in folders[:2]) if f.is_file()), None)
+def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
+    """The folder of the run that wrote a checkpoint, and the run's composed config."""
+    folders = Path(checkpoint).resolve().parents[:2]
+    found = next((folder for folder in folders if (folder / ".hydra" / "config.yaml").is_file()), None)
     if not Path(checkpoint).is_file() or found is None:
         missing = "does not exist" if not Path(checkpoint).is_file() else "lies in no run folder (.hydra/config.yaml)"
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
-    return cast(DictConfig, OmegaConf.load(found))
+    return found, cast(DictConfig, OmegaConf.load(found / ".hydra" / "config.yaml"))
 
 
 def matching_checkpoint(path: str | None, module: LightningModule) -> str | None:

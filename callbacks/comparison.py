@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from callbacks import report
 from infvit.compare import Comparison, to_text, write_comparison
+from infvit.compare.evaluation import EVALUATIONS
 
 Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
@@ -31,9 +32,11 @@ class CompareAtEnd(Callback):
         if "wandb" in (config.get("logger") or {}):
             _to_wandb(config, sweep, comparison, pictures)
         failed = [run for run in comparison.runs if run.status != "finished"]
-        if failed or comparison.unreadable:
+        # An evaluation that cannot be used is told in the table; no job of the sweep left it.
+        unreadable = [bad for bad in comparison.unreadable if Path(bad.path).parent.name != EVALUATIONS]
+        if failed or unreadable:
             names = [f"{Path(run.run_dir).name} ({run.status})" for run in failed]
-            names += [f"{bad.path} ({bad.reason})" for bad in comparison.unreadable]
+            names += [f"{bad.path} ({bad.reason})" for bad in unreadable]
             print(f"error: {len(names)} jobs of the sweep did not finish: {', '.join(names)}", file=sys.stderr)
             sys.exit(1)
 

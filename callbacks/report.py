@@ -7,8 +7,10 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
 from infvit.compare import Comparison, to_markdown
+from infvit.compare.page import ATTENTION_PICTURE
 from infvit.compare.pictures import PICTURES
 
+ATTENTION = ATTENTION_PICTURE.removesuffix(".png")  # the key of the runs' pictures
 TITLE_ROOM = 128  # characters in a report's title
 # What `RunRecord` puts into each run's W&B configuration, as names of axes.
 ROW = wr.Config("row")
@@ -34,6 +36,7 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
     curves = [_curves("Validation top-1", ["val/top1"], 0), _curves("Training loss", ["train/loss_epoch"], 1)]
     curves.append(_curves("gamma, by block.head", [], 2, "gamma/.*"))
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(y=6, w=24, h=10))
+    looks = wr.MediaBrowser(title="What the models look at", media_keys=[ATTENTION], layout=wr.Layout(y=16, w=24, h=9))
     keys = [name.removesuffix(".png") for name in PICTURES]
     pictures = wr.MediaBrowser(title="Pictures", media_keys=keys, layout=wr.Layout(w=24, h=9))
     raw = wr.WeavePanelSummaryTable(table_name="comparison", layout=wr.Layout(y=9, w=24, h=8))
@@ -48,7 +51,7 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
             wr.H2("Accuracy and cost"),
             wr.PanelGrid(runsets=[runs], panels=[*bars, *scatters]),
             wr.H2("Training"),
-            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer]),
+            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer, looks]),
             wr.H2("Pictures and raw numbers"),
             wr.PanelGrid(runsets=[table], panels=[pictures, raw]),
         ],

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from conf.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Result, Row, UnreadableResultError
+from infvit.compare.render import shared
 
 ENDED = ".ended"
 """One line for each job that this command has ended, "ran" or "skipped"; jobs in parallel processes append to it."""
@@ -128,8 +129,11 @@ def progress(ended: list[str], jobs: int | None, seconds: float) -> str:
 
 
 def so_far(comparison: Comparison) -> list[str]:
-    """The rows in order of top-1, each in one line of at most 80 columns: name, seeds, mean and 95% interval."""
-    lines = []
+    """The rows in order of top-1, each in one line of at most 80 columns: name, seeds, mean and 95% interval.
+
+    Before them, in one such line, the overrides that all have.
+    """
+    lines = [f"   {line}" if len(line) <= 77 else f"   {line[:76]}…" for line in shared(comparison)]
     for row in sorted(comparison.rows, key=lambda row: -(_top1(row).mean or -1))[:LINES]:
         top1 = _top1(row)
         mean = "" if top1.mean is None else f"{100 * top1.mean:.2f}"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -82,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         self.classes, self.num_classes = source.classes, len(source.classes)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
-        if batch_size > self.train_size:
+        if self.train_size and batch_size > self.train_size:
             raise UsageError(
                 f"recipe.batch_size={batch_size} is more than the {self.train_size} training images of {self.name}: "
                 f"give at most {self.train_size}"
@@ -96,6 +97,8 @@ class ImageDataModule(LightningDataModule):
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
         if self.trainer is not None and self.trainer.testing:
             return  # the exact pipeline reads the images themselves
+        if not self.train_size:
+            raise UsageError(f"data={self.name} has no images to train on: it is for eval.py, train on other data")
         for split in ("train", "val"):
             self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 
@@ -120,6 +123,12 @@ class ImageDataModule(LightningDataModule):
         order = self._order(self.val_size, shuffle=False)
         return self._loader(TorchReader(), "val", self.view.evaluation(), order, self.eval_batch_size)
 
+    def examples(self, count: int) -> Tensor:
+        """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
+        images, view, rng = self.source.split("val"), self.view.evaluation(), np.random.default_rng(0)
+        places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+        return torch.stack([view(images[int(place)][0], rng) for place in places])
+
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
         trainer = self.trainer
         assert trainer is not None
@@ -141,11 +150,14 @@ class ImageDataModule(LightningDataModule):
         training: Any = self.trainer is not None and self.trainer.training
         if training and self.augment is not None:
             images = self.augment(images)
-        images = images.float() / 255
-        images = (images - self.mean.to(images.device)) / self.std.to(images.device)
+        images = self.normalised(images)
         if training and self.erasing is not None:
             images = self.erasing(images)
         return images, labels
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, h, w) → float32 with the mean and the standard deviation of the channels taken out."""
+        return (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
 
 
 def _short(*fingerprints: str) -> str:

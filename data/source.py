@@ -26,7 +26,7 @@ class ImageSet(Protocol):
 
 
 class Source(Protocol):
-    """A data set with a training and a validation split."""
+    """A data set with a training split, empty where the data are for evaluation alone, and a validation split."""
 
     classes: list[str]
 

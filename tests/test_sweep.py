@@ -1,11 +1,13 @@
 """Sweeps: what is finished is not run again, one process per folder, jobs in parallel, progress, the tables' twins."""
 
+import csv
 import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,8 @@ def test_the_table_so_far_fits_80_columns_with_the_best_first_and_every_status()
     runs = [make(model="vit", seed=seed, metrics={"test/top1": top1}) for seed, top1 in enumerate((0.5, 0.6))]
     runs += [make(model="infvit", variant="recipe.something.long=1234567 " * 3, metrics={"val/top1": 0.9})]
     runs += [make(model="none", status="failed", metrics={}), make(model="xcit", status="running", metrics={})]
+    shared = [replace(run, variant=f"{run.variant} size.dim={'1' * 80}".strip()) for run in runs]
+    assert so_far(Comparison.from_results(shared))[0] == f"   Every row: size.dim={'1' * 56}…"
     lines = so_far(Comparison.from_results(runs))
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[:2]] == ["infvit", "vit"]
@@ -182,8 +186,9 @@ def test_two_epochs_of_two_rows_of_every_table(cli, experiment, scale, rows, nam
     assert {" ".join(name.split()[:-1]) for name in found} == set(names)
     assert {result["status"] for result in found.values()} == {"finished"}
     sweep = outcome.folder / "runs" / experiment / f"{experiment}_{scale}_sweep"
-    for name in names:
-        assert name in (sweep / "comparison.csv").read_text()
+    with (sweep / "comparison.csv").open() as file:
+        rows = {f"{row['model']} {row['variant']}".strip() for row in csv.DictReader(file)}
+    assert rows == set(names)
     if experiment == "ablation_gamma":
         for path in sweep.glob("*/checkpoints/last.ckpt"):
             gamma = torch.load(path, weights_only=True)["state_dict"]["net.blocks.0.attn.gamma_logit"]

@@ -142,4 +142,6 @@ def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache, sweep):
     for folder in left:
         assert result(folder)["status"] == "finished"
         assert result(folder)["hardware"]["devices"] == 2
+        assert (folder / "attention.png").is_file()
+    assert "no attention picture" not in done.stdout
     assert len(list(tmp_path.glob("runs/digits/*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,9 +25,23 @@ def best_known(runs: Sequence[Result]) -> Result:
     return max(runs, key=lambda run: sum(value not in (None, "") for value in run.config_key))
 
 
-def names_of(configs: Sequence[Result]) -> list[str]:
-    """A name for each configuration: its model, and where several share one, what tells them apart."""
-    plain = [" ".join(filter(None, (config.model, config.variant))) for config in configs]
+def shared_overrides(configs: Sequence[Result]) -> tuple[str, ...]:
+    """The overrides in the variants of all configurations: they tell none from another. One alone shares nothing."""
+    if len(configs) < 2:
+        return ()
+    variants = [_overrides(config.variant) for config in configs]
+    return tuple(word for word in variants[0] if all(word in words for words in variants))
+
+
+def names_of(configs: Sequence[Result], shared: Sequence[str] = ()) -> list[str]:
+    """A name for each configuration: its model and its overrides but those that all share.
+
+    Where several have one name, what tells them apart is added.
+    """
+    plain = []
+    for config in configs:
+        own = [word for word in _overrides(config.variant) if word not in shared]
+        plain.append(" ".join([config.model, *own]))
     names = []
     for config, name in zip(configs, plain, strict=True):
         alike = [other for other, theirs in zip(configs, plain, strict=True) if theirs == name]
@@ -38,6 +53,11 @@ def names_of(configs: Sequence[Result]) -> list[str]:
         words = [f"{field}={getattr(config, field)}" for field in telling]
         names.append(f"{name} ({', '.join(words)})" if words else name)
     return names
+
+
+def _overrides(variant: str) -> list[str]:
+    """The overrides of a variant; a value may hold spaces, so one ends where the next "name=" or "~name" begins."""
+    return re.split(r" (?=~|\+*[\w./@-]+=)", variant) if variant else []
 
 
 def differences(config: Result, reference: Result) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ ESCAPED = {
 
 
 def to_latex(comparison: Comparison) -> str:
-    """The table with its notes below: what differs, what failed or still runs, what could not be read.
+    """The table with its notes below: what all rows share, what differs, what failed, still runs or could not be read.
 
     Top-5, loss and training time are left to the other formats. It needs `booktabs` and `graphicx` and no other package
     or font encoding; a letter that plain LaTeX does not have loses its accent or becomes "?".
@@ -68,7 +68,8 @@ def to_latex(comparison: Comparison) -> str:
     if not comparison.rows:
         lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{no readable run}} \\")
     lines += [r"\bottomrule", r"\end{tabular}}"]
-    below = [rf"$^{{{mark}}}$ not comparable: {_breakable('; '.join(differs))}" for differs, mark in marks.items()]
+    below = [_breakable(line) for line in render.shared(comparison)]
+    below += [rf"$^{{{mark}}}$ not comparable: {_breakable('; '.join(differs))}" for differs, mark in marks.items()]
     below += [_breakable(f"unreadable: {bad.path}: {bad.reason}") for bad in comparison.unreadable]
     remarks = (*render.failures(comparison), *render.running(comparison), *render.notes(comparison))
     below += [_breakable(line) for line in remarks]

@@ -23,13 +23,15 @@ for (const table of all("table")) {
   }));
 }
 
-// Filters: what is ticked in each; nothing ticked is everything. They hold for both tables and every chart.
+// Filters: what is ticked in each; nothing ticked is everything. They hold for both tables, every chart and every picture.
 const ticked = kind => new Set(all(`[data-filter=${kind}] input:checked`).map(box => box.value));
 const shownRows = () => new Set(all("#results tr[data-row]:not([hidden])").map(row => row.dataset.row));
 function filter() {
   const kinds = all("[data-filter]").map(box => box.dataset.filter);
   const wanted = kinds.map(kind => [kind, ticked(kind)]).filter(([, values]) => values.size);
   for (const row of all("tr[data-row]")) row.hidden = wanted.some(([kind, values]) => !values.has(row.dataset[kind]));
+  const left = shownRows();
+  for (const figure of all("figure[data-row]")) figure.hidden = !left.has(figure.dataset.row);
   for (const box of all("[data-filter]")) {
     const n = ticked(box.dataset.filter).size;
     box.classList.toggle("on", n > 0);

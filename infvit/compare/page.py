@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,6 +22,19 @@ from infvit.compare.subject import flat, subject
 from infvit.compare.table import Comparison, Row
 
 TEMPLATE = "page.html.jinja"
+ATTENTION_PICTURE = "attention.png"
+"""In a run's folder: what its model looks at, made by the run."""
+MOST_INLINED = 2_000_000
+"""Characters of pictures within the page, so that one of 200 rows stays below 5 MB; what is beyond is linked."""
+
+
+class Look(NamedTuple):
+    """What the first counted seed of a row looks at: a link to the picture, and the picture itself or nothing."""
+
+    row: str
+    seed: int
+    link: str
+    inlined: str
 
 
 def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
@@ -29,6 +43,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
         "breakable": _breakable,
+        "heading": render.heading,
         "percent": render.percent,
         "points": render.points,
         "speed": render.speed,
@@ -39,6 +54,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
         "duration": render.duration,
     }
     specs = {name: spec(chart) for name, chart in charts(comparison).items()}
+    looks = _looks(comparison.rows, page_dir)
     runs = [(row, run) for row in comparison.rows for run in row.runs]
     return environment.get_template(TEMPLATE).render(
         title=_title(comparison),
@@ -64,6 +80,8 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
             "rows": {row.name: _facts(row.config) for row in comparison.rows},
             "runs": [_facts(run) + _of_the_run(run) for _, run in runs],
         },
+        looks=looks,
+        lookless=[row.name for row in comparison.rows if row.finished and row.name not in {look.row for look in looks}],
         charts=specs,
         costs={name: title for name, title in COSTS.items() if name in specs},
         themes=THEMES,
@@ -128,6 +146,28 @@ def _folder(run: Result, page_dir: str | Path) -> tuple[str, str]:
         return run.run_dir, ""
     # The dot keeps a folder named like "javascript:..." from being read as a scheme.
     return folder, quote(folder if folder.startswith("..") else f"./{folder}") + "/"
+
+
+def _looks(rows: tuple[Row, ...], page_dir: str | Path) -> list[Look]:
+    """The attention pictures that there are, in the order of the rows, within the page as long as there is room."""
+    looks = []
+    room = MOST_INLINED
+    for row in rows:
+        run = next(iter(row.counted), None)
+        if run is None or not run.run_dir:
+            continue
+        try:
+            content = (Path(run.run_dir) / ATTENTION_PICTURE).read_bytes()
+        except OSError:
+            continue
+        if not content.startswith(b"\x89PNG"):
+            continue
+        inlined = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        fits = len(inlined) <= room
+        room -= len(inlined) if fits else 0
+        link = _folder(run, page_dir)[1]
+        looks.append(Look(row.name, run.seed, link and link + ATTENTION_PICTURE, inlined if fits else ""))
+    return looks
 
 
 def _whiskers(rows: tuple[Row, ...]) -> dict[str, dict[str, Any]]:

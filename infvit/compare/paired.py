@@ -56,18 +56,17 @@ class Paired:
 
 
 def baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
-    """The row that `row` is held against: named so, or of the model named so, and comparable with it.
+    """The row that `row` is held against: of the model named so, or else the row named so, and comparable with it.
 
-    Of several (one per variant, say) it is the one that shares most of the configuration, so that softmax with faint
-    positions is the baseline of InfSA with faint positions; of equals the one without overrides.
+    A row may be called as its model is, without being the baseline of the model's variants: of several rows it is the
+    one that shares most of the configuration, so that softmax with faint positions is the baseline of InfSA with faint
+    positions; of equals the one without overrides.
     """
-    exact = [other for other in rows if other.name == name]
+    named = [other for other in rows if other.config.model == name] or [other for other in rows if other.name == name]
     candidates = [
         other
-        for other in exact or rows
-        if (exact or other.config.model == name)
-        and other.counted
-        and all(getattr(other.config, part) == getattr(row.config, part) for part in SIGNATURE)
+        for other in named
+        if other.counted and all(getattr(other.config, part) == getattr(row.config, part) for part in SIGNATURE)
     ]
     return max(
         candidates, key=lambda other: (other is row, _shared(row, other), not other.config.variant), default=None

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from infvit.compare.interval import Estimate
-from infvit.compare.subject import subject
+from infvit.compare.subject import EVERY_ROW, subject
 from infvit.compare.table import Comparison, Row
 
 INTERVALS = (
@@ -23,6 +23,12 @@ PAIRED = (
 )
 FLOPS = "FLOPs are for the forward pass of one image, two per multiply-add."
 PUBLISHED = "published: others' numbers, not measured here: {sources}."
+TITLES = {
+    "imagenet_v2_matched-frequency": "V2",
+    "imagenet_v2_threshold-0.7": "V2 threshold-0.7",
+    "imagenet_v2_top-images": "V2 top images",
+}
+"""Headings of further test sets."""
 NOTHING = "–"
 
 
@@ -110,7 +116,8 @@ def notes(comparison: Comparison) -> list[str]:
     for row in comparison.rows:
         for run in row.repeats:
             lines.append(f"{row.name} seed {run.seed}: finished twice; only the latest is counted, not {run.run_dir}")
-        metrics = (("top-1", row.top1), ("top-5", row.top5), ("loss", row.loss))
+        metrics = [("top-1", row.top1), ("top-5", row.top5), ("loss", row.loss)]
+        metrics += [(heading(name).removesuffix(" %"), there) for name, there in row.elsewhere.items()]
         lacking = [name for name, estimate in metrics if 0 < estimate.n < row.finished]
         if lacking:
             lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
@@ -138,6 +145,11 @@ def to_csv(comparison: Comparison) -> str:
     return out.getvalue()
 
 
+def heading(test_set: str) -> str:
+    """The heading of the top-1 on a further test set: "V2 top-1 %"."""
+    return f"{TITLES.get(test_set, test_set)} top-1 %"
+
+
 def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
     """The columns of the table by their headings; those of which no row has anything are left out."""
     rows = comparison.rows
@@ -151,7 +163,7 @@ def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
     if any(row.paired for row in rows):
         found["Δ top-1"] = points
     for name in comparison.elsewhere:
-        found[f"{name} top-1 %"] = lambda row, name=name: percent(row.elsewhere.get(name, Estimate()))  # type: ignore[misc]
+        found[heading(name)] = lambda row, name=name: percent(row.elsewhere.get(name, Estimate()))  # type: ignore[misc]
     if any(row.published for row in rows):
         found["published"] = as_published
     found |= {
@@ -166,6 +178,11 @@ def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         "FLOPs": lambda row: amount(row.known("flops_forward")),
         "training": lambda row: duration(row.seconds.mean),
     }
+
+
+def shared(comparison: Comparison) -> list[str]:
+    """One line of the overrides that all rows have and their names leave out, or none."""
+    return [f"{EVERY_ROW}: {' '.join(comparison.shared)}"] if comparison.shared else []
 
 
 def explained(comparison: Comparison) -> list[str]:
@@ -222,8 +239,8 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     """A table for a terminal: as many columns as fit, the rest left to the files; no line is longer than `width`."""
     every = columns(comparison)
     # In the order in which they are given up when there is no room, the last first.
-    extra = [f"{name} top-1 %" for name in comparison.elsewhere]
-    wanted = ["top-1 %", "Δ top-1", "seeds", "speed", *extra, "published", "params", "FLOPs", "images/s", "training"]
+    extra = [heading(name) for name in comparison.elsewhere]
+    wanted = ["top-1 %", "Δ top-1", "seeds", *extra, "speed", "published", "params", "FLOPs", "images/s", "training"]
     wanted = [name for name in [*wanted, "test loss", "top-5 %"] if name in every]
     cells = {name: [name, *(every[name](row) for row in comparison.rows)] for name in wanted}
     names = ["model", *(("✓ " if row.comparable else "≠ ") + _printable(row.name) for row in comparison.rows)]
@@ -238,7 +255,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     first = width - room - sum(2 + max(map(len, cells[name])) for name in shown)
     first = min(max(map(len, names)), first + room)
     order = [name for name in every if name in shown]
-    lines = []
+    lines = [line for words in shared(comparison) for line in _wrapped(words, width, "  ", first="")]
     for i, name in enumerate(names):
         line = _cut(name, first).ljust(first)
         line += "".join("  " + cells[column][i].rjust(max(map(len, cells[column]))) for column in order)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from infvit.errors import UsageError
 
+RESULT_FILE = "result.json"
 SCHEMA = 1
 Status = Literal["running", "finished", "failed", "diverged"]
 # What two runs must share to be compared at all.
@@ -103,20 +104,11 @@ class Result:
 
     def write(self, path: str | Path) -> None:
         """Write the file so that a reader sees the old one or the new one whole. NaN and infinity become null."""
-        path = Path(path)
         content = asdict(self)
         extra = content.pop("extra")
         content = {"schema": content.pop("schema"), **content}
         text = json.dumps(_plain({**extra, **content}), indent=2, allow_nan=False)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        written_whole(Path(path), text + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
@@ -146,6 +138,19 @@ class Result:
             if not _fits(value, HINTS[name]):
                 raise UnreadableResultError(path, f"has {name} {_shown(value)}, expected {_words(HINTS[name])}")
         return cls(**known, extra=content)
+
+
+def written_whole(path: Path, text: str) -> None:
+    """Write the text so that a reader sees the old file or the new one whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 HINTS = {name: hint for name, hint in get_type_hints(Result).items() if name != "extra"}

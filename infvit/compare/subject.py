@@ -9,11 +9,15 @@ from collections.abc import Mapping, Sequence
 
 from infvit.compare.table import Comparison
 
+EVERY_ROW = "Every row"
+"""What stands before the overrides that all rows have."""
+
 
 def subject(comparison: Comparison) -> list[tuple[str, str]]:
-    """What was compared: the recipes, data sets, hardware, versions, commands and dates of all runs."""
+    """What was compared: what all rows share, the recipes, data sets, hardware, versions, commands and dates."""
     runs = comparison.runs
     pairs = {
+        EVERY_ROW: [" ".join(comparison.shared)] if comparison.shared else [],
         "Recipe": [f"{run.recipe} (hash {run.recipe_hash or 'unknown'}, {run.epochs} epochs)" for run in runs],
         "Data": [f"{run.data} (fingerprint {run.data_fingerprint or 'unknown'}, {run.image_size} px)" for run in runs],
         "Hardware": [flat(hardware) for hardware in comparison.distinct("hardware")],

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infvit.compare.grouping import best_known, differences, group, names_of
+from infvit.compare.evaluation import with_evaluations
+from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
 from infvit.compare.interval import Estimate
 from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
 from infvit.compare.published import Published, published
-from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result, UnreadableResultError
+from infvit.compare.result import CONFIG_FIELDS, RESULT_FILE, SIGNATURE, Result, UnreadableResultError
 from infvit.errors import UsageError
-
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ class Comparison:
         `baseline` names a model or a row; the default is softmax, `BASELINE`, where there is one.
         """
         groups = group(results)
-        names = names_of([best_known(runs) for runs in groups])
+        configs = [best_known(runs) for runs in groups]
+        names = names_of(configs, shared_overrides(configs))
         rows = [Row.of(name, runs) for name, runs in zip(names, groups, strict=True)]
         reference = _reference(rows)
         if reference:
@@ -178,7 +178,9 @@ class Comparison:
 
     @classmethod
     def from_dirs(cls, dirs: Iterable[str | Path], baseline: str | None = None) -> Comparison:
-        """Read every `result.json` in the folders and below; `run_dir` becomes the folder where it was found.
+        """Read every `result.json` in the folders and below, with the run's evaluations on other data beside it.
+
+        `run_dir` becomes the folder where it was found.
 
         A file that cannot be read, or a folder without any, becomes an entry of `unreadable`. Only a path that does
         not exist raises `UsageError`.
@@ -198,6 +200,8 @@ class Comparison:
                     results.append(replace(Result.read(path), run_dir=str(path.parent)))
                 except UnreadableResultError as error:
                     unreadable.append(Unreadable(error.path, error.reason))
+        results, no_evaluations = with_evaluations(results)
+        unreadable += [Unreadable(error.path, error.reason) for error in no_evaluations]
         return cls.from_results(results, unreadable, baseline)
 
     @property
@@ -209,6 +213,11 @@ class Comparison:
     def failures(self) -> list[tuple[Row, Result]]:
         """The runs that failed or diverged, each with its row."""
         return [(row, run) for row in self.rows for run in row.runs if run.status in ("failed", "diverged")]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The overrides that all rows have, which their names leave out."""
+        return shared_overrides([row.config for row in self.rows])
 
     @property
     def elsewhere(self) -> list[str]:

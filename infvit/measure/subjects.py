@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -14,13 +15,15 @@ from infvit.module import Classifier
 class Trained(NamedTuple):
     """A run's model with the weights of a checkpoint, the images to measure it on, and a trainer that does it.
 
-    `row` says what is measured, as a table's row begins: ckpt, model, data, fingerprint, images.
+    `row` says what is measured, as a table's row begins: ckpt, model, data, fingerprint, images. `run_dir` is the
+    folder of the run that wrote the checkpoint.
     """
 
     module: Classifier
     data: LightningDataModule
     trainer: Trainer
     row: dict[str, Any]
+    run_dir: Path
 
 
 class Network(NamedTuple):

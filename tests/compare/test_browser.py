@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from infvit.compare import write_comparison
 from tests.compare.conftest import MakeResult, write_results
-from tests.compare.test_page import EVIL, some_results
+from tests.compare.test_page import EVIL, picture, some_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -34,7 +34,10 @@ def browser() -> Iterator[Browser]:
 def page_file(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a sweep on disk: three models comparable, one by another recipe, one deeper, one run failed."""
     sweep = tmp_path_factory.mktemp("sweep")
-    write_results(sweep, [*some_results(make_result), make_result("vit", 0, 0.7, recipe="mine", recipe_hash="0" * 16)])
+    results = [*some_results(make_result), make_result("vit", 0, 0.7, recipe="mine", recipe_hash="0" * 16)]
+    for folder, result in zip(write_results(sweep, results), results, strict=True):
+        if result.model.endswith("infvit"):
+            picture(folder)
     write_comparison([sweep], sweep)
     return sweep / "comparison.html"
 
@@ -125,6 +128,19 @@ def test_pointing_at_a_row_shows_its_configuration(opened: Page) -> None:
     assert not opened.locator("#tip").is_visible()
     opened.hover(f'#runs tr[data-row="{MINE}"] td:nth-child(2)')
     assert "python train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1" in opened.inner_text("#tip")
+
+
+def test_pictures_are_seen_follow_the_filters_and_lead_to_the_run_folder(opened: Page, page_file: Path) -> None:
+    pictures = opened.locator("figure[data-row] img")
+    assert pictures.count() == 2
+    widths = pictures.evaluate_all("images => images.map(i => [i.complete, i.naturalWidth, i.clientWidth > 200])")
+    assert widths == [[True, 40, True]] * 2
+    opened.click("[data-filter=model] summary")
+    opened.check("[data-filter=model] input[value=infvit]")
+    assert opened.locator("figure[data-row]:visible").evaluate_all("all => all.map(f => f.dataset.row)") == ["infvit"]
+    opened.click("figure[data-row=infvit] a")
+    opened.wait_for_url(re.compile(r"/attention.png$"))
+    assert Path(unquote(opened.url.removeprefix("file://"))) == page_file.parent / "2_seed=0" / "attention.png"
 
 
 def test_one_click_leads_from_a_row_to_its_run_folder(opened: Page, page_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from infvit.compare import FILES, Comparison, Result, to_html, write_comparison
 from infvit.compare.charts import MOST_POINTS
@@ -116,6 +118,43 @@ def test_two_hundred_long_runs_stay_under_five_megabytes(make_result: MakeResult
     assert len(drawn) <= MOST_POINTS
     assert {point["epoch"] for point in drawn} >= {"299"}
     assert len(to_html(comparison).encode()) < 5_000_000
+
+
+def picture(folder: Path, size: int = 0) -> None:
+    """A small real picture as a run leaves one, `size` bytes longer."""
+    Image.new("RGB", (40, 20), "orange").save(folder / "attention.png")
+    with (folder / "attention.png").open("ab") as file:
+        file.write(b"\0" * size)
+
+
+def test_a_row_shows_what_its_first_seed_looks_at(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+    runs = [make_result(model, seed) for model in ("vit", "infvit", "none") for seed in (1, 0)]
+    folders = make_sweep(runs)
+    for folder, run in zip(folders, runs, strict=True):
+        if run.model != "none":
+            picture(folder, 100 * run.seed)
+    (folders[4] / "attention.png").write_text("no picture")
+    page = to_html(Comparison.from_dirs(folders), folders[0].parent)
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]*)" alt="Attention of (\w+), seed (\d)"', page)
+    assert sorted((name, seed) for _, name, seed in shown) == [("infvit", "0"), ("vit", "0")]
+    assert {base64.b64decode(content) for content, *_ in shown} == {(folders[1] / "attention.png").read_bytes()}
+    links = Links()
+    links.feed(page)
+    assert {"./1_seed%3D0/attention.png", "./3_seed%3D0/attention.png"} <= set(links.found)
+    assert "as their runs said: none." in page
+    assert "What the models look at" not in to_html(Comparison.from_results(runs))
+
+
+def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(
+    make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    folders = make_sweep([make_result(f"model_{i}", 0, i / 200, epochs=30) for i in range(200)])
+    for folder in folders:
+        picture(folder, 40_000)
+    page = to_html(Comparison.from_dirs(folders), folders[0].parent)
+    assert len(page.encode()) < 5_000_000
+    assert page.count("/attention.png") == 200
+    assert 30 < page.count("<img ") < 60
 
 
 def test_bars_and_differences_are_the_tables_numbers(make_result: MakeResult) -> None:

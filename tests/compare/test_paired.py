@@ -83,6 +83,20 @@ def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_resul
     }
 
 
+def test_a_variant_is_held_against_the_baselines_variant_also_where_a_row_is_called_as_the_baseline_is(
+    make_result: MakeResult,
+) -> None:
+    variants = {"gamma=fixed": (0.9, 0.95), "gamma=fixed positions=std0.02": (0.5, 0.8)}
+    results = []
+    for variant, (vit, infvit) in variants.items():
+        results += runs(make_result, "vit", {0: (vit, 1.0)}, variant=variant)
+        results += runs(make_result, "infvit", {0: (infvit, 1.0)}, variant=variant)
+    comparison = Comparison.from_results(results)
+    assert points(row(comparison, "infvit")) == "+5.00 ± –"
+    assert points(row(comparison, "infvit positions=std0.02")) == "+30.00 ± –"
+    assert points(row(comparison, "vit positions=std0.02")) == "baseline"
+
+
 def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result: MakeResult) -> None:
     results = runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT)
     assert points(row(Comparison.from_results(results, baseline="infvit"), "vit")) == "−3.25 ± 2.72"

@@ -29,6 +29,7 @@ IMAGENET = {
         ("linear_infvit", 4, 0.847, 0.798, 53_500_000),
         ("infvit", 4, 0.851, 0.795, 57_700_000),
         ("infvit", 24, 0.854, 0.798, 330_600_000),
+        ("infvit_24l", 24, 0.854, 0.798, 330_600_000),
     ],
 )
 def test_the_papers_table_is_found_by_data_model_and_depth(

@@ -51,8 +51,9 @@ def test_the_report_has_the_table_and_every_panel(built: dict[str, Any]) -> None
     assert [c["metrics"] for c in curves] == [["val/top1"], ["train/loss_epoch"], []]
     assert curves[2]["metricRegex"] == "gamma/.*"
     assert all(c["groupBy"] == "row.value" and c["xAxis"] == "epoch" for c in curves)
-    (media,) = [config for kind, config in panels(built) if kind == "Media Browser"]
-    assert media["mediaKeys"] == ["accuracy", "accuracy_vs_flops", "curves"]
+    of_runs, of_sweep = [config["mediaKeys"] for kind, config in panels(built) if kind == "Media Browser"]
+    assert of_runs == ["attention"]
+    assert of_sweep == ["accuracy", "accuracy_vs_flops", "curves"]
     assert {"Run Comparer", "Weave"} <= {kind for kind, _ in panels(built)}
 
 

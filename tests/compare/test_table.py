@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from infvit.compare import Comparison, Estimate
+from infvit.compare import Comparison, Estimate, to_html, to_latex, to_markdown, to_text
 from infvit.errors import UsageError
 from tests.compare.conftest import MakeResult, MakeSweep
 
@@ -85,6 +85,31 @@ def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(mak
         [make_result(top1=0.9), make_result(top1=0.8, variant="pooling=mean"), make_result(top1=0.7, depth=24)]
     )
     assert [row.name for row in comparison.rows] == ["vit (depth=4)", "vit pooling=mean", "vit (depth=24)"]
+
+
+def test_names_leave_out_what_all_rows_share_and_every_output_says_it_once(make_result: MakeResult) -> None:
+    mixup = "recipe.mixup={_target_: timm.data.Mixup, mixup_alpha: 0.8}"
+    variants = ("gamma=fixed", "gamma=shared")
+    runs = [make_result(variant=f"{gamma} {mixup} recipe.epochs=300", top1=0.9) for gamma in variants]
+    runs.append(make_result("infvit", variant=f"{mixup} recipe.epochs=300 ~recipe.ema", top1=0.8))
+    comparison = Comparison.from_results(runs)
+    assert [row.name for row in comparison.rows] == ["vit gamma=fixed", "vit gamma=shared", "infvit ~recipe.ema"]
+    assert comparison.shared == (mixup, "recipe.epochs=300")
+    for output in (to_text(comparison, 200), to_markdown(comparison), to_latex(comparison), to_text(comparison, 60)):
+        plain = " ".join(output.replace(r"\allowbreak{}", "").replace("\\", "").split())
+        assert plain.count("Every row: recipe.mixup=") == 1
+        assert plain.count("mixup_alpha") == plain.count("recipe.epochs=300") == 1
+    page = to_html(comparison)
+    assert page.count("<dt>Every row</dt><dd>recipe.mixup=") == 1
+    assert page.split("</header>")[1].split("<script")[0].count("mixup_alpha") == 0
+    assert to_text(comparison, 60).startswith("Every row: ")
+    assert [line["variant"] for line in comparison.records()] == [row.config.variant for row in comparison.rows]
+
+
+def test_one_row_alone_shares_nothing_and_its_name_is_whole(make_result: MakeResult) -> None:
+    comparison = Comparison.from_results([make_result(variant="gamma=fixed", seed=seed) for seed in (0, 1)])
+    assert [row.name for row in comparison.rows] == ["vit gamma=fixed"]
+    assert "Every row" not in to_markdown(comparison)
 
 
 def test_the_same_seed_twice_is_no_second_opinion(make_result: MakeResult) -> None:

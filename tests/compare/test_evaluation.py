@@ -1,0 +1,81 @@
+"""What a run scores on other data: kept beside its result, shown as a column, and never mistaken for another run's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infvit.compare import Comparison, Result, to_csv, to_html, to_latex, to_markdown, to_text
+from infvit.compare.evaluation import keep
+from tests.compare.conftest import MakeResult, MakeSweep
+
+V2 = "imagenet_v2_matched-frequency"
+
+
+def row(top1: float, data: str = V2, fingerprint: str = "f00d") -> dict[str, Any]:
+    return {"data": data, "fingerprint": fingerprint, "images": 10, "top1": top1, "top5": 1.0, "loss": 0.5}
+
+
+def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+    folders = make_sweep([make_result(model, seed) for model in ("vit", "infvit") for seed in (0, 1)])
+    before = [(folder / "result.json").read_bytes() for folder in folders]
+    for folder, top1 in zip(folders, (0.60, 0.64), strict=False):
+        assert keep(folder, row(top1)) == folder / "evaluations" / f"{V2}.json"
+    comparison = Comparison.from_dirs(folders)
+    for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
+        assert "V2 top-1" in text
+        assert "62.00 ± 25.41" in " ".join(text.replace(r"$\pm$", "±").split())  # t(1) * 0.02
+    assert "V2 top-1 %" in to_text(comparison, 80).splitlines()[0]  # before the speed, which was not asked for
+    shown = {line["model"]: line for line in csv.DictReader(io.StringIO(to_csv(comparison)))}
+    assert shown["vit"][f"{V2}_top1"] == "0.62"
+    assert shown["infvit"][f"{V2}_top1"] == ""
+    assert [(folder / "result.json").read_bytes() for folder in folders] == before
+    keep(folders[0], row(0.70))
+    assert "67.00 ± 38.12" in to_markdown(Comparison.from_dirs(folders))  # measured again
+    (folders[1] / "evaluations" / f"{V2}.json").unlink()
+    assert "vit: of 2 finished seeds, not all have V2 top-1" in to_text(Comparison.from_dirs(folders))
+
+
+def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+    folders = make_sweep([make_result(seed=0), make_result(seed=1)])
+    keep(folders[0], row(0.5, "imagefolder", "1a2b3c4d5e6f"))
+    keep(folders[1], row(0.6, "imagefolder", "99887766aabb"))
+    assert Comparison.from_dirs(folders).elsewhere == ["imagefolder#1a2b3c4d", "imagefolder#99887766"]
+
+
+def test_the_runs_own_data_and_an_unfinished_run_are_not_kept(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+    done, running = make_sweep([make_result(seed=0), make_result(seed=1, status="running")])
+    own = Result.read(done / "result.json").data_fingerprint
+    assert keep(done, row(0.5, "digits", own)) is None
+    assert keep(running, row(0.5)) is None
+    assert not (done / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"data": "imagenet_', "is not JSON"),
+        ("[1]", "is no evaluation"),
+        (json.dumps(row(0.5) | {"top1": "high"}), "is no evaluation"),
+        (json.dumps(row(0.5) | {"data": "test"}), "is no evaluation"),  # it would replace the run's own numbers
+        (json.dumps(row(0.5) | {"run_started": "2020-01-01T00:00:00+00:00"}), "is of an earlier run in this folder"),
+    ],
+)
+def test_what_is_no_evaluation_of_this_run_is_named_and_not_counted(
+    content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    (folder,) = make_sweep([make_result()])
+    path = Path(folder / "evaluations" / f"{V2}.json")
+    path.parent.mkdir()
+    path.write_text(content)
+    comparison = Comparison.from_dirs([folder])
+    assert comparison.elsewhere == []
+    ((where, why),) = [(bad.path, bad.reason) for bad in comparison.unreadable]
+    assert where == str(path)
+    assert why.startswith(reason)
+    assert comparison.rows[0].top1.mean == 0.9

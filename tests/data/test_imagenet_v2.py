@@ -1,0 +1,149 @@
+"""ImageNet-V2 in both its layouts, the labels that its folders mean, and its way into the table of a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from data.imagefolder import ImageFolder
+from data.imagenet_v2 import ImageNetV2, synsets
+from infvit.compare.__main__ import main as compare
+from infvit.errors import UsageError
+
+MATCHED = "imagenetv2-matched-frequency-format-val"
+
+
+def pixel(label: int) -> tuple[int, int, int]:
+    """A colour that tells the label again, also after JPEG."""
+    return tuple(25 * (label // place % 10) + 12 for place in (100, 10, 1))
+
+
+def label_of(image: Image.Image) -> int:
+    return int("".join(str(int(channel) // 25) for channel in np.asarray(image)[8, 8]))
+
+
+@pytest.fixture(scope="module")
+def by_number(tmp_path_factory) -> Path:
+    """The matched-frequency variant as its archive unpacks: 1,000 folders, here with one real JPEG in each."""
+    root = tmp_path_factory.mktemp("v2")
+    for label in range(1000):
+        folder = root / MATCHED / str(label)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (16, 16), pixel(label)).save(folder / "0.jpeg", quality=95, subsampling=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def by_synset(by_number, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("v2_synsets")
+    for label, name in enumerate(synsets()):
+        shutil.copytree(by_number / MATCHED / str(label), root / MATCHED / name)
+    return root
+
+
+def test_numbers_and_synsets_give_every_image_its_label(by_number, by_synset, tmp_path):
+    sets = [ImageNetV2(str(root), str(tmp_path)).split("val") for root in (by_number, by_synset)]
+    for images in sets:
+        assert images.labels.tolist() == list(range(1000))
+        for label in (0, 2, 10, 99, 100, 101, 999):  # sorted as text, 10 follows 1 and 100 follows 10
+            image, given = images[label]
+            assert label_of(image) == given == label
+    assert sets[0].fingerprint() == sets[1].fingerprint()
+    assert len(ImageNetV2(str(by_number), str(tmp_path)).split("train")) == 0
+
+
+def test_synsets_are_in_the_order_of_imagenets_labels_which_is_that_of_folders_sorted_by_name():
+    names = synsets()
+    assert names == sorted(names)
+    assert len(set(names)) == 1000
+    info = ImageNetInfo("imagenet-1k")
+    described = [info.label_name_to_description(names[i]).split(",")[0] for i in (0, 1, 207, 281, 388, 999)]
+    assert described == ["tench", "goldfish", "golden retriever", "tabby", "giant panda", "toilet tissue"]
+
+
+def test_imagenet_has_no_other_classes_than_its_own(by_number, tmp_path):
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        for label, name in enumerate(synsets()[:3]):
+            shutil.copytree(by_number / MATCHED / str(label), tree / split / name)
+    options = {"cache_dir": str(tmp_path), "name": "imagenet", "known_classes": synsets()}
+    assert ImageFolder(str(tree), **options).classes == synsets()[:3]
+    for split in ("train", "val"):
+        (tree / split / synsets()[1]).rename(tree / split / "goldfish")
+    with pytest.raises(UsageError, match=r"no classes of imagenet: goldfish; expected .*n01440764.*data=imagefolder"):
+        ImageFolder(str(tree), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda tree: shutil.rmtree(tree),
+            "does not exist; unpack imagenetv2-matched-frequency.tar.gz .*data.root=DIR",
+        ),
+        (lambda tree: shutil.rmtree(tree / "7"), "has 999 class folders, expected 1000; .*without one: 7: unpack"),
+        (lambda tree: (tree / "7").rename(tree / "1000"), "1000 class folders, expected 1000; .* one: 7"),
+        (
+            lambda tree: (tree / "7").rename(tree / synsets()[7]),
+            "not of one kind, n01514668 beside 0, 1",
+        ),
+        (lambda tree: (tree / "7").rename(tree / "hen"), "not of one kind, hen beside"),
+        (lambda tree: (tree / "7" / "0.jpeg").unlink(), "7 holds no images"),
+        (lambda tree: (tree / "7" / "0.jpeg").write_bytes(b"\xff\xd8"), r"cannot be decoded.*7/0.jpeg.*skip_bad"),
+    ],
+)
+def test_a_folder_that_cannot_be_used(by_number, tmp_path, change, message):
+    root = tmp_path / "v2"
+    (root / MATCHED).mkdir(parents=True)
+    for label in range(1000):
+        folder = root / MATCHED / str(label)
+        folder.mkdir()
+        (folder / "0.jpeg").hardlink_to(by_number / MATCHED / str(label) / "0.jpeg")
+    (root / MATCHED / "7" / "0.jpeg").unlink()
+    shutil.copy(by_number / MATCHED / "7" / "0.jpeg", root / MATCHED / "7")
+    change(root / MATCHED)
+    with pytest.raises(UsageError, match=message):
+        ImageNetV2(str(root), str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=r"data.variant=v3 is none of ImageNet-V2: expected one of matched-frequency,"):
+        ImageNetV2(str(root), str(tmp_path / "cache"), variant="v3")
+
+
+def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_was(cli, by_number, by_synset, tmp_path):
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        (tree / split).mkdir(parents=True)
+        for name in synsets():
+            (tree / split / name).symlink_to(by_synset / MATCHED / name)
+    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "+trainer.limit_train_batches=1", "data/loader=torch"]
+    tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
+    trained = cli("train", "data=imagenet", f"data.root={tree}", *tiny)
+    assert trained.code == 0, trained.err
+    (run,) = trained.runs()
+    result = (run / "result.json").read_bytes()
+    ckpt = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
+
+    own = cli("eval", ckpt)
+    assert own.code == 0, own.err
+    assert not (run / "evaluations").exists()  # its result has that number
+    v2 = cli("eval", ckpt, "data=imagenet_v2", f"data.root={by_number}", "data.module.workers=0")
+    assert v2.code == 0, v2.err
+    assert "vit on imagenet_v2_matched-frequency, 1,000 images" in v2.out
+    kept = json.loads((run / "evaluations" / "imagenet_v2_matched-frequency.json").read_text())
+    # Here both test sets are the same images, so that the labels agree if and only if the accuracies do.
+    assert kept["loss"] == pytest.approx(json.loads(result)["metrics"]["test/loss"], rel=1e-4)
+    assert (run / "result.json").read_bytes() == result
+    assert compare([str(run), "--out", str(tmp_path / "table")]) == 0
+    header, _, row = (line for line in (tmp_path / "table/comparison.md").read_text().splitlines() if "|" in line)
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["V2 top-1 %"] == f"{100 * kept['top1']:.2f} ± –"
+
+    refused = cli("train", "data=imagenet_v2", f"data.root={by_number}", *tiny)
+    assert refused.code == 2
+    assert "data=imagenet_v2_matched-frequency has no images to train on" in refused.err
+    missing = cli("eval", ckpt, "data=imagenet_v2", f"data.root={by_number}", "data.variant=top-images")
+    assert missing.code == 2
+    assert "imagenetv2-top-images-format-val does not exist" in missing.err
