@@ -25,7 +25,7 @@ class ChunkedTraining(nn.Module):
         UsageError: if a layer is not Linear-InfSA or chunk is not positive.
     """
 
-    def __init__(self, model: VisionTransformer, chunk: int = 4096) -> None:
+    def __init__(self, model: VisionTransformer, chunk: int = 1024) -> None:
         super().__init__()
         if chunk < 1:
             raise UsageError(f"chunk={chunk}: expected at least 1 token at a time")
