@@ -32,8 +32,10 @@ class Subjects:
         self.cfg = cfg
 
     def untrained(self, model: str, *overrides: str) -> "partial[nn.Module]":
-        """A maker of the model, to be called here or in another process; `overrides` as of train.py, e.g. size=tiny."""
-        net = plain(hydra.compose("train", [f"model={model}", *overrides]).model.net)
+        """A maker of the model at the size that `size=` names, to be called here or in another process."""
+        size = [f"size={HydraConfig.get().runtime.choices['size']}"]
+        size += [f"size.{name}={value}" for name, value in self.cfg.size.items()]
+        net = plain(hydra.compose("train", [f"model={model}", *size, *overrides]).model.net)
         return instantiate(net, _partial_=True, _convert_="all")
 
     def network(self, checkpoint: str) -> Network:

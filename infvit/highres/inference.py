@@ -76,10 +76,11 @@ def mlp_passes(model_depth: int, streaming: bool, class_token: bool) -> int:
 
 @contextmanager
 def bar(tokens: Tokens, title: str, streaming: bool = False) -> Iterator[Progress]:
-    """A progress bar for `chunked` or `streamed`; small images are done before it shows."""
+    """A progress bar for `chunked` or `streamed`, on a terminal; small images are done before it shows."""
     rows, columns = tokens.grid
     passes = mlp_passes(len(tokens.model.blocks), streaming, tokens.model.cls_token is not None)
-    options: dict[str, Any] = {"unit": "token", "unit_scale": True, "ncols": 79, "leave": False, "delay": 1}
+    options: dict[str, Any] = {"unit": "token", "unit_scale": True, "ncols": 79, "leave": False}
+    options |= {"delay": 1, "disable": None}  # None: where there is no terminal
     with tqdm(total=rows * columns * passes, desc=title[:24], **options) as shown:
         yield shown.update
 

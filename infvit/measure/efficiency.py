@@ -62,7 +62,6 @@ def efficiency(
     models: Sequence[str],
     resolutions: Sequence[int],
     size_name: str,
-    size: dict[str, Any],
     passes: Sequence[str] = tuple(PASSES),
     rounds: int = 7,
     batch_size: int = 1,
@@ -77,7 +76,7 @@ def efficiency(
     Args:
         models: names in conf/model.
         resolutions: sides of the square images in pixels.
-        size_name, size: the size of all models, as in conf/size.
+        size_name: the size of all models, as in conf/size, for the record.
         passes: "forward", "training" or both.
         rounds: in which all models of a resolution take turns.
         batch_size, precision, compile: see `Setting`.
@@ -90,9 +89,8 @@ def efficiency(
     """
     setting = Setting(_device(device), precision, batch_size, compile)
     _check(models, resolutions, passes, rounds, setting, time_limit)
-    overrides = [f"size={size_name}", *(f"size.{name}={value}" for name, value in size.items() if name != "image_size")]
     makers = {
-        (model, side): subjects.untrained(model, *overrides, f"size.image_size={side}")
+        (model, side): subjects.untrained(model, f"size.image_size={side}")
         for model in dict.fromkeys(models)
         for side in sorted(set(resolutions))
     }

@@ -53,7 +53,6 @@ def highres(
     out: Path,
     models: Sequence[str],
     checkpoint: str | None,
-    size: str,
     resolution: int | Sequence[int],
     image: str | None,
     ways: Sequence[str],
@@ -78,7 +77,7 @@ def highres(
         sides = [(opened.height, opened.width)]
     limit = None if memory_limit is None else int(memory_limit * 1e9)
     with tempfile.TemporaryDirectory() as folder:
-        makes = _makes(subjects, models, checkpoint, size, Path(folder))
+        makes = _makes(subjects, models, checkpoint, Path(folder))
         tokens = [_tokens(makes, side, processes if "parallel" in ways else 1) for side in sides]
         rows: list[Row] = []
         for (height, width), count in zip(sides, tokens, strict=True):
@@ -101,12 +100,10 @@ def highres(
     return rows[-1].seconds
 
 
-def _makes(
-    subjects: Subjects, models: Sequence[str], checkpoint: str | None, size: str, folder: Path
-) -> dict[str, Make]:
+def _makes(subjects: Subjects, models: Sequence[str], checkpoint: str | None, folder: Path) -> dict[str, Make]:
     """Makers of the models, by name, for other processes; a trained one goes through its saved weights."""
     if checkpoint is None:
-        return {model: subjects.untrained(model, f"size={size}") for model in models}
+        return {model: subjects.untrained(model) for model in models}
     model = subjects.network(checkpoint).model
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"ckpt={checkpoint} is a {type(model).__name__}, expected a VisionTransformer of infvit")

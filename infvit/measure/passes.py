@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from infvit.measure.alone import peak_memory
+from infvit.measure.alone import peak_memory, resident_memory
 from infvit.measure.timing import Step, seconds_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +103,7 @@ PASSES: dict[str, Callable[[Callable[[], nn.Module], int, Setting], Step]] = {FO
 
 def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: Setting) -> Footprint:
     """Runs the pass until its memory has been at its largest. In a process that has done nothing else before."""
-    before = _resident()
+    before = resident_memory()
     step = PASSES[kind](make, side, setting)
     if setting.compile:  # the compiler's own memory and time are not the model's
         step()
@@ -114,7 +114,7 @@ def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: Setting
         peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
         return Footprint(seconds, peak, peak, held)
     peak = peak_memory()
-    return Footprint(seconds, peak, peak - before, max(_resident() - before, 0))
+    return Footprint(seconds, peak, peak - before, max(resident_memory() - before, 0))
 
 
 def together(footprints: dict[str, Footprint], free: float) -> list[str]:
@@ -139,8 +139,3 @@ def _forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _resident() -> int:
-    """Resident memory of this process now, in bytes."""
-    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024

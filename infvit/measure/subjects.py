@@ -47,7 +47,12 @@ class Subjects(Protocol):
     """Models by their names in conf/model, and trained ones by their checkpoints."""
 
     def untrained(self, model: str, *overrides: str) -> "partial[nn.Module]":
-        """A maker of the model, to be called here or in another process; `overrides` as of train.py, e.g. size=tiny."""
+        """A maker of the model, to be called here or in another process.
+
+        Args:
+            model: as in conf/model; its size is that of the measurement.
+            overrides: as of train.py, e.g. "size.image_size=512".
+        """
 
     def weighted(self, checkpoint: str) -> "partial[nn.Module]":
         """A maker of a run's model with the weights of its checkpoint."""
