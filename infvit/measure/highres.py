@@ -31,7 +31,7 @@ class Row:
         peak: largest resident memory of a process of the case, libraries and weights included.
         resident: what libraries and weights take of it.
         difference: largest difference of its logits to those of the first way that finished at this size, over the
-            largest logit; None for that way itself.
+            largest logit; None for that way itself, and in training, whose stochastic depth draws others.
     """
 
     model: str
@@ -130,7 +130,8 @@ def _measured(row: Row, outcome: Outcome, reference: Tensor | None) -> tuple[Row
         return row, reference
     found = outcome.value
     difference = None
-    if reference is not None:
+    inference = not row.way.startswith("training")
+    if inference and reference is not None:
         difference = float((found.logits - reference).abs().max() / reference.abs().max())
     figures = {
         "seconds": found.seconds,
@@ -139,7 +140,7 @@ def _measured(row: Row, outcome: Outcome, reference: Tensor | None) -> tuple[Row
         "communicated": found.communicated or None,
         "difference": difference,
     }
-    return Row(**(asdict(row) | figures)), found.logits if reference is None else reference
+    return Row(**(asdict(row) | figures)), found.logits if inference and reference is None else reference
 
 
 def _told(row: Row) -> str:

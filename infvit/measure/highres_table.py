@@ -19,7 +19,7 @@ def table(rows: Sequence["Row"]) -> str:
         if row.seconds is None or row.peak is None or row.resident is None:
             figures = f"{row.status} | | | "
         else:
-            agrees = "first" if row.difference is None else f"{row.difference:.0e}"
+            agrees = "–" if row.difference is None else f"{row.difference:.0e}"
             figures = f"{row.seconds:,.3g} s | {_gb(row.peak)} | {_gb(row.resident)} | {agrees}"
         lines.append(f"| {row.model} | {row.way} | {pixels} | {figures} |")
     notes = sorted({f"{row.model}, {row.way}, {row.height} × {row.width}: {row.note}" for row in rows if row.note})
