@@ -173,3 +173,12 @@ def test_energy_that_nothing_counts_is_not_measurable():
     meter = Meter("cpu")
     assert meter.note.startswith(NOT_HERE)
     assert meter.joules(lambda: None) is None
+
+
+def test_a_batch_that_does_not_fit_says_which_would(cli):
+    """A matrix of 17 MB for each of 64 images, twice, over what two gigabytes leave beside the libraries."""
+    arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=1"]
+    _, result = result_of(cli("eval", *TINY, *arguments, "batch_size=64", "memory_limit=2"))
+    (row,) = result["rows"]
+    assert row["status"] == OUT_OF_MEMORY
+    assert any(f"batch_size={size} fits" in row["note"] for size in (32, 16, 8, 4))

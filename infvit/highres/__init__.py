@@ -11,10 +11,10 @@ token's next state depends on itself and on the layer's one global vector only. 
 L the depth, P the processes; MLP passes are over all tokens:
 
     way              memory of the tokens      MLP passes    all-reduced per layer
-    dense            N D + N 4 D               L             -
+    dense            N D + N 4 D               L - 1         -
     chunked          N D                       L - 1         -
     streamed         a chunk                   L (L - 1)     -
-    token-parallel   (N D + N 4 D) / P         L             H (d + 1) + H (D + 1) numbers
+    token-parallel   (N D + N 4 D) / P         L - 1         H (d + 1) + H (D + 1) numbers
 
 (L - 1: behind the last layer only the class token is needed; with pooling by the mean it is one pass more.)
 """

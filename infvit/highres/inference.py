@@ -155,9 +155,10 @@ def _predicted(
     scores: list[Tensor] = []
     for i, block in enumerate(blocks):
         queries = _total(stages.query_sums(block, x) for x in states.visit())
-        qbar = stages.attention(block).qbar(stages.finite(queries, i))
+        stages.finite(queries.weighted, f"layer {i} (blocks.{i}) or the MLP before it")
+        qbar = stages.attention(block).qbar(queries)
         kept = scores if centrality and block is blocks[-1] else None
-        values = stages.finite(_total(_token_sums(states, block, qbar, kept)), i)
+        values = _total(_token_sums(states, block, qbar, kept))
         added = stages.row(block, values, model.pos_embed.dtype)
         if block is blocks[-1] and model.cls_token is not None:
             pooled = model.norm(stages.advance(block, states.first(), added))[:, 0]
@@ -166,6 +167,7 @@ def _predicted(
     if model.cls_token is None:
         pooled = _mean(model.norm(x) for x in states.visit())
     logits = model.head(model.pre_logits(pooled))
+    stages.finite(logits, f"layer {len(blocks) - 1} (blocks.{len(blocks) - 1}) or the head behind it")
     if not centrality:
         return Prediction(logits, None)
     weights = torch.cat(scores, -1)[0, :, model.num_prefix_tokens :] / (values.weight[0, :, None] + EPS)

@@ -60,11 +60,7 @@ def advance(block: Block, x: Tensor, added: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def finite(total: Sums, layer: int) -> Sums:
-    """The sums; UsageError naming the layer where they are not numbers."""
-    if not torch.isfinite(total.weighted).all():
-        raise UsageError(
-            f"layer {layer} (blocks.{layer}) computed NaN or infinity in {total.weighted.dtype}: "
-            "look at the checkpoint's weights, or use precision=fp32"
-        )
-    return total
+def finite(values: Tensor, where: str) -> None:
+    """UsageError saying where the values that are not numbers were computed."""
+    if not torch.isfinite(values).all():
+        raise UsageError(f"{where} computed NaN or infinity in {values.dtype}: look at the checkpoint's weights")

@@ -8,7 +8,7 @@ machine's fastest matrix product among them.
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 
 from infvit.compare.render import duration
 from infvit.errors import UsageError
-from infvit.measure.alone import DONE, TOO_SLOW, alone, free_memory
+from infvit.measure.alone import DONE, OUT_OF_MEMORY, TOO_SLOW, alone, free_memory
 from infvit.measure.cost import Cost, cost
 from infvit.measure.efficiency_case import PRODUCT, Case
 from infvit.measure.efficiency_plots import write_plots
@@ -199,14 +199,29 @@ def _run_alone(
         case.status = TOO_SLOW
         case.note = f"not started: at the measured peak its products alone take {duration(least)}"
     else:
-        work = partial(footprint, case.kind, make, case.resolution, setting)
-        outcome = alone(work, time_limit, int(memory_limit * 1e9) if memory_limit else None)
+        limits = time_limit, int(memory_limit * 1e9) if memory_limit else None
+        outcome = alone(partial(footprint, case.kind, make, case.resolution, setting), *limits)
         case.status, case.note = outcome.status, outcome.note
+        if outcome.status == OUT_OF_MEMORY and setting.batch_size > 1:
+            case.note += f"; {_what_fits(case, make, setting, *limits)}"
         if outcome.status == DONE:
             case.peak_bytes, case.added_bytes = outcome.value.peak, outcome.value.added
     told = f"{case.peak_bytes / 1e9:.2f} GB" if case.peak_bytes else case.note
     print(f"{case.resolution} px, {case.kind}, {case.model}: {case.status}, {told}", flush=True)
     return outcome.value if case.status == DONE else None
+
+
+def _what_fits(
+    case: Case, make: "partial[nn.Module]", setting: Setting, time_limit: float, memory_limit: int | None
+) -> str:
+    """The largest half, quarter, ... of the batch that runs."""
+    size = setting.batch_size // 2
+    while size:
+        work = partial(footprint, case.kind, make, case.resolution, replace(setting, batch_size=size))
+        if alone(work, time_limit, memory_limit).status == DONE:
+            return f"batch_size={size} fits"
+        size //= 2
+    return "nor does batch_size=1 run"
 
 
 def _race(

@@ -15,6 +15,7 @@ from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
+from infvit.highres.stages import finite
 from infvit.highres.tokens import normalise
 from infvit.measure.subjects import Network, Subjects
 from infvit.vit import VisionTransformer
@@ -90,8 +91,13 @@ def _resized(file: Path, network: Network, allow_huge: bool) -> Tensor:
 
 @torch.inference_mode()
 def _dense(network: Network, image: Image) -> Tensor:
-    pixels = image.read(0, image.height, 0, image.width)
-    return network.model(normalise(pixels, torch.float32, network.mean, network.std)[None])
+    pixels = normalise(image.read(0, image.height, 0, image.width), torch.float32, network.mean, network.std)[None]
+    logits = network.model(pixels)
+    if isinstance(network.model, VisionTransformer) and not logits.isfinite().all():
+        for name, values in network.model.features(pixels).items():
+            finite(values, name)
+    finite(logits, "the model")
+    return logits
 
 
 def _names(classes: list[str]) -> list[str]:

@@ -98,9 +98,19 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_two_nearest
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_layer_that_computes_nan_is_named(way):
+@pytest.mark.parametrize(
+    ("parameter", "line"),
+    [
+        ("blocks.0.attn.qkv.weight", r"layer 0 \(blocks\.0\)"),
+        ("blocks.0.mlp.fc2.bias", r"layer 1 \(blocks\.1\) or the MLP before it"),
+        ("blocks.2.attn.qkv.bias", r"layer 2 \(blocks\.2\)"),
+        ("blocks.2.mlp.fc2.bias", r"layer 2 \(blocks\.2\) or the head"),
+        ("head.bias", r"layer 2 \(blocks\.2\) or the head"),
+    ],
+)
+def test_where_nan_is_computed_is_said(way, parameter, line):
     model = small_model()
     with torch.no_grad():
-        model.blocks[0].mlp.fc2.bias[0] = torch.nan
-    with pytest.raises(UsageError, match=r"layer 1 \(blocks\.1\) computed NaN"):
+        model.get_parameter(parameter).view(-1)[0] = torch.nan
+    with pytest.raises(UsageError, match=f"{line}.* computed NaN"):
         way(Tokens(model, small_image(), 10))
