@@ -88,7 +88,7 @@ def test_a_training_step_in_bfloat16(cli):
 
 def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
     """N × N matrices of 4.3 GB over the limit of 3; then products that take half a minute on any one core."""
-    limits = ["memory_limit=3", "time_limit=25", "size.depth=1"]
+    limits = ["memory_limit=3", "time_limit=25", "size.depth=2"]
     models = "models=[vit_unfused,linear_infvit]"
     outcome = cli("eval", *TINY, models, "resolutions=[256,768]", "passes=[forward]", "rounds=2", *limits)
     _, result = result_of(outcome)
@@ -177,7 +177,7 @@ def test_energy_that_nothing_counts_is_not_measurable():
 
 def test_a_batch_that_does_not_fit_says_which_would(cli):
     """A matrix of 17 MB for each of 64 images, twice, over what two gigabytes leave beside the libraries."""
-    arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=1"]
+    arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=2"]
     _, result = result_of(cli("eval", *TINY, *arguments, "batch_size=64", "memory_limit=2"))
     (row,) = result["rows"]
     assert row["status"] == OUT_OF_MEMORY
