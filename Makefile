@@ -59,9 +59,20 @@ browser:
 lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
-# The layer and the whole model against their naive twins, at 4,097 tokens, D 1024, H 16.
+# What is too long for a test, about 55 minutes on two cores: the layer and the whole model against their naive twins, then
+# every table of infvit/measure/README.md, into runs/eval/. On a GPU machine, and for another size or model, see there.
 bench: setup
 	@$(PYTHON) -m tests.bench_twins
+	$(PYTHON) eval.py eval=efficiency 'resolutions=[224,512,1024]' rounds=5
+	$(PYTHON) eval.py eval=efficiency 'models=[linear_infvit]' 'resolutions=[512,1024,2048,4096]' 'passes=[forward]' rounds=3
+	for option in precision=fp32 precision=bf16 compile=true; do \
+	  $(PYTHON) eval.py eval=efficiency 'models=[linear_infvit]' 'resolutions=[1024]' 'passes=[forward]' rounds=5 $$option || exit 1; \
+	done
+	$(PYTHON) eval.py eval=highres 'resolution=[512,1024,2048,4096]' 'ways=[dense,chunked,streamed,parallel]'
+	$(PYTHON) eval.py eval=highres resolution=9216 'ways=[chunked,streamed]'
+	$(PYTHON) eval.py eval=highres resolution=4096 'ways=[training]'
+	$(PYTHON) eval.py eval=highres 'models=[vit,vit_unfused,infvit]' 'ways=[dense]' 'resolution=[2048,4096,9216]' time_limit=60
+	$(PYTHON) eval.py eval=highres resolution=32768 'ways=[streamed]' size.depth=2 size.dim=512 size.heads=8
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
