@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from infvit.errors import UsageError
 
-SUFFIXES = {".npy", ".tif", ".tiff", *Pillow.registered_extensions()}
-"""Endings of the files that `open_image` opens."""
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
+"""Endings of the files in a folder that are taken for images; a file that is named may have any."""
 
 TILES_KEPT = 64 * 2**20
 """Bytes of decoded tiles that a TIFF keeps beyond one row of them: a block of patches cuts through tiles."""
