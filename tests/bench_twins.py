@@ -9,7 +9,7 @@ within a round, with their smallest and largest value.
 import argparse
 import platform
 import statistics
-import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
 from infvit.attention.layer import EPS
+from infvit.measure import timing
 from infvit.vit import VisionTransformer
 
 
@@ -50,15 +51,8 @@ LAYERS = {
 
 
 def race(contestants: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of one forward pass of each, per round; the first round warms up and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for i in range(rounds + 1):
-        for name, module in contestants.items():
-            start = time.perf_counter()
-            module(x)
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+    """Seconds of one forward pass of each, per round."""
+    return timing.race({name: partial(module, x) for name, module in contestants.items()}, rounds, x.device)
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:

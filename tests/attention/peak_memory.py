@@ -11,13 +11,8 @@ from pathlib import Path
 
 import torch
 
+from infvit.measure.alone import peak_memory
 from tests.attention.contestants import CONTESTANTS
-
-
-def resident() -> float:
-    """Largest resident memory of this process so far, MiB (getrusage's would begin with that of its parent)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
@@ -34,13 +29,14 @@ def main() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the largest begins anew
     x = torch.randn(1, arguments.tokens, arguments.dim, requires_grad=True)
     gradient = torch.randn_like(x)
-    before, start = resident(), time.perf_counter()
+    before, start = peak_memory(), time.perf_counter()
     with torch.set_grad_enabled(not arguments.forward):
         output = layer(x)
-    forward, middle = resident() - before, time.perf_counter()
+    forward, middle = peak_memory() - before, time.perf_counter()
     if not arguments.forward:
         output.backward(gradient)
-    print(f"{forward:.0f} {resident() - before:.0f} {middle - start:.1f} {time.perf_counter() - middle:.1f}")
+    both = peak_memory() - before
+    print(f"{forward / 2**20:.0f} {both / 2**20:.0f} {middle - start:.1f} {time.perf_counter() - middle:.1f}")
 
 
 if __name__ == "__main__":

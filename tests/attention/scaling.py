@@ -3,13 +3,12 @@
     python -m tests.attention.scaling                                   # writes both, about 7 minutes on 2 cores
     python -m tests.attention.scaling --tokens 1024 2048 --out FOLDER    # elsewhere (scaling.md, scaling.png)
 
-Times are one forward pass of the layer, all taking turns in each round: the median over rounds, after one that does
+Times are one forward pass of the layer, all taking turns in each round: the median over rounds, after passes that do
 not count. Memory is what a forward pass, and one with its backward pass, hold at most beyond weights, input and the
 output's gradient, each case in a process of its own. What would hold N × N matrices of more than 1.2 GB is not run.
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import altair
 import torch
 import vl_convert
 
+from infvit.measure.machine import hardware
 from tests.attention.contestants import CONTESTANTS, HOLDS_MATRICES
 from tests.bench_twins import race
 
@@ -76,7 +76,8 @@ def table(rows: list[dict[str, float | str]], sizes: list[int]) -> str:
     """Milliseconds, their ratio to fused softmax, and MB, by layer and number of tokens, in Markdown."""
     at = {(row["layer"], row["tokens"]): row for row in rows}
     lines = [
-        f"{cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch 1, D {DIM}, H {HEADS}.",
+        f"{hardware()['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch 1, "
+        f"D {DIM}, H {HEADS}.",
         "Each cell: ms of a forward pass (over fused softmax's); MB forward, MB with the backward pass.\n",
         f"| layer | {' | '.join(f'{N:,} tokens' for N in sizes)} |",
         f"|---|{'---|' * len(sizes)}",
@@ -92,12 +93,6 @@ def table(rows: list[dict[str, float | str]], sizes: list[int]) -> str:
             )
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def plot(rows: list[dict[str, float | str]]) -> bytes:
