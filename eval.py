@@ -21,6 +21,7 @@ from callbacks.devices import check_devices
 from callbacks.measurement import log_measurement
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
+from infvit.errors import UsageError
 from infvit.measure.subjects import Network, Trained
 from train import build
 
@@ -43,7 +44,9 @@ class Subjects:
         _, run = run_of(checkpoint)
         content = read_checkpoint(checkpoint)
         weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
-        classes = content["ImageDataModule"]["classes"]
+        classes = content.get("ImageDataModule", {}).get("classes")
+        if classes is None:
+            raise UsageError(f"{checkpoint} holds no names of classes, written before they were kept: train anew")
         model = instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
         model.load_state_dict(weights)
         images = run.data.module

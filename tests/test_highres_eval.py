@@ -123,6 +123,17 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
+def test_a_checkpoint_without_names_of_classes_is_told_in_a_line(cli, checkpoint, tmp_path):
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    content = torch.load(checkpoint, weights_only=True)
+    del content["ImageDataModule"]
+    torch.save(content, checkpoint)
+    done = cli("eval", "eval=predict", f"ckpt={checkpoint}", f"image={tmp_path / 'a.png'}")
+    assert done.code == 2
+    assert "holds no names of classes" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 def test_sides_that_do_not_fit_are_refused_padded_or_resized(cli, checkpoint, tmp_path):
     Image.fromarray(np.full((15, 9, 3), 90, np.uint8)).save(tmp_path / "odd.png")
     command = ("eval", "eval=predict", f"ckpt={checkpoint}", f"image={tmp_path / 'odd.png'}")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from infvit.compare.render import duration
+from infvit.compare.result import written_whole
 from infvit.errors import UsageError
 from infvit.measure.alone import DONE, OUT_OF_MEMORY, TOO_SLOW, alone, free_memory
 from infvit.measure.cost import Cost, cost
@@ -266,6 +267,6 @@ def _free_memory(device: str) -> None:
 def _write(result: Efficiency, out: Path) -> None:
     content = asdict(result)
     content["rows"] = [case.row(result.cases) for case in result.cases]
-    (out / "efficiency.json").write_text(json.dumps(content, indent=2) + "\n")
+    written_whole(out / "efficiency.json", json.dumps(content, indent=2) + "\n")
     (out / "efficiency.md").write_text(to_markdown(result))
     write_plots(result, out)

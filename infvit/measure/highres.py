@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from infvit.compare.result import written_whole
 from infvit.errors import UsageError
 from infvit.highres import band, open_image
 from infvit.highres.images import write_test_image
@@ -153,7 +154,7 @@ def _told(row: Row) -> str:
 def _write(out: Path, rows: Sequence[Row], options: dict[str, object]) -> None:
     """After every case, so that a long measurement that is stopped leaves what it has."""
     about = {"command": command(), "hardware": hardware(), "versions": versions(), **options}
-    (out / "highres.json").write_text(json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    written_whole(out / "highres.json", json.dumps(about | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
     (out / "highres.md").write_text(table(rows) + "\n")
     picture = plot(rows)
     if picture is not None:
