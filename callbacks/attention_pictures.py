@@ -13,7 +13,7 @@ from data.datamodule import ImageDataModule
 from infvit.attention import Attention, HydraAttention, LinearInfSA
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
-from infvit.measure.maps import attention_map
+from infvit.measure.attention.maps import attention_map
 from infvit.vit import VisionTransformer
 
 IMAGES = 8
@@ -31,7 +31,7 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 class AttentionPictures(Callback):
     """At the end of training writes `attention.png` into the run's folder and logs it to W&B as `attention`.
 
-    The maps are the last block's (`infvit.measure.maps`). Where there are none, or anything goes wrong, one line says
+    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one line says
     why and the run goes on.
     """
 

@@ -12,7 +12,7 @@ from callbacks import attention_pictures
 from callbacks.attention_pictures import drawn
 from infvit.attention import ATTENTIONS
 from infvit.errors import UsageError
-from infvit.measure.maps import attention_map
+from infvit.measure.attention.maps import attention_map
 from infvit.vit import VisionTransformer
 
 QUICK = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]

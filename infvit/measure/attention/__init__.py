@@ -1,0 +1,1 @@
+"""What the tokens mean: maps of centrality, their quality, and the claims about them."""
