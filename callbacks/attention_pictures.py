@@ -31,8 +31,8 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 class AttentionPictures(Callback):
     """At the end of training writes `attention.png` into the run's folder and logs it to W&B as `attention`.
 
-    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one line says
-    why and the run goes on.
+    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one
+    line says why and the run goes on.
     """
 
     def __init__(self, folder: str) -> None:
