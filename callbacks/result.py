@@ -29,7 +29,7 @@ from infvit.measure.machine import hardware, versions
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 
-VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "~")
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "~")
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
 
 

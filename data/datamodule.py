@@ -2,18 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from data.arrays import HeldOut
 from data.beton import BetonSettings
 from data.ffcv_loader import FFCVReader
 from data.order import EpochOrder
+from data.progressive import GrowingBatches, Ramp
 from data.source import Source, Split
 from data.torch_loader import TorchReader
 from data.view import View
@@ -43,6 +46,7 @@ class ImageDataModule(LightningDataModule):
         augment: uint8 images (B, 3, h, w) → the same, on the device, in training.
         erasing: normalised images → the same, likewise.
         repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
+        progressive: sides of the training images that grow with the epochs; None for the view's in all.
         validation_fraction: share of the training images to validate with instead of the source's validation images,
             which are then out of reach: for searching a recipe. There is no test in such a run.
     """
@@ -66,6 +70,7 @@ class ImageDataModule(LightningDataModule):
         augment: Transform | None = None,
         erasing: Transform | None = None,
         repeats: int = 1,
+        progressive: Ramp | None = None,
         validation_fraction: float = 0.0,
     ) -> None:
         super().__init__()
@@ -79,7 +84,9 @@ class ImageDataModule(LightningDataModule):
         self.cache_dir, self.seed = Path(cache_dir).expanduser().resolve(), seed
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.beton = beton or BetonSettings()
-        self.augment, self.erasing, self.repeats = augment, erasing, repeats
+        self.augment, self.erasing, self.repeats, self.progressive = augment, erasing, repeats, progressive
+        if progressive is not None:
+            progressive.side(0, view.size)
         self.classes, self.num_classes = source.classes, len(source.classes)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
@@ -102,17 +109,27 @@ class ImageDataModule(LightningDataModule):
         for split in ("train", "val"):
             self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 
-    def train_dataloader(self) -> Iterable[Batch]:
-        trainer = self.trainer
-        assert trainer is not None
+    def per_device(self, trainer: Trainer) -> int:
+        """Images in one batch of one device; UsageError if the global batch does not divide."""
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.batch_size % parts:
             raise UsageError(
                 f"recipe.batch_size={self.batch_size} does not divide over {trainer.world_size} devices × "
                 f"{trainer.accumulate_grad_batches} accumulated batches: give a multiple of {parts}"
             )
-        order = self._order(len(self.source.split("train")), shuffle=True)
-        return self._loader(self.reader, "train", self.view, order, self.batch_size // parts)
+        return self.batch_size // parts
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        assert self.trainer is not None
+        batch_size, order = self.per_device(self.trainer), self._order(self.train_size, shuffle=True)
+
+        def at(side: int) -> Iterable[Batch]:
+            return self._loader(self.reader, "train", replace(self.view, size=side), order, batch_size)
+
+        if self.progressive is None:
+            return at(self.view.size)
+        side = partial(self.progressive.side, full=self.view.size)
+        return GrowingBatches(at, side, order, len(order) // batch_size)
 
     def val_dataloader(self) -> Iterable[Batch]:
         order = self._order(self.val_size, shuffle=False)

@@ -1,0 +1,91 @@
+"""Images that grow: the side of every epoch, with both loaders, evaluation at the full one, and after a resumption."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from data.datamodule import ImageDataModule
+from data.digits import Digits
+from data.progressive import Ramp
+from data.torch_loader import TorchReader
+from data.view import View
+from infvit.errors import UsageError
+
+
+def ffcv_resolution(epoch: int) -> int:
+    """The side in FFCV's ResNet-50 of 88 epochs, as its script computes it, at a patch of 16 and up to 224 pixels."""
+    return int(np.round(np.interp([epoch], [65, 76], [160, 224])[0] / 16)) * 16
+
+
+def test_sides_are_ffcvs_multiples_of_the_patch_and_full_at_the_end():
+    ramp = Ramp(start=160, begin=65 / 88, end=76 / 88, epochs=88, multiple=16)
+    sides = [ramp.side(epoch, 224) for epoch in range(88)]
+    assert sides == [ffcv_resolution(epoch) for epoch in range(88)]
+    assert sorted(set(sides)) == [160, 176, 192, 208, 224]
+    assert ramp.pixels(224) == pytest.approx(np.mean(np.square(sides)) / 224**2)
+    assert [Ramp(4, 0.5, 0.5, 4, 2).side(epoch, 8) for epoch in range(4)] == [4, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("start", "begin", "end", "says"),
+    [
+        (150, 0, 0.8, "start=150 is not a multiple of the patch size 16: use 144 or 160"),
+        (160, 0.8, 0.7, "expected 0 ≤ begin ≤ end ≤ 0.9"),
+        (160, 0, 0.95, "the last of 10 epochs trains at the full side"),
+    ],
+)
+def test_a_ramp_that_is_none_is_refused(start, begin, end, says):
+    with pytest.raises(UsageError, match=says):
+        Ramp(start, begin, end, epochs=10, multiple=16)
+
+
+class Sides(LightningModule):
+    """Notes the sides of the images of every step, by epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.trained, self.validated = torch.nn.Parameter(torch.zeros(1)), {}, {}
+
+    def training_step(self, batch, *_):
+        self.trained.setdefault(self.current_epoch, []).append(tuple(batch[0].shape))
+        return self.weight.sum()
+
+    def validation_step(self, batch, *_):
+        self.validated.setdefault(self.current_epoch, set()).add(batch[0].shape[-1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fitted(reader, cache, ramp, epochs, checkpoint=None, workers=0):
+    settings = {"workers": workers, "progressive": ramp}
+    data = ImageDataModule("d", Digits(), reader, View(8, 1.0), 128, str(cache), 0, [0.5] * 3, [0.5] * 3, **settings)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=epochs, enable_checkpointing=False, use_distributed_sampler=False, **quiet)
+    module = Sides()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    return trainer, module
+
+
+GROWING = ("torch", Ramp(start=4, begin=0.25, end=0.75, epochs=4, multiple=2), [4, 4, 6, 8])
+AT_ONCE = ("ffcv", Ramp(start=4, begin=0.5, end=0.5, epochs=2, multiple=2), [4, 8])  # FFCV compiles for each side
+
+
+@pytest.mark.parametrize(("loader", "ramp", "sides"), [GROWING, AT_ONCE])
+def test_each_epoch_has_its_side_also_after_a_resumption_and_evaluation_the_full_one(loader, ramp, sides, tmp_path):
+    reader = TorchReader()
+    if loader == "ffcv":
+        pytest.importorskip("ffcv")
+        from data.ffcv_loader import FFCVReader
+
+        reader = FFCVReader()
+    epochs, middle = range(len(sides)), len(sides) // 2
+    trainer, module = fitted(reader, tmp_path, ramp, middle)
+    trainer.save_checkpoint(tmp_path / "middle.ckpt")
+    _, resumed = fitted(reader, tmp_path, ramp, len(sides), tmp_path / "middle.ckpt", workers=1)
+    assert list(module.trained) == list(epochs[:middle])
+    assert list(resumed.trained) == list(epochs[middle:])
+    for epoch, shapes in (module.trained | resumed.trained).items():
+        assert shapes == [(128, 3, sides[epoch], sides[epoch])] * 11
+    assert module.validated | resumed.validated == {epoch: {8} for epoch in epochs}
