@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint
-from callbacks.devices import check_devices, workers_of_this_job
+from callbacks.devices import check_batch, check_devices, workers_of_this_job
+from callbacks.dry_run import rehearse
 from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
 from callbacks.sweep import score
@@ -33,22 +34,32 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     return data, Classifier(net, data.num_classes, **{name: recipe[name] for name in settings})
 
 
+def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier, str | None]:
+    """The data, the model and the checkpoint to go on from, on a machine that has what is asked for."""
+    check_devices(cfg.trainer)
+    seed_run(cfg.seed)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    data, module = build(cfg)
+    return data, module, matching_checkpoint(cfg.resume, module)
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @failures.sweep_goes_on
 def train(cfg: DictConfig) -> float | None:
     """One run; returns its top-1, which sweepers may maximise."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.dry_run:
+        with workers_of_this_job():
+            data, module, _ = start(cfg)
+            return rehearse(cfg, data, module, run_dir)
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
-        check_devices(cfg.trainer)
-        seed_run(cfg.seed)
-        if cfg.threads:
-            torch.set_num_threads(cfg.threads)
-        data, module = build(cfg)
+        data, module, checkpoint = start(cfg)
         record.describe(module, data)
-        checkpoint = matching_checkpoint(cfg.resume, module)
         watchers = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
         trainer = instantiate(cfg.trainer, callbacks=[*watchers, record], logger=loggers)
+        check_batch(trainer, module, data)
         record.announce(module)
         for logger in loggers:
             logger.log_hyperparams(resolvers.plain(cfg))

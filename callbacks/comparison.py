@@ -23,6 +23,8 @@ class CompareAtEnd(Callback):
             print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if config.get("dry_run"):
+            return
         sweep = Path(config.hydra.sweep.dir)
         comparison = write_comparison([sweep], sweep)
         print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md, .csv, .tex)")

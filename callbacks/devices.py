@@ -9,9 +9,12 @@ from typing import Any, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig, read_write
 
+from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
+from infvit.module import Classifier
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
 
@@ -39,6 +42,19 @@ def _count(devices: Any) -> int:
     if isinstance(devices, int | str):
         return max(int(devices), 0)
     return len(devices)
+
+
+def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> None:
+    """Raises UsageError if the recipe's batch does not divide over the devices, or leaves Mixup an odd one.
+
+    To be called before the run starts: its first work may be to write a data set to disk for hours.
+    """
+    share = data.per_device(trainer)
+    if module.mixup is not None and share % 2:
+        raise UsageError(
+            f"recipe.batch_size={data.batch_size} leaves each device batches of {share}, and recipe.mixup mixes pairs: "
+            f"give a multiple of {2 * data.batch_size // share}"
+        )
 
 
 @contextlib.contextmanager

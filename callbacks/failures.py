@@ -27,6 +27,7 @@ WANTS_TRACEBACK = "INFVIT_FULL_ERROR"
 
 NOISE = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning on torch's pytree
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # torchmetrics sums over processes by itself
     r"The dirpath has changed",  # a resumed run writes its checkpoints into its own folder, as meant
     r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
 )

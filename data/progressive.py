@@ -5,13 +5,10 @@ After FFCV's ResNet-50 (github.com/libffcv/ffcv-imagenet), which trains at 160 p
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from data.order import EpochOrder
 from infvit.errors import UsageError
-
-Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -71,15 +68,15 @@ class GrowingBatches:
     batch_sampler = None  # Lightning asks for it wherever it finds a `sampler`
 
     def __init__(
-        self, loader: Callable[[int], Iterable[Batch]], side: Callable[[int], int], order: EpochOrder, batches: int
+        self, loader: Callable[[int], Iterable[Any]], side: Callable[[int], int], order: EpochOrder, batches: int
     ) -> None:
         self.loader, self.side, self.sampler, self.batches = loader, side, order, batches
-        self.current: tuple[int, Iterable[Batch]] | None = None
+        self.current: tuple[int, Iterable[Any]] | None = None
 
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         side = self.side(self.sampler.epoch)
         if self.current is None or self.current[0] != side:
             self.current = None  # the processes of the one before end first

@@ -38,6 +38,17 @@ def complaint(outcome):
         (["size.image_size=9"], ["9", "patch size 2", "8 or 10"]),
         (["data.num_classes=7"], ["num_classes", "7"]),
         (["recipe.batch_size=5000"], ["5000", "1437"]),
+        (["recipe.batch_size=33", "trainer=ddp_cpu"], ["33", "2 devices × 1 accumulated", "multiple of 2"]),
+        (["recipe.batch_size=33", "trainer.accumulate_grad_batches=2"], ["33", "2 accumulated", "multiple of 2"]),
+        (
+            ["recipe.batch_size=33", "recipe.mixup={_target_: timm.data.Mixup, _partial_: true}"],
+            ["33", "multiple of 2"],
+        ),
+        (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),
+        (
+            ["+progressive=from160", "recipe.progressive.begin=0", "recipe.progressive.end=0"],
+            ["recipe.progressive.start=160", "size.image_size=8"],
+        ),
         (["recipe.batch_sizes=5"], ["batch_sizes"]),
         (["trainer.devices=8"], ["trainer.devices=8", "found 0"]),
         (["trainer.accelerator=gpu"], ["GPU", "found 0"]),
@@ -55,9 +66,12 @@ def test_one_line(cli, arguments, says):
         assert words in line
 
 
-def test_without_imagenet_the_paper_run_says_where_it_looked_and_what_else_there_is(cli, monkeypatch, tmp_path):
+@pytest.mark.parametrize("arguments", [[], ["data=imagenet", "+dry_run=true"]])
+def test_without_imagenet_the_paper_run_says_where_it_looked_and_what_else_there_is(
+    cli, monkeypatch, tmp_path, arguments
+):
     monkeypatch.setenv("IMAGENET_DIR", str(tmp_path / "not_here"))
-    line = complaint(cli("train"))
+    line = complaint(cli("train", *arguments))
     for words in (str(tmp_path / "not_here"), "train/", "data.root=", "experiment=digits"):
         assert words in line
 

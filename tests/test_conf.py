@@ -143,6 +143,22 @@ def test_the_default_is_the_papers_run():
     assert (recipe.mixup.mixup_alpha, recipe.mixup.cutmix_alpha, recipe.mixup.switch_prob) == (0.8, 1.0, 0.5)
 
 
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_no_recipe_smooths_twice_and_all_say_the_same_things(recipe):
+    cfg = composed(f"recipe={recipe}").recipe
+    if cfg.mixup is not None:
+        assert instantiate(cfg.mixup)(num_classes=10).label_smoothing == 0  # timm's default is 0.1; the loss smooths
+    assert set(cfg) | {"progressive"} == set(composed("recipe=deit").recipe)
+
+
+def test_progressive_resolution_is_off_by_default_and_part_of_the_recipe():
+    cfg, growing = composed(), composed("+progressive=from160")
+    assert cfg.data.module.progressive is None
+    assert recipe_hash(cfg.recipe) != recipe_hash(growing.recipe)
+    ramp = instantiate(growing.data.module.progressive)
+    assert [ramp.side(epoch, 224) for epoch in (0, 222, 240, 258, 299)] == [160, 160, 192, 224, 224]
+
+
 def test_no_model_touches_the_recipe():
     """ "Same recipe" is one file: composing with another model leaves it as it was, to the last value."""
     recipes = {recipe_hash(composed(f"model={model}").recipe) for model in options("model")}
