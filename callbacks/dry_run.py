@@ -1,6 +1,7 @@
 """A dry run: three real steps of a run, and from them what all of it will take. `python train.py ... +dry_run=true`."""
 
 import shutil
+import statistics
 import tempfile
 import textwrap
 import time
@@ -39,7 +40,7 @@ class Rehearsal(Callback):
     """Stops the run after `STEPS` steps, timing each, and weighs what it holds and would keep.
 
     Attributes:
-        first, step: seconds of the first step, and of the ones behind it on average; of the slowest process.
+        steps: seconds of each step, in the slowest process.
         loaded: images/s that all processes read when they do nothing else.
         memory: bytes that the largest process has held; on CUDA `device_memory` is what torch took of the device.
         checkpoint: bytes of a checkpoint, written into `folder` and removed.
@@ -52,7 +53,8 @@ class Rehearsal(Callback):
         self.folder = folder
         self.seconds = [0.0]
         self.since = 0.0
-        self.first = self.step = self.loaded = 0.0
+        self.steps: list[float] = []
+        self.loaded = 0.0
         self.memory = self.device_memory = self.checkpoint = self.written = self.batches = self.side = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,16 +76,12 @@ class Rehearsal(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         memory = float(peak_memory())
         device_memory = float(torch.cuda.max_memory_reserved()) if pl_module.device.type == "cuda" else 0.0
-        steps = self.seconds[: trainer.global_step]
-        later = steps[1:] or steps
         files = [getattr(loader, "path", None) for loader in (trainer.train_dataloader, trainer.val_dataloaders)]
         self.written = sum(path.stat().st_size for path in files if path)
         self.batches = int(trainer.num_training_batches)
-        mine = [steps[0], sum(later) / len(later), _seconds_an_image(trainer.train_dataloader), memory, device_memory]
-        slowest = trainer.strategy.reduce(
-            torch.tensor(mine, dtype=torch.float64, device=pl_module.device), reduce_op="max"
-        )
-        self.first, self.step, an_image, memory, device_memory = slowest.tolist()
+        an_image, steps = _seconds_an_image(trainer.train_dataloader), self.seconds[: trainer.global_step]
+        mine = torch.tensor([an_image, memory, device_memory, *steps], dtype=torch.float64, device=pl_module.device)
+        an_image, memory, device_memory, *self.steps = trainer.strategy.reduce(mine, reduce_op="max").tolist()
         self.loaded, self.memory, self.device_memory = trainer.world_size / an_image, int(memory), int(device_memory)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             path = Path(folder, "weighed.ckpt")
@@ -133,7 +131,8 @@ def rows(
     size, devices, parts = done.side, trainer.world_size, trainer.accumulate_grad_batches
     counted, steps, epochs = cost(module.net, size), done.batches // parts, int(trainer.max_epochs or 0)
     images = steps * data.batch_size
-    trained = data.batch_size / done.step
+    first, *timed = done.steps
+    trained = data.batch_size / statistics.fmean(timed or done.steps)
     rate = min(trained, done.loaded)
     validated = min(trained * counted.flops_training / counted.flops_forward, done.loaded)
     validation = epochs * data.val_size / validated
@@ -156,14 +155,17 @@ def rows(
     yield "", f"{data.val_size:,} to validate with after each epoch"
     yield "steps", f"{steps:,} an epoch, {steps * epochs:,} in all"
     yield "images", f"{images:,} an epoch, {images * epochs:,} in all"
+    if data.repeats > 1:
+        yield "", f"each epoch {images // data.repeats:,} different ones, {data.repeats} times each"
     if ramp is not None:
         share = f"{100 * ramp.pixels(size):.0f}%"
         yield "", f"from {ramp.start} to {size} px: {share} of the pixels that the time is for"
-    yield "speed", f"{_three(trained)} images/s: {_three(done.step)} s a step, {_three(done.first)} s the first"
+    by = f"by steps of {' and '.join(map(_three, timed))} s" if timed else "by the one step that there is"
+    yield "speed", f"{_three(trained)} images/s {by}, behind a first of {_three(first)} s"
     slower = "the bottleneck" if done.loaded < trained else "no bottleneck"
     yield "loader", f"{_three(done.loaded)} images/s alone ({data.loader_name}): {slower}"
     yield "time", f"about {duration(seconds)}, {duration(validation)} of it for validation"
-    yield "", f"{_three(seconds * devices / 3600)} device-hours"
+    yield "", f"{_three(seconds * devices / 3600)} device-hours, without the test at the end"
     has = torch.cuda.get_device_properties(module.device).total_memory if on_cuda else 0
     on_device = f"{amount(done.device_memory)}B of {amount(has)}B on each device, " if on_cuda else ""
     yield "memory", f"{on_device}{amount(done.memory)}B in each process"
