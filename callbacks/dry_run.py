@@ -135,7 +135,8 @@ def rows(
     trained = data.batch_size / statistics.fmean(timed or done.steps)
     rate = min(trained, done.loaded)
     validated = min(trained * counted.flops_training / counted.flops_forward, done.loaded)
-    validation = epochs * data.val_size / validated
+    validations = epochs // (trainer.check_val_every_n_epoch or 1)
+    validation = validations * data.val_size / validated
     seconds = epochs * images / rate + validation
     accumulated = f"{parts} accumulated × " if parts > 1 else ""
     on_cuda = module.device.type == "cuda"
@@ -150,9 +151,9 @@ def rows(
         "batch",
         f"{data.batch_size:,} = {devices} × {device} × {accumulated}{data.per_device(trainer):,}, {trainer.precision}",
     )
-    yield "rate", f"{module.lr:.3g} ({module.base_lr:.3g} × {data.batch_size} / 512)"
+    yield "lr", f"{module.lr:.3g} ({module.base_lr:.3g} × {data.batch_size} / 512)"
     yield "data", f"{data.name}#{data.fingerprint}: {data.train_size:,} images, {data.num_classes:,} classes"
-    yield "", f"{data.val_size:,} to validate with after each epoch"
+    yield "", f"{data.val_size:,} to validate with, {validations} times"
     yield "steps", f"{steps:,} an epoch, {steps * epochs:,} in all"
     yield "images", f"{images:,} an epoch, {images * epochs:,} in all"
     if data.repeats > 1:
