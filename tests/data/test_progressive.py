@@ -1,5 +1,7 @@
 """Images that grow: the side of every epoch, with both loaders, evaluation at the full one, and after a resumption."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,18 @@ def test_each_epoch_has_its_side_also_after_a_resumption_and_evaluation_the_full
     for epoch, shapes in (module.trained | resumed.trained).items():
         assert shapes == [(128, 3, sides[epoch], sides[epoch])] * 11
     assert module.validated | resumed.validated == {epoch: {8} for epoch in epochs}
+
+
+def test_a_growing_run_is_another_recipe_says_so_and_is_evaluated_at_the_full_side(cli):
+    ramp = {"start": 4, "begin": 0.3, "end": 0.6}
+    grows = ["+progressive=from160", *(f"recipe.progressive.{name}={value}" for name, value in ramp.items())]
+    outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", "recipe.epochs=3", *grows)
+    assert outcome.code == 0, outcome.err
+    (folder,) = outcome.runs()
+    result = json.loads((folder / "result.json").read_text())
+    assert "progressive=from160" in result["variant"]
+    assert result["recipe_hash"] != "5ad88995"  # recipe=digits
+    assert result["metrics"]["test/top1"] == pytest.approx(result["metrics"]["val/top1"])
+    measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
+    assert measured.code == 0, measured.err
+    assert f"top-1 {100 * result['metrics']['test/top1']:.2f}%" in measured.out
