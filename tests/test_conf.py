@@ -141,6 +141,8 @@ def test_the_default_is_the_papers_run():
     assert (recipe.optimizer.weight_decay, recipe.min_lr, recipe.warmup_epochs) == (0.05, 1e-5, 5)
     assert (recipe.label_smoothing, recipe.drop_path, recipe.repeated_augmentation) == (0.1, 0.1, 3)
     assert (recipe.mixup.mixup_alpha, recipe.mixup.cutmix_alpha, recipe.mixup.switch_prob) == (0.8, 1.0, 0.5)
+    assert (recipe.augment.magnitude, recipe.augment.magnitude_std, recipe.erasing.probability) == (9, 0.5, 0.25)
+    assert (recipe.clip_grad, recipe.ema, recipe.progressive) == (None, None, None)
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
