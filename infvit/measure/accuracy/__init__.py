@@ -111,7 +111,7 @@ def _report(evaluations: list[_Evaluation], out: Path) -> None:
         subject, names = one.subject, one.subject.data.classes
         real = Real.of(one.records, subject.data.paths, names)
         found, of_classes = scores(one.records, real)
-        row = {"model": one.label} | subject.row | {"pipeline": one.pipeline, "images": len(one.records)}
+        row = {"name": one.label} | subject.row | {"pipeline": one.pipeline, "images": len(one.records)}
         for name in ("top1", "top5", "loss", "ece", "real_top1", "real_top5"):
             ends = found.get(name, (None, None, None))
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
@@ -143,12 +143,8 @@ def _differences(evaluations: list[_Evaluation]) -> list[dict[str, Any]]:
         same = one.subject.row["fingerprint"] == other.subject.row["fingerprint"]
         if same and (models or one.label == other.label):
             top1, differing = difference(other.records, one.records)
-            row: dict[str, Any] = {
-                "model": other.label,
-                "pipeline": other.pipeline,
-                "minus": one.label,
-                "minus_pipeline": one.pipeline,
-            }
+            row: dict[str, Any] = {"name": other.label, "pipeline": other.pipeline}
+            row |= {"minus": one.label, "minus_pipeline": one.pipeline}
             row |= {"images": len(one.records), "differing": differing}
             rows.append(row | {"top1": top1.value, "top1_low": top1.low, "top1_high": top1.high})
     return rows

@@ -12,7 +12,7 @@ from infvit.measure.accuracy.scores import Classes
 from infvit.measure.classes import in_words, is_imagenet
 
 WIDTH = 80
-COLUMN = 13
+COLUMN = 12
 COLUMNS = {
     "top1": ("top-1 %", 100, 2),
     "top5": ("top-5 %", 100, 2),
@@ -35,11 +35,11 @@ def scores(rows: Sequence[dict[str, Any]]) -> str:
         for name, (_, factor, decimals) in shown.items():
             value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
             known = value is not None
-            cells[0].append(f"{factor * value:.{decimals}f}" if known else "–")
-            cells[1].append(f"{factor * low:.{decimals}f}–{factor * high:.{decimals}f}" if known else "")
-        if len(row["model"]) > room:
-            lines.append(row["model"])
-        names = row["model"] if len(row["model"]) <= room else "", f"  {row['pipeline']}"
+            cells[0].append(_number(factor * value, decimals) if known else "–")
+            cells[1].append("–".join(_number(factor * end, decimals) for end in (low, high)) if known else "")
+        if len(row["name"]) > room:
+            lines.append(row["name"])
+        names = row["name"] if len(row["name"]) <= room else "", f"  {row['pipeline']}"
         for name, line in zip(names, cells, strict=True):
             lines.append((f"{name:<{room}}" + "".join(f"{cell:>{COLUMN}}" for cell in line)).rstrip())
     return "\n".join(lines)
@@ -49,10 +49,10 @@ def differences(rows: Sequence[dict[str, Any]]) -> str:
     """Two lines a row: what is compared, and by how many points top-1 differs."""
     lines = ["Differences in top-1, points, paired over the same images:"]
     for row in rows:
-        if row["model"] == row["minus"]:
-            lines.append(f"{row['model']}, {row['pipeline']} − {row['minus_pipeline']}")
+        if row["name"] == row["minus"]:
+            lines.append(f"{row['name']}, {row['pipeline']} − {row['minus_pipeline']}")
         else:
-            lines.append(f"{row['model']} − {row['minus']}, {row['pipeline']}")
+            lines.append(f"{row['name']} − {row['minus']}, {row['pipeline']}")
         value, low, high = (_signed(100 * row[name]) for name in ("top1", "top1_low", "top1_high"))
         of = f"{row['differing']:,} of {row['images']:,} predictions differ"
         lines.append(f"  {value} ({low} to {high}), {of}")
@@ -93,6 +93,13 @@ def about_real(row: dict[str, Any], names: Sequence[str]) -> str:
         return f"No ReaL labels on {row['data']}: they belong to files named ILSVRC2012_val_00000001.JPEG and so on."
     left = row["images"] - row["real_images"]
     return f"ReaL: on {row['real_images']:,} images of {row['data']}; {left:,} without such a label are left out."
+
+
+def _number(value: float, decimals: int) -> str:
+    """In at most five characters, so that both ends of an interval fit into a column: 99.50, 100.0, 9.125, 10.25."""
+    while len(text := f"{value:.{decimals}f}") > 5 and decimals:
+        decimals -= 1
+    return text
 
 
 def _signed(points: float) -> str:
