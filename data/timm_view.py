@@ -53,7 +53,10 @@ class TimmView(View):
 
 
 def as_published(name: str) -> dict[str, Any]:
-    """`view`, `mean` and `std` of a data module for timm's model `name`, as configuration."""
+    """`view`, `mean` and `std` of a data module for timm's model `name`, as configuration.
+
+    The size is that of its training; timm's own tables have some models at a larger one ("test_input_size").
+    """
     how = resolve_data_config(pretrained_cfg=published(name).to_dict())
     view = {"size": how["input_size"][-1], "crop_ratio": how["crop_pct"]}
     view |= {key: how[key] for key in ("interpolation", "crop_mode", "mean")}

@@ -13,8 +13,8 @@ import torch
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
+from infvit.classes import is_imagenet
 from infvit.errors import UsageError
-from infvit.measure.classes import is_imagenet
 
 
 def timm_model(name: str, num_classes: int, img_size: int, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:

@@ -10,13 +10,13 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from infvit.attention import LinearInfSA
+from infvit.classes import in_words
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
 from infvit.highres.stages import finite
 from infvit.highres.tokens import normalise
-from infvit.measure.classes import in_words
 from infvit.measure.subjects import Network, Subjects
 from infvit.vit import VisionTransformer
 

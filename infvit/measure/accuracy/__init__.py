@@ -131,6 +131,8 @@ def _report(evaluations: list[_Evaluation], out: Path) -> None:
     if differences:
         (out / "differences.json").write_text(json.dumps({"rows": differences} | how, indent=2) + "\n")
         print(table.differences(differences), "", sep="\n")
+    if len({row["fingerprint"] for row in rows}) > 1:
+        notes.append("Models measured on different images have no differences: data= gives all of them the same.")
     print(*classes, "", bootstrap.HOW, f"ECE: calibration error of the softmax, {BINS} bins.", sep="\n")
     print(*dict.fromkeys(filter(None, notes)), out / "accuracy.json", sep="\n")
 
@@ -146,5 +148,5 @@ def _differences(evaluations: list[_Evaluation]) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"name": other.label, "pipeline": other.pipeline}
             row |= {"minus": one.label, "minus_pipeline": one.pipeline}
             row |= {"images": len(one.records), "differing": differing}
-            rows.append(row | {"top1": top1.value, "top1_low": top1.low, "top1_high": top1.high})
+            rows.append(row | dict(zip(("top1", "top1_low", "top1_high"), top1, strict=True)))
     return rows

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from timm.data import RealLabelsImagenet
 
+from infvit.classes import is_imagenet
 from infvit.measure.accuracy.records import Records
-from infvit.measure.classes import is_imagenet
 
 
 class Real(NamedTuple):

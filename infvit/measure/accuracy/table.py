@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from infvit.classes import in_words, is_imagenet
 from infvit.measure.accuracy.scores import Classes
-from infvit.measure.classes import in_words, is_imagenet
 
 WIDTH = 80
 COLUMN = 12
