@@ -47,7 +47,7 @@ class TimmView(View):
             interpolation=self.interpolation,
             crop_pct=self.crop_ratio,
             crop_mode=self.crop_mode,
-            mean=self.mean,
+            mean=tuple(self.mean),
             use_prefetcher=True,  # bytes, which are normalised on the device
         )
 

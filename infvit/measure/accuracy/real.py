@@ -40,7 +40,7 @@ class Real(NamedTuple):
             return None
         pairs = zip(records.top5.tolist(), labels, strict=True)
         hits = np.array([[label in known for label in five] for five, known in pairs])
-        return cls(np.array([len(known) > 0 for known in labels]), hits[:, 0], hits.any(axis=1))
+        return cls(np.array([len(known) > 0 for known in labels]), hits[:, 0], np.any(hits, axis=1))
 
 
 @cache
