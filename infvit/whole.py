@@ -3,6 +3,7 @@
 import copy
 import difflib
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def pretrained(name: str, classes: Sequence[str], weights: str | None = None) ->
     try:
         net = timm.create_model(name, pretrained=True, num_classes=len(classes), pretrained_cfg_overlay=source)
     except Exception as error:  # what a file system, network, pickle, safetensors and torch raise
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
         if weights is not None:
             raise UsageError(f"{weights} holds no weights of {name} for {len(classes)} classes: {reason}") from error
         raise UsageError(
