@@ -36,7 +36,8 @@ class Trained(NamedTuple):
         readers: of them, by the names of the pipelines, "exact" (PIL) and "ffcv", to be called: UsageError where one is
             not installed.
         trainer: that tests on them.
-        row: what is measured, as a table's row begins: model, ckpt, weights, data, fingerprint, view, precision.
+        row: what is measured, as a table's row begins: model, ckpt, weights, data, fingerprint, view (of the exact
+            pipeline, in words), precision.
         run_dir: the folder of the run that wrote the checkpoint; None for a model of timm.
     """
 

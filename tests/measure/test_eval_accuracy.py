@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 
@@ -18,6 +19,7 @@ from timm.data import ImageNetInfo, RealLabelsImagenet
 
 import eval as script
 from callbacks import failures
+from callbacks.checkpoint import matching_classes
 
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
 QUICK = [
@@ -47,14 +49,19 @@ def evaluated(cli, *arguments):
 
 
 def test_checkpoints_are_one_table_with_their_differences_on_the_same_images(cli):
-    runs = [trained(cli, "experiment=digits", "model=vit", f"seed={seed}") for seed in (0, 1)]
-    paths = [path for path, _ in runs]
-    out, folder, rows, differences = evaluated(cli, f"ckpt=[{paths[0]},{paths[1]}]")
-    names = [path.parents[1].name for path in paths]  # the model's is not enough
+    path, result = trained(cli, "experiment=digits", "model=vit")
+    run = path.parents[1]
+    other = shutil.copytree(run, run.with_name("other")) / "checkpoints" / "last.ckpt"
+    content = torch.load(other, weights_only=True)
+    content["state_dict"]["net.head.weight"] += 0.1 * torch.randn(10, 64, generator=torch.manual_seed(0))
+    torch.save(content, other)
+    out, folder, rows, differences = evaluated(cli, f"ckpt=[{path},{other}]")
+    names = [run.name, "other"]  # the model's is not enough
     assert [(row["name"], row["model"]) for row in rows] == [(name, "vit") for name in names]
-    for row, (_, result) in zip(rows, runs, strict=True):
-        for metric in ("top1", "top5", "loss"):  # which torchmetrics made
-            assert row[metric] == pytest.approx(result["metrics"][f"test/{metric}"], abs=1e-6)
+    for metric in ("top1", "top5", "loss"):  # which torchmetrics made
+        assert rows[0][metric] == pytest.approx(result["metrics"][f"test/{metric}"], abs=1e-6)
+    for row in rows:
+        for metric in ("top1", "top5", "loss"):
             assert row[f"{metric}_low"] <= row[metric] <= row[f"{metric}_high"]
         records = np.load(folder / f"{row['name']}.exact.npz")
         assert records["index"].tolist() == list(range(360))
@@ -73,7 +80,7 @@ def test_checkpoints_are_one_table_with_their_differences_on_the_same_images(cli
     assert max(len(line) for line in table if not line.startswith("/")) <= 80
 
     pytest.importorskip("ffcv")
-    out, _, rows, ((difference,)) = evaluated(cli, f"ckpt={paths[0]}", "pipeline=both")
+    out, _, rows, ((difference,)) = evaluated(cli, f"ckpt={path}", "pipeline=both")
     assert [(row["name"], row["pipeline"]) for row in rows] == [("vit", "exact"), ("vit", "ffcv")]
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=1e-6)  # 8 × 8 pixels, which neither resamples
     assert (difference["pipeline"], difference["minus_pipeline"], difference["differing"]) == ("ffcv", "exact", 0)
@@ -224,3 +231,13 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
     content["state_dict"]["net.head.bias"][3] = torch.nan
     torch.save(content, ckpt)
     assert "vit gives no finite logits for 360 of 360 images" in complaint(cli("eval", f"ckpt={ckpt}"))
+
+
+def test_classes_of_other_names_are_told_and_taken_in_order(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
+    matching_classes(path, ["cat", "dog"], "mine")
+    with pytest.warns(
+        UserWarning, match=r"classes 2 \(cat, dog, ...\), mine has 2 \(dog, cat, ...\): they are taken in o"
+    ):
+        matching_classes(path, ["dog", "cat"], "mine")

@@ -131,6 +131,8 @@ def _report(evaluations: list[_Evaluation], out: Path) -> None:
     if differences:
         (out / "differences.json").write_text(json.dumps({"rows": differences} | how, indent=2) + "\n")
         print(table.differences(differences), "", sep="\n")
+    if "ffcv" in {row["pipeline"] for row in rows}:
+        notes.append("ffcv resizes with OpenCV's area filter: report the numbers of exact.")
     if len({row["fingerprint"] for row in rows}) > 1:
         notes.append("Models measured on different images have no differences: data= gives all of them the same.")
     print(*classes, "", bootstrap.HOW, f"ECE: calibration error of the softmax, {BINS} bins.", sep="\n")
