@@ -12,18 +12,27 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
 from callbacks import failures
-from callbacks.checkpoint import matching_checkpoint, read_checkpoint, run_of
-from callbacks.devices import check_devices
+from callbacks.checkpoint import matching_checkpoint, matching_classes, read_checkpoint, run_of
+from callbacks.devices import check_devices, workers_of_this_job
 from callbacks.measurement import log_measurement
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
+from data.datamodule import ImageDataModule
+from data.ffcv_loader import FFCVReader
+from data.timm_view import as_published
+from data.torch_loader import TorchReader
 from infvit.errors import UsageError
 from infvit.measure.subjects import Network, Trained
+from infvit.whole import pretrained
 from train import build
+
+EXACT = {"_target_": "data.torch_loader.TorchReader"}
+"""Reads the images themselves: a machine without FFCV measures what was trained with it."""
 
 
 class Subjects:
@@ -55,19 +64,35 @@ class Subjects:
 
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
-        check_devices(self.cfg.trainer)
         run_dir, run = run_of(checkpoint)
-        run.trainer = self.cfg.trainer
         if self.cfg.get("data"):
             run.data = self.cfg.data
-        # The exact pipeline reads the images themselves: a machine without FFCV measures what was trained with it.
-        run.data.loader = {"_target_": "data.torch_loader.TorchReader"}
+        run.data.loader = EXACT
         data, module = build(run)
+        matching_classes(checkpoint, data.classes, data.name)
         matching_checkpoint(checkpoint, module)
         module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
+        return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
+
+    def pretrained(self, name: str, weights: str | None) -> Trained:
+        """timm's model on the data that `data=` names, which it sees as its published configuration says."""
+        if not self.cfg.get("data"):
+            raise UsageError(f"model.name={name} brings no data: say which, e.g. data=imagenet data.root=DIR")
+        run = hydra.compose("train", ["model=timm"])  # whatever a data set asks of a recipe
+        run.data = self.cfg.data
+        run.data.loader = EXACT
+        run.data.module.update(as_published(name))
+        data = instantiate(run.data.module, batch_size=1, _convert_="all")
+        row = {"model": name, "ckpt": None, "weights": weights or "as published"}
+        return self._tested(pretrained(name, data.classes, weights), data, run, row)
+
+    def _tested(self, net: nn.Module, data: ImageDataModule, run: DictConfig, row: dict[str, Any]) -> Trained:
+        check_devices(self.cfg.trainer)
+        run.trainer = self.cfg.trainer
         trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
-        row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
-        return Trained(module, data, trainer, row | {"images": data.val_size}, run_dir)
+        row |= {"data": data.name, "fingerprint": data.fingerprint, "view": data.seen, "precision": trainer.precision}
+        return Trained(net, data, {"exact": TorchReader, "ffcv": FFCVReader}, trainer, row)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -78,8 +103,9 @@ def evaluate(cfg: DictConfig) -> Any:
         torch.set_num_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)
-    figure = measure(Subjects(cfg), out)
-    if cfg.wandb:
+    with workers_of_this_job():
+        figure = measure(Subjects(cfg), out)
+    if cfg.wandb and rank_zero_only.rank == 0:
         log_measurement(cfg, out)
     return figure
 

@@ -1,5 +1,7 @@
 """Is a checkpoint whole, and is it one of this model?"""
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,3 +51,15 @@ def matching_checkpoint(path: str | None, module: LightningModule) -> str | None
                 "give the model=, size= and data= that it was trained with"
             )
     return str(path)
+
+
+def matching_classes(path: str, classes: Sequence[str], data: str) -> None:
+    """Raises UsageError if the checkpoint tells another number of classes apart; says so if they have other names."""
+    theirs = read_checkpoint(path).get("ImageDataModule", {}).get("classes") or classes
+    ours, named = (f"{len(known):,} ({', '.join(known[:3])}, ...)" for known in (theirs, classes))
+    if len(theirs) != len(classes):
+        raise UsageError(f"{path} tells {ours} classes apart, data={data} has {named}: give data of the same classes")
+    if list(theirs) != list(classes):
+        warnings.warn(
+            f"{path} was trained on classes {ours}, {data} has {named}: they are taken in order", stacklevel=2
+        )

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.wandb_access import wandb_mode
 from conf.resolvers import plain
 
-NOT_ITS_OWN = ("measure", "trainer", "data")
+NOT_ITS_OWN = ("measure", "trainer", "data", "model")
 """Keys that repeat the others, or belong to a run that is measured."""
 
 

@@ -29,7 +29,8 @@ Transform = Callable[[Tensor], Tensor]
 class ImageDataModule(LightningDataModule):
     """Images of a source in batches, augmented and normalised on the device.
 
-    Training and validation use `loader`; testing always uses the exact pipeline of the torch loader (PIL, bicubic).
+    Training and validation use `loader`; testing uses the exact pipeline of the torch loader (PIL, bicubic), whatever
+    loader trains, unless `tested_by` says otherwise.
 
     Args:
         name: of the data set, for tables and file names.
@@ -79,6 +80,7 @@ class ImageDataModule(LightningDataModule):
         self.tests = not validation_fraction
         source = HeldOut(source, validation_fraction) if validation_fraction else source
         self.source, self.reader, self.view = source, loader, view
+        self.test_reader: FFCVReader | TorchReader = TorchReader()
         self.name, self.loader_name = name, loader.name
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.cache_dir, self.seed = Path(cache_dir).expanduser().resolve(), seed
@@ -96,6 +98,17 @@ class ImageDataModule(LightningDataModule):
                 f"give at most {self.train_size}"
             )
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """Of the validation images, in order, relative to the root of their tree; empty where they are no files."""
+        return getattr(self.source.split("val"), "paths", [])
+
+    @property
+    def seen(self) -> str:
+        """How the exact pipeline sees an image, in words."""
+        mean, std = (" ".join(f"{x:.4g}" for x in scale.flatten().tolist()) for scale in (self.mean, self.std))
+        return f"{self.view.evaluation()}, mean {mean}, std {std}"
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data: the names of the classes, for predictions without the data."""
         return {"classes": self.classes}
@@ -103,7 +116,8 @@ class ImageDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
         if self.trainer is not None and self.trainer.testing:
-            return  # the exact pipeline reads the images themselves
+            self.test_reader.prepare(self.source.split("val"), self.name, "val", self.cache_dir, self.beton)
+            return
         if not self.train_size:
             raise UsageError(f"data={self.name} has no images to train on: it is for eval.py, train on other data")
         for split in ("train", "val"):
@@ -135,10 +149,14 @@ class ImageDataModule(LightningDataModule):
         order = self._order(self.val_size, shuffle=False)
         return self._loader(self.reader, "val", self.view.evaluation(), order, self.eval_batch_size)
 
+    def tested_by(self, reader: FFCVReader | TorchReader) -> "ImageDataModule":
+        """Itself, testing with `reader` from now on."""
+        self.test_reader = reader
+        return self
+
     def test_dataloader(self) -> Iterable[Batch]:
-        """The exact pipeline, whatever loader trains."""
         order = self._order(self.val_size, shuffle=False)
-        return self._loader(TorchReader(), "val", self.view.evaluation(), order, self.eval_batch_size)
+        return self._loader(self.test_reader, "val", self.view.evaluation(), order, self.eval_batch_size)
 
     def examples(self, count: int) -> Tensor:
         """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""

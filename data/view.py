@@ -26,6 +26,9 @@ class View:
     crop_scale: tuple[float, float] | None = None
     flip: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.size} px, PIL bicubic, centre crop {self.crop_ratio}"
+
     def evaluation(self) -> "View":
         """The same without randomness."""
         return View(self.size, self.crop_ratio)

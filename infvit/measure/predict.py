@@ -7,10 +7,10 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from timm.data import ImageNetInfo
 from torch import Tensor
 
 from infvit.attention import LinearInfSA
+from infvit.classes import in_words
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
@@ -45,7 +45,7 @@ def predict(
     model = network.model
     if centrality and not _is_linear(model):
         raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
-    names = _names(network.classes)
+    names = in_words(network.classes)
     rows: list[dict[str, Any]] = []
     for file in files:
         opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)
@@ -98,13 +98,6 @@ def _dense(network: Network, image: Image) -> Tensor:
             finite(values, name)
     finite(logits, "the model")
     return logits
-
-
-def _names(classes: list[str]) -> list[str]:
-    """ImageNet's synsets in words, other names as they are."""
-    info = ImageNetInfo("imagenet-22k")
-    known = set(info.label_names())
-    return [f"{info.label_name_to_description(c)} ({c})" if c in known else c for c in classes]
 
 
 def _picture(weights: Tensor) -> Pillow.Image:

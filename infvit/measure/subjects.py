@@ -1,6 +1,6 @@
 """What a measurement is given to work on. `eval.py` supplies it; the library itself reads no configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -9,21 +9,44 @@ from lightning.pytorch import LightningDataModule, Trainer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from infvit.module import Classifier
+
+class ImagesToTest(Protocol):
+    """A data module whose test images are read by a reader of one's choice.
+
+    Attributes:
+        classes: their names, in order.
+        paths: of the test images, in order; empty where they are no files.
+    """
+
+    classes: list[str]
+
+    @property
+    def paths(self) -> Sequence[str]: ...
+
+    def tested_by(self, reader: Any) -> LightningDataModule:
+        """Itself, testing with `reader` from now on."""
 
 
 class Trained(NamedTuple):
-    """A run's model with the weights of a checkpoint, the images to measure it on, and a trainer that does it.
+    """A model with trained weights, the images to measure it on, and a trainer that does it.
 
-    `row` says what is measured, as a table's row begins: ckpt, model, data, fingerprint, images. `run_dir` is the
-    folder of the run that wrote the checkpoint.
+    Attributes:
+        net: images → logits (B, classes).
+        data: the images.
+        readers: of them, by the names of the pipelines, "exact" (PIL) and "ffcv", to be called: UsageError where one is
+            not installed.
+        trainer: that tests on them.
+        row: what is measured, as a table's row begins: model, ckpt, weights, data, fingerprint, view (of the exact
+            pipeline, in words), precision.
+        run_dir: the folder of the run that wrote the checkpoint; None for a model of timm.
     """
 
-    module: Classifier
-    data: LightningDataModule
+    net: nn.Module
+    data: ImagesToTest
+    readers: Mapping[str, Callable[[], Any]]
     trainer: Trainer
     row: dict[str, Any]
-    run_dir: Path
+    run_dir: Path | None = None
 
 
 class Network(NamedTuple):
@@ -62,3 +85,6 @@ class Subjects(Protocol):
 
     def trained(self, checkpoint: str) -> Trained:
         """The model of a run's checkpoint; UsageError if it is none."""
+
+    def pretrained(self, name: str, weights: str | None) -> Trained:
+        """timm's model with its published weights or those of a file; UsageError if there are none."""

@@ -1,0 +1,120 @@
+"""What an evaluation keeps of each image; every number, interval and difference comes from these records alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+
+from infvit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Records:
+    """One evaluation, a row for each image.
+
+    Attributes:
+        index: (n,) int64, ascending: the image's place in its set.
+        label: (n,) int32.
+        top5: (n, 5) int32: the five likeliest classes, the prediction first; of fewer classes all.
+        log_prob: (n,) float32: the log-softmax of the label, minus its cross-entropy.
+        confidence: (n,) float32: the softmax of the prediction.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    top5: np.ndarray
+    log_prob: np.ndarray
+    confidence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """(n,) int32: the likeliest class."""
+        return self.top5[:, 0]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) bool: whether the prediction is the label."""
+        return self.prediction == self.label
+
+    @property
+    def in_top5(self) -> np.ndarray:
+        """(n,) bool: whether the label is among the five likeliest classes."""
+        return (self.top5 == self.label[:, None]).any(1)
+
+    def write(self, path: Path) -> None:
+        """An .npz with an array for each attribute."""
+        np.savez_compressed(path, **vars(self))
+
+
+class _Recorder(LightningModule):
+    """Tests a network and keeps the records of this process's images, on the device until the end."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.batches: list[tuple[Tensor, ...]] = []
+        # With fewer images than processes some have none, and still take part.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+        images, labels = batch
+        log_probs = self.net(images).float().log_softmax(-1)
+        best = log_probs.topk(min(5, log_probs.shape[1]))
+        label = log_probs.gather(1, labels[:, None])[:, 0]
+        self.batches.append((labels.int(), best.indices.int(), label, best.values[:, 0].exp()))
+
+    def records(self, index: np.ndarray) -> Records:
+        """What was kept; `index` says which images they are, in the order of testing."""
+        if not self.batches:
+            nothing = np.empty(0, np.int32), np.empty((0, 0), np.int32), *(np.empty(0, np.float32) for _ in range(2))
+            return Records(np.empty(0, np.int64), *nothing)
+        found = [torch.cat(parts).cpu().numpy() for parts in zip(*self.batches, strict=True)]
+        return Records(index[: len(found[0])].astype(np.int64), *found)
+
+
+def record(net: nn.Module, data: LightningDataModule, trainer: Trainer, name: str) -> Records:
+    """The records of all images that `trainer` tests `net` on, each once, the same in every process.
+
+    Args:
+        net: images → logits (B, classes).
+        data: its test loader's `sampler` gives the indices of this process's images, `indices()`, in order.
+        trainer: of one process or several.
+        name: of the model, for messages.
+
+    Raises:
+        UsageError: no images, or logits that are not finite.
+    """
+    recorder = _Recorder(net)
+    trainer.test(recorder, datamodule=data, verbose=False)
+    loader: Any = trainer.test_dataloaders
+    mine = recorder.records(loader.sampler.indices())
+    parts: list[Any] = [mine]
+    if trainer.world_size > 1:
+        parts = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, mine)
+    together = _joined([part for part in parts if len(part)])
+    broken = int((~np.isfinite(together.log_prob)).sum())
+    if broken:
+        raise UsageError(
+            f"{name} gives no finite logits for {broken:,} of {len(together):,} images: its training diverged, or the "
+            f"precision is too low (trainer.precision={trainer.precision}, try 32-true)"
+        )
+    return together
+
+
+def _joined(parts: list[Records]) -> Records:
+    if not parts:
+        raise UsageError("there are no images to evaluate on: data= names an empty set")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    order = np.argsort(arrays["index"])
+    together = Records(**{name: array[order] for name, array in arrays.items()})
+    if (np.diff(together.index) == 0).any():
+        raise RuntimeError("an image was evaluated twice: the processes' shares of the images overlap")
+    return together
