@@ -13,7 +13,7 @@ from data.datamodule import ImageDataModule
 from infvit.attention import Attention, HydraAttention, LinearInfSA
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
-from infvit.measure.attention.maps import attention_map
+from infvit.measure.attention.maps import token_map
 from infvit.vit import VisionTransformer
 
 IMAGES = 8
@@ -31,8 +31,8 @@ HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 2
 class AttentionPictures(Callback):
     """At the end of training writes `attention.png` into the run's folder and logs it to W&B as `attention`.
 
-    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one line says
-    why and the run goes on.
+    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one
+    line says why and the run goes on.
     """
 
     def __init__(self, folder: str) -> None:
@@ -67,7 +67,7 @@ def _picture(module: LightningModule, data: ImageDataModule) -> Image.Image:
     training = net.training
     net.eval()
     try:
-        maps = torch.cat([attention_map(net, image[None]) for image in inputs]).cpu()
+        maps = torch.cat([token_map(net, image[None], "attention") for image in inputs]).cpu()
     finally:
         net.train(training)
     if not maps.isfinite().all():

@@ -12,7 +12,7 @@ from callbacks import attention_pictures
 from callbacks.attention_pictures import drawn
 from infvit.attention import ATTENTIONS
 from infvit.errors import UsageError
-from infvit.measure.attention.maps import attention_map
+from infvit.measure.attention.maps import token_map
 from infvit.vit import VisionTransformer
 
 QUICK = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
@@ -29,7 +29,7 @@ def model(attention: str, class_token: bool = True) -> VisionTransformer:
 @pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - {"xca", "none"}))
 def test_a_map_is_the_class_tokens_row_or_the_mean_of_all_patch_by_patch(attention, class_token):
     net, images = model(attention, class_token), torch.randn(2, 3, 8, 12)
-    maps = attention_map(net, images, block=0)
+    maps = token_map(net, images, "attention", block=0)
     assert maps.shape == (2, 4, 6)
     weights = net.blocks[0].attn.weights(net.features(images)["blocks.0.norm1"]).detach()
     assert (weights.min() < 0) == (attention in ("hydra", "linformer"))
@@ -46,8 +46,8 @@ def test_a_map_is_the_class_tokens_row_or_the_mean_of_all_patch_by_patch(attenti
                     else:
                         expected[row, column] += head[:, patch].abs().mean()
         torch.testing.assert_close(maps[b], expected / expected.sum())
-    assert not torch.equal(attention_map(net, images), maps)  # the last block's
-    torch.testing.assert_close(attention_map(net, images), attention_map(net, images, block=1))
+    assert not torch.equal(token_map(net, images, "attention"), maps)  # the last block's
+    torch.testing.assert_close(token_map(net, images, "attention"), token_map(net, images, "attention", block=1))
 
 
 def test_heads_that_are_off_give_an_empty_map_and_no_nan():
@@ -56,28 +56,28 @@ def test_heads_that_are_off_give_an_empty_map_and_no_nan():
         for part, value in ((0, 1.0), (1, -1.0)):
             rows = slice(16 * part, 16 * part + 16)
             net.blocks[1].attn.qkv.weight[rows], net.blocks[1].attn.qkv.bias[rows] = 0, value
-    maps = attention_map(net, torch.randn(2, 3, 8, 12))
+    maps = token_map(net, torch.randn(2, 3, 8, 12), "attention")
     assert (maps == 0).all()
     drawn(torch.zeros(2, 3, 8, 12, dtype=torch.uint8)[..., :8], maps)
 
 
 def test_a_compiled_model_gives_the_same_map():
     net, images = model("infsa"), torch.randn(2, 3, 8, 12)
-    maps = attention_map(net, images)
+    maps = token_map(net, images, "attention")
     net.compile(backend="eager")
     net(images)
-    torch.testing.assert_close(attention_map(net, images), maps)
+    torch.testing.assert_close(token_map(net, images, "attention"), maps)
 
 
 @pytest.mark.parametrize("attention", ["xca", "none"])
 def test_an_operator_without_weights_of_tokens_says_so(attention):
-    with pytest.raises(UsageError, match="weighs"):
-        attention_map(model(attention), torch.randn(1, 3, 8, 12))
+    with pytest.raises(UsageError, match="weights of tokens"):
+        token_map(model(attention), torch.randn(1, 3, 8, 12), "attention")
 
 
 def test_a_block_that_is_not_there():
     with pytest.raises(UsageError, match="block=2 is none of the model's 2: expected -2 to 1"):
-        attention_map(model("softmax"), torch.randn(1, 3, 8, 12), block=2)
+        token_map(model("softmax"), torch.randn(1, 3, 8, 12), "attention", block=2)
 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 96), (28, 112), (64, 128), (224, 144)])
@@ -124,7 +124,7 @@ def test_a_whole_model_of_timm_and_a_broken_drawing_leave_a_finished_run(cli, mo
     outcome = cli("train", *QUICK, *whole)
     assert outcome.code == 0, outcome.err
     assert "is a whole model, which says nothing of its weights" in outcome.out
-    monkeypatch.setattr(attention_pictures, "attention_map", lambda *_: 1 / 0)
+    monkeypatch.setattr(attention_pictures, "token_map", lambda *_: 1 / 0)
     outcome = cli("train", *QUICK, "logger=csv", "model=vit")
     assert outcome.code == 0, outcome.err
     assert "ZeroDivisionError" in outcome.out
