@@ -40,12 +40,12 @@ def predict(
     Raises:
         UsageError: if there is no image, one cannot be read or does not fit, or maps are asked of another attention.
     """
-    files = _files(Path(image))
+    files = image_files(Path(image))
     network = subjects.network(checkpoint)
     model = network.model
     if centrality and not _is_linear(model):
         raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
-    names = _names(network.classes)
+    names = class_names(network.classes)
     rows: list[dict[str, Any]] = []
     for file in files:
         opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)
@@ -71,7 +71,8 @@ def predict(
     print(out / "predictions.json")
 
 
-def _files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """The file, or the images in the folder and below it; UsageError if there are none."""
     if path.is_file():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
@@ -100,7 +101,7 @@ def _dense(network: Network, image: Image) -> Tensor:
     return logits
 
 
-def _names(classes: list[str]) -> list[str]:
+def class_names(classes: list[str]) -> list[str]:
     """ImageNet's synsets in words, other names as they are."""
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())
