@@ -23,7 +23,7 @@ CELL, GAP, GROUP_GAP = 72, 3, 9
 """Points: the width of a picture, the space between two, and between two models."""
 
 PIXELS = 288
-"""Of a picture's width: 288 an inch, where the figure is printed as wide as it is."""
+"""Of a picture's width at most: 288 an inch, where the figure is printed as wide as it is."""
 
 LETTER = 8
 """Points, as of a caption."""
@@ -70,8 +70,9 @@ def write_figure(
     shown = columns(networks, methods)
     height, width = images.shape[2:]
     tall = CELL * height / width
-    sharp = (PIXELS, round(PIXELS * height / width))
-    plain = [enlarged(picture(image), *sharp) for image in images]
+    # An image that has about as many pixels is left as it is.
+    across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
+    plain = [enlarged(picture(image), across, round(across * height / width)) for image in images]
     several = len(networks) > 1
     top = (2 if several else 1) * (LETTER + 4)
     rows = [top + i * (tall + GAP) for i in range(len(images))]
