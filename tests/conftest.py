@@ -10,6 +10,7 @@ import eval as eval_script
 import train as train_script
 from callbacks import failures
 from conf import resolvers
+from tests.chromium import running_browser
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
@@ -24,6 +25,13 @@ class Outcome:
     def runs(self) -> list[Path]:
         """The folders of the runs, oldest first."""
         return sorted(path.parent for path in self.folder.glob("runs/**/result.json"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, for the tests of pages (`tests.chromium`)."""
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

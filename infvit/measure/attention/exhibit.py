@@ -89,6 +89,8 @@ def normalised(network: Network, images: Tensor) -> Tensor:
 def columns(networks: Mapping[str, Network], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
     """The methods that each model is shown with: those asked for as far as it offers them, or all that it offers.
 
+    A model that offers none of them is left out.
+
     Raises:
         UsageError: if a method is unknown, or no model offers it.
     """
@@ -99,6 +101,5 @@ def columns(networks: Mapping[str, Network], methods: Sequence[str] | None = Non
         if not any(method in offer for offer in offers.values()):
             each = "; ".join(f"{name} offers {', '.join(offer)}" for name, offer in offers.items())
             raise UsageError(f"methods has {method}, which no model here offers: {each}")
-    return {
-        name: tuple(m for m in methods if m in offer) if methods else tuple(offer) for name, offer in offers.items()
-    }
+    kept = {name: tuple(m for m in methods or offer if m in offer) for name, offer in offers.items()}
+    return {name: shown for name, shown in kept.items() if shown}

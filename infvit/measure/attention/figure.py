@@ -73,7 +73,7 @@ def write_figure(
     # An image that has about as many pixels is left as it is.
     across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
     plain = [enlarged(picture(image), across, round(across * height / width)) for image in images]
-    several = len(networks) > 1
+    several = len(shown) > 1
     top = (2 if several else 1) * (LETTER + 4)
     rows = [top + i * (tall + GAP) for i in range(len(images))]
     x = float(LETTER + 4)
@@ -82,9 +82,9 @@ def write_figure(
     words.append(_words("image", x + CELL / 2, top - LETTER / 2 - 2, CELL))
     x += CELL + GROUP_GAP
     lines = []
-    for name, network in networks.items():
-        start = x
-        for method in shown[name]:
+    for name, offer in shown.items():
+        network, start = networks[name], x
+        for method in offer:
             maps = token_map(network.model, normalised(network, images), method, block=block).float().cpu()
             if not maps.isfinite().all():
                 raise UsageError(f"{name}: {method} is not finite, so there is nothing to draw: look at its weights")
@@ -95,7 +95,7 @@ def write_figure(
             words.append(_words(method.replace("_", " "), x + CELL / 2, top - LETTER / 2 - 2, CELL))
             x += CELL + GAP
         end = x - GAP
-        if several and shown[name]:
+        if several:
             words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, bold=True))
             lines.append(_line(start, end, LETTER + 3))
         x = end + GROUP_GAP

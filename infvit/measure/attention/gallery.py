@@ -78,19 +78,19 @@ def write_gallery(
     pictures = [_inlined(image) for image in images]
     models: list[dict[str, Any]] = []
     size = sum(map(len, pictures))
-    for name, network in networks.items():
-        models.append(_model(name, network, normalised(network, images), shown[name]))
+    for name, offer in shown.items():
+        models.append(_model(name, networks[name], normalised(networks[name], images), offer))
         size += models[-1].pop("bytes")
         if size > MOST_BYTES:
             raise UsageError(
                 f"{file} would be larger than {MOST_BYTES / 1e6:.0f} MB: give fewer images ({len(images)}), methods "
-                f"({max(map(len, shown.values()))}) or checkpoints ({len(networks)})"
+                f"({max(map(len, shown.values()))}) or checkpoints ({len(shown)})"
             )
     page = (
         environment(Path(__file__).parent)
         .get_template(TEMPLATE)
         .render(
-            title=f"What {_listed(list(networks))} {'looks' if len(networks) == 1 else 'look'} at",
+            title=f"What {_listed(list(shown))} {'looks' if len(shown) == 1 else 'look'} at",
             models=models,
             pictures=list(zip(names, pictures, strict=True)),
             aspect=f"{images.shape[3]} / {images.shape[2]}",
