@@ -1,9 +1,11 @@
 """What a gallery or a figure shows: the models of checkpoints, and the images that all of them see."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor
@@ -12,7 +14,7 @@ from infvit.errors import UsageError
 from infvit.highres.images import decode
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.predict import image_files
-from infvit.measure.subjects import Network, Subjects
+from infvit.measure.subjects import Network, Subjects, Trained
 
 WORDS = {
     "attention": "What the class token, or the mean of all patches without one, weighs the patches with.",
@@ -57,27 +59,40 @@ def exhibit(
     paths = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not paths or count < 1:
         raise UsageError(f"ckpt={paths} and images={count} show nothing: give a checkpoint and at least one image")
-    loaded = [subjects.network(path) for path in paths]
-    networks = dict(zip(_distinct([network.name for network in loaded], paths), loaded, strict=True))
-    sizes = {name: tuple(network.view(Pillow.new("RGB", (64, 64))).shape[1:]) for name, network in networks.items()}
-    if len(set(sizes.values())) > 1:
-        each = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())
-        raise UsageError(f"the models take images of different sizes ({each}): show them one by one")
     if image is None:
-        data: Any = subjects.trained(paths[0]).data
+        trained = subjects.trained(paths[0])
+        data: Any = trained.data
+        networks = _named([network_of(trained), *map(subjects.network, paths[1:])], paths)
         images = data.examples(count)
         return Exhibit(networks, images, [f"image {i}" for i in range(1, len(images) + 1)])
+    networks = _named([*map(subjects.network, paths)], paths)
     files = image_files(Path(image))[:count]
-    pixels = [Pillow.fromarray(decode(file, allow_huge).permute(1, 2, 0).numpy()) for file in files]
-    images = torch.stack([loaded[0].view(one) for one in pixels])
-    return Exhibit(networks, images, [file.name for file in files])
+    view = next(iter(networks.values())).view
+    pixels = [decode(file, allow_huge).permute(1, 2, 0).numpy() for file in files]
+    return Exhibit(
+        networks, torch.stack([view(Pillow.fromarray(one)) for one in pixels]), [file.name for file in files]
+    )
 
 
-def _distinct(names: list[str], checkpoints: list[str]) -> list[str]:
-    """The names, shared ones with the folder of their run, and a number if that is not enough."""
+def _named(loaded: list[Network], checkpoints: list[str]) -> dict[str, Network]:
+    """Each by its name, shared ones with the folder of their run too, and a number if that is not enough."""
+    names = [network.name for network in loaded]
     runs = [Path(path).absolute().parent.parent.name for path in checkpoints]
     told = [f"{name} ({run})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-    return [f"{name} {told[:i].count(name) + 1}" if told.count(name) > 1 else name for i, name in enumerate(told)]
+    told = [f"{name} {told[:i].count(name) + 1}" if told.count(name) > 1 else name for i, name in enumerate(told)]
+    sizes = [network.view(Pillow.new("RGB", (64, 64))).shape[1:] for network in loaded]
+    if len(set(sizes)) > 1:
+        each = ", ".join(f"{name} {size[0]} × {size[1]}" for name, size in zip(told, sizes, strict=True))
+        raise UsageError(f"the models take images of different sizes ({each}): show them one by one")
+    return dict(zip(told, loaded, strict=True))
+
+
+def network_of(trained: Trained) -> Network:
+    """A run's model as galleries show it, where its data are there already."""
+    data: Any = trained.data
+    view = partial(data.view.evaluation(), rng=np.random.default_rng())  # of which it draws nothing
+    mean, std = (values.flatten().tolist() for values in (data.mean, data.std))
+    return Network(trained.module.net.eval(), data.classes, mean, std, view, trained.row["model"])
 
 
 def normalised(network: Network, images: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def test_models_for_images_of_different_sizes_share_no_page():
             return network("softmax")._replace(view=lambda _: torch.zeros(3, int(checkpoint), 12, dtype=torch.uint8))
 
     with pytest.raises(UsageError, match=r"different sizes \(softmax \(.*\) 1 8 × 12, softmax \(.*\) 2 16 × 12\)"):
-        exhibit(TwoSizes(), ["8", "16"], 1)
+        exhibit(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")
 
 
 def test_every_method_is_explained():
