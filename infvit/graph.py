@@ -253,6 +253,11 @@ def linear_vs_perron(layer: Attention, x: Tensor, tolerance: float = 1e-6, max_i
     Ahat = _quadratic(layer, x)
     left = eigenvector_centrality(Ahat, "left", tolerance, max_iterations).vector
     right = eigenvector_centrality(Ahat, "right", tolerance, max_iterations).vector
+    return perron_cosine(a, left, right)
+
+
+def perron_cosine(a: Tensor, left: Tensor, right: Tensor) -> PerronCosine:
+    """The cosine of weights a with Perron vectors, each (B, H, N); 0 for a head that is off."""
     # The cosine knows no scale, but its squares do: weights of 1e-30 would look like a head that is off.
     peak = a.amax(-1, keepdim=True)
     a = a / torch.where(peak == 0, 1, peak)
