@@ -186,21 +186,11 @@ def eigenvector_centrality(
     A = A if side == "right" else A.mT
     with without_autocast(A):
         with torch.no_grad():
-            v = A.new_full((*A.shape[:-1], 1), 1 / A.shape[-1])
-            Av, eigenvalue, residual = _residual(A, v)
-            for _ in range(max_iterations):
-                # Done matrices stand still, so that the batch they are in does not change them. NaN is done.
-                going = residual > tolerance
-                if not going.any():
-                    break
-                v = torch.where(going, Av / eigenvalue + v / 2, v)
-                v = v / v.sum(-2, keepdim=True)
-                Av, eigenvalue, residual = _residual(A, v)
-            else:
-                if (residual > tolerance).any():
-                    warnings.warn(
-                        "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
-                    )
+            v, eigenvalue, residual = _iterated(A, tolerance, max_iterations)
+            if (residual > tolerance).any():
+                warnings.warn(
+                    "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
+                )
             v = torch.where(eigenvalue.isfinite(), v, torch.nan)
         if torch.is_grad_enabled() and A.requires_grad:
             v, eigenvalue = _implicit(A, v, eigenvalue, tolerance)
@@ -322,6 +312,33 @@ def _residual(A: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     eigenvalue = Av.sum(-2, keepdim=True)
     residual = (Av - eigenvalue * v).abs().sum(-2, keepdim=True)
     return Av, eigenvalue, torch.where(eigenvalue == 0, 0, residual / eigenvalue)
+
+
+def _iterated(A: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Power iteration: (..., N, N) → v (..., N, 1), its eigenvalue and residual, both (..., 1, 1)."""
+    leading, A = A.shape[:-2], A.reshape(-1, *A.shape[-2:])
+    v = A.new_full((*A.shape[:-1], 1), 1 / A.shape[-1])
+    Av, eigenvalue, residual = _residual(A, v)
+    found = [v.clone(), eigenvalue.clone(), residual.clone()]
+    at = torch.arange(len(A), device=A.device)
+    for _ in range(max_iterations):
+        # Done matrices stand still, so that the batch they are in does not change them. NaN is done.
+        going = residual > tolerance
+        if 2 * int(going.sum()) <= len(at):  # few that converge slowly do not keep the others busy
+            for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
+                of_all[at] = of_some
+            A, v, Av, eigenvalue, residual, at, going = (
+                t[going.flatten()] for t in (A, v, Av, eigenvalue, residual, at, going)
+            )
+        if not len(at):
+            break
+        v = torch.where(going, Av / eigenvalue + v / 2, v)
+        v = v / v.sum(-2, keepdim=True)
+        Av, eigenvalue, residual = _residual(A, v)
+    for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
+        of_all[at] = of_some
+    v, eigenvalue, residual = (t.reshape(*leading, *t.shape[1:]) for t in found)
+    return v, eigenvalue, residual
 
 
 def _implicit(A: Tensor, v: Tensor, eigenvalue: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

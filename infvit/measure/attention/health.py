@@ -122,7 +122,10 @@ def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
     W = weights if layer is None or weights.ndim == 4 else ahat(layer, x)
     size = torch.linalg.matrix_norm(W, keepdim=True)
     W = W / torch.where(size == 0, 1, size)
-    numbers = {"rank_one": spectral_radius(W.mT @ W, TOLERANCE)}
+    # Exactly, because power iteration is slow where two singular values are close. LAPACK refuses NaN: put back.
+    known = W.isfinite().flatten(2).all(-1)
+    largest = torch.linalg.svdvals(W.where(known[..., None, None], 0))[..., 0]
+    numbers = {"rank_one": largest.square().where(known, torch.nan)}
     if not isinstance(layer, DiscountedAttention):
         return numbers | {"spectral_radius": spectral_radius(W, TOLERANCE) * size[..., 0, 0]}
     a = _linear_weights(layer, x)

@@ -131,19 +131,34 @@ def token_map(
     return _shares(read[:, 0, net.prefix :]).unflatten(-1, grid)
 
 
-@torch.no_grad()
+def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The map of every block, heads aggregated, in one pass: (B, C, height, width) → (depth, B, h, w).
+
+    `layer_maps(...)[i]` is `token_map(..., block=i)`. Takes and raises as `token_map`.
+    """
+    return _every_block(model, images, method, target, seed, None)[:, 0]
+
+
 def head_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
-    """The map of every block and head, in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1.
+    """The map of every block and head in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1 or 0.
 
     `head_maps(...)[i, h]` is `token_map(..., block=i, head=h)`. Takes and raises as `token_map`.
     """
+    return _every_block(model, images, method, target, seed, "each")
+
+
+@torch.no_grad()
+def _every_block(
+    model: nn.Module, images: Tensor, method: str, target: Tensor | None, seed: int, heads: Heads
+) -> Tensor:
+    """(depth, H or 1, B, h, w)."""
     net = backbone(model)
     _check(net, method)
     grid = net.grid(*images.shape[-2:])
     if method == "random":
         maps = _random(images, grid, seed)
         return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
-    layers = _layers(net, images, method, target, "each")
+    layers = _layers(net, images, method, target, heads)
     return torch.stack([_shares(layer[..., net.prefix :]).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
 
 
