@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention import DiscountedAttention
+from infvit.attention.layer import precision
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
@@ -178,13 +179,8 @@ def _check(net: Backbone, method: str, head: int | None = None) -> None:
     if method not in METHODS:
         raise UsageError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
     for found in _lacking(net, method):
-        has = {
-            "matrix": "an N × N matrix of weights",
-            "vector": "one weight a token",
-            "nothing": "no weights of tokens",
-        }
         raise UsageError(
-            f"method={method!r} cannot be read from {found.name}, which has {has[found.weighs]}: "
+            f"method={method!r} cannot be read from {found.name}, which has {HAS[found.weighs]}: "
             f"expected one of {', '.join(_offered(net))}"
         )
     heads = min(found.heads for found in net.operators)
@@ -308,11 +304,9 @@ def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
     """Uniform numbers drawn for each image from its content and the seed: (B, h, w)."""
     maps = []
     for image in images:
-        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes())
-        generator = torch.Generator().manual_seed((seed << 32) ^ content)
-        maps.append(torch.rand(grid, generator=generator))
-    drawn = torch.stack(maps).to(images.device)
-    return drawn / drawn.sum((1, 2), keepdim=True)
+        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
+        maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
+    return _shares(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
