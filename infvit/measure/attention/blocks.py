@@ -143,7 +143,7 @@ class _Timm:
         if type(block) is timm_vit.ParallelScalingBlock:
             return Operator(type(block).__name__, block.num_heads, "matrix", lambda x: _of_parallel(block, x), None)
         if type(block) is timm_vit.ParallelThingsBlock:
-            each = [(attn.norm, operator(attn.attn)) for attn in block.attns]
+            each: list[tuple[Any, Operator]] = [(attn.norm, operator(attn.attn)) for attn in block.attns]
             if all(found.weighs == "matrix" for _, found in each):
                 heads = sum(found.heads for _, found in each)
 
@@ -154,7 +154,7 @@ class _Timm:
         return _unknown(block)
 
 
-def operator(attn: nn.Module, after: Callable[[Tensor], Tensor] = nn.Identity()) -> Operator:  # noqa: B008
+def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
     """What an attention module weighs tokens with; `after` is what its block applies to what it gives."""
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
     if type(layer) is timm_vit.Attention:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention import DiscountedAttention
+from infvit.attention.layer import precision
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
@@ -131,19 +132,34 @@ def token_map(
     return _shares(read[:, 0, net.prefix :]).unflatten(-1, grid)
 
 
-@torch.no_grad()
+def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The map of every block, heads aggregated, in one pass: (B, C, height, width) → (depth, B, h, w).
+
+    `layer_maps(...)[i]` is `token_map(..., block=i)`. Takes and raises as `token_map`.
+    """
+    return _every_block(model, images, method, target, seed, None)[:, 0]
+
+
 def head_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
-    """The map of every block and head, in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1.
+    """The map of every block and head in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1 or 0.
 
     `head_maps(...)[i, h]` is `token_map(..., block=i, head=h)`. Takes and raises as `token_map`.
     """
+    return _every_block(model, images, method, target, seed, "each")
+
+
+@torch.no_grad()
+def _every_block(
+    model: nn.Module, images: Tensor, method: str, target: Tensor | None, seed: int, heads: Heads
+) -> Tensor:
+    """(depth, H or 1, B, h, w)."""
     net = backbone(model)
     _check(net, method)
     grid = net.grid(*images.shape[-2:])
     if method == "random":
         maps = _random(images, grid, seed)
         return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
-    layers = _layers(net, images, method, target, "each")
+    layers = _layers(net, images, method, target, heads)
     return torch.stack([_shares(layer[..., net.prefix :]).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
 
 
@@ -163,13 +179,8 @@ def _check(net: Backbone, method: str, head: int | None = None) -> None:
     if method not in METHODS:
         raise UsageError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
     for found in _lacking(net, method):
-        has = {
-            "matrix": "an N × N matrix of weights",
-            "vector": "one weight a token",
-            "nothing": "no weights of tokens",
-        }
         raise UsageError(
-            f"method={method!r} cannot be read from {found.name}, which has {has[found.weighs]}: "
+            f"method={method!r} cannot be read from {found.name}, which has {HAS[found.weighs]}: "
             f"expected one of {', '.join(_offered(net))}"
         )
     heads = min(found.heads for found in net.operators)
@@ -293,11 +304,9 @@ def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
     """Uniform numbers drawn for each image from its content and the seed: (B, h, w)."""
     maps = []
     for image in images:
-        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes())
-        generator = torch.Generator().manual_seed((seed << 32) ^ content)
-        maps.append(torch.rand(grid, generator=generator))
-    drawn = torch.stack(maps).to(images.device)
-    return drawn / drawn.sum((1, 2), keepdim=True)
+        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
+        maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
+    return _shares(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
