@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -16,6 +15,7 @@ from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.health import Health, health
+from infvit.measure.attention.heat import over, picture
 from infvit.measure.attention.maps import layer_maps
 
 IMAGES = 8
@@ -28,9 +28,6 @@ SIDES = 96, 144
 GAP = 4
 MOST_WEIGHTS = 2**28
 """Numbers that the weights of one image may hold, a gigabyte: a picture must not cost a run its memory."""
-
-HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32)
-"""Colours from nothing to the largest weight, with rising lightness (matplotlib's inferno at five places)."""
 
 
 class AttentionPictures(Callback):
@@ -137,18 +134,8 @@ def drawn(images: Tensor, *maps: Tensor) -> Image.Image:
     sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, (len(maps) + 1) * (side + GAP) - GAP), "white")
     how = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
     for i, image in enumerate(images):
-        top = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((side, side), how)
+        top = picture(image).resize((side, side), how)
         sheet.paste(top, (i * (side + GAP), 0))
-        grey = top.convert("L").convert("RGB")
         for row, weights in enumerate((of_all[i] for of_all in maps), start=1):
-            heat = _coloured(weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny))
-            below = Image.blend(grey, heat.resize((side, side), Image.Resampling.NEAREST), 0.65)
-            sheet.paste(below, (i * (side + GAP), row * (side + GAP)))
+            sheet.paste(over(top, weights), (i * (side + GAP), row * (side + GAP)))
     return sheet.quantize(128)  # a third of the bytes, and no difference that one sees
-
-
-def _coloured(shares: Tensor) -> Image.Image:
-    """(h, w) from 0 to 1 → its colours."""
-    places = shares.numpy() * (len(HEAT) - 1)
-    channels = [np.interp(places, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))

@@ -32,7 +32,7 @@ function draw(map) {
   map.nextElementSibling.textContent = peak ? `largest ${percent(peak)}` : "0 everywhere";
 }
 
-// The token that is pointed at: outlined in every map of its row, told about beside the pointer.
+// The token that is pointed at: outlined in every map of its row, told about beside its own.
 let at = null; // {map, token}
 const token = (columns, i) => `row ${Math.floor(i / columns) + 1}, column ${i % columns + 1}`;
 function outline(map, places, kind) {
@@ -56,8 +56,8 @@ function neighbours({model, rows, columns, at: b, image}, i) {
   else facts.push(["Weighs most", "nothing: every head is off"]);
   return {places: found.map(([place]) => place), facts};
 }
-function point(map, i, x, y) {
-  if (at?.map === map && at.token === i) return move(x, y);
+function point(map, i) {
+  if (at?.map === map && at.token === i) return;
   clear();
   at = {map, token: i};
   const shown = look(map);
@@ -75,17 +75,18 @@ function point(map, i, x, y) {
     ["Share", codes[i] === 1 ? `less than ${percent(1.01 * peak * lowest)}` : share ? `${percent(share)} = ${(share * codes.length).toPrecision(3)} × an equal share` : "0"],
     ["Rank", `${rank} of ${codes.length}`],
     ...facts,
-  ], x, y);
+  ], 0, 0);
+  beside(map);
+}
+// Below the map, or above where there is no room, so that the row stays in sight.
+function beside(map) {
+  const box = map.getBoundingClientRect(), tall = tip.offsetHeight;
+  move(box.left - 18, box.bottom + tall + 20 > innerHeight ? box.top - tall - 22 : box.bottom - 6);
 }
 function clear() {
   at = null;
   tip.hidden = true;
   for (const svg of all("#gallery svg")) svg.replaceChildren();
-}
-// Beside a token, where there is no pointer.
-function pointed(map, i) {
-  const {rows, columns} = look(map), box = map.getBoundingClientRect();
-  point(map, i, box.left + (i % columns + 1) * box.width / columns, box.top + (Math.floor(i / columns) + 1) * box.height / rows);
 }
 const largest = map => look(map).codes.reduce((best, code, i, codes) => (code > codes[best] ? i : best), 0);
 function under(map, event) {
@@ -95,33 +96,33 @@ function under(map, event) {
 }
 for (const map of all(".map")) {
   map.addEventListener("pointermove", event => {
-    if (event.pointerType === "mouse") point(map, under(map, event), event.clientX, event.clientY);
+    if (event.pointerType === "mouse") point(map, under(map, event));
   });
   map.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") clear(); });
   map.addEventListener("click", event => {
     if (event.pointerType === "mouse") return;
     const i = under(map, event);
     if (at?.map === map && at.token === i) clear();
-    else point(map, i, event.clientX, event.clientY);
+    else point(map, i);
   });
   map.addEventListener("focus", () => {
-    if (map.matches(":focus-visible")) pointed(map, largest(map));
+    if (map.matches(":focus-visible")) point(map, largest(map));
   });
   map.addEventListener("blur", clear);
   map.addEventListener("keydown", event => {
     const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
     if (!step) return;
     event.preventDefault();
-    if (at?.map !== map) return pointed(map, largest(map));
+    if (at?.map !== map) return point(map, largest(map));
     const {rows, columns} = look(map);
     const row = Math.floor(at.token / columns) + step[0], column = at.token % columns + step[1];
-    if (row >= 0 && row < rows && column >= 0 && column < columns) pointed(map, row * columns + column);
+    if (row >= 0 && row < rows && column >= 0 && column < columns) point(map, row * columns + column);
   });
 }
 tip.setAttribute("aria-live", "polite");
 addEventListener("keydown", event => { if (event.key === "Escape") clear(); });
 // Focus scrolls a map into view: the tip goes along with it.
-const scrolled = () => (at?.map.matches(":focus-visible") ? pointed(at.map, at.token) : clear());
+const scrolled = () => (at?.map.matches(":focus-visible") ? beside(at.map) : clear());
 for (const pane of [window, document.querySelector(".scroll")]) pane.addEventListener("scroll", scrolled, {passive: true});
 
 // The sliders.

@@ -16,7 +16,7 @@ from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.exhibit import WORDS, columns, exhibit, normalised
 from infvit.measure.attention.heat import HEAT, OPACITY, picture
-from infvit.measure.attention.maps import token_map
+from infvit.measure.attention.maps import layer_maps, token_map
 from infvit.measure.predict import class_names
 from infvit.measure.subjects import Network, Subjects
 
@@ -118,21 +118,20 @@ def codes(shares: Tensor) -> np.ndarray:
 
 def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
     """Everything that the page knows of a model, and how many `bytes` the maps and neighbours of it take."""
-    blocks: list[int | None] = [*range(len(backbone(network.model).operators)), None]
-    maps = torch.stack(
-        [torch.stack([token_map(network.model, inputs, m, block=block) for block in blocks]) for m in methods]
-    ).float()
+    model = network.model
+    blocks = [torch.cat((layer_maps(model, inputs, m), token_map(model, inputs, m, block=None)[None])) for m in methods]
+    maps = torch.stack(blocks).float()  # (methods, depth + 1, B, h, w)
     if not maps.isfinite().all():
         raise UsageError(f"{name}: its maps are not finite, so there is nothing to show: look at its weights")
     peaks = maps.amax((-1, -2), keepdim=True)
     packed = _packed(codes(maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)))
     near = _neighbours(network, inputs)
     with torch.no_grad():
-        likeliest = network.model(inputs).softmax(-1).max(-1)
+        likeliest = model(inputs).softmax(-1).max(-1)
     classes = class_names(network.classes)
     return {
         "name": name,
-        "depth": len(blocks) - 1,
+        "depth": maps.shape[1] - 1,
         "grid": list(maps.shape[-2:]),
         "methods": list(methods),
         "codes": packed,
