@@ -96,9 +96,9 @@ def network_of(trained: Trained) -> Network:
 
 
 def normalised(network: Network, images: Tensor) -> Tensor:
-    """uint8 (B, 3, height, width) → what the network's model takes."""
+    """uint8 (B, 3, height, width) on the CPU → what the network's model takes, where that is."""
     mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (network.mean, network.std))
-    return (images.float() / 255 - mean) / std
+    return ((images.float() / 255 - mean) / std).to(next(network.model.parameters()).device)
 
 
 def columns(networks: Mapping[str, Network], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:

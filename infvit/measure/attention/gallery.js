@@ -4,7 +4,7 @@ const numbers = text => new Uint16Array(Uint8Array.from(atob(text), c => c.charC
 const decoded = code => code && Math.exp(-Math.log(lowest) / 65534 * (code - 65535));
 for (const model of models) {
   model.codes = numbers(model.codes);
-  model.near = model.near.map(near => near && {each: near.each, places: numbers(near.places), codes: numbers(near.codes)});
+  model.near = model.near.map(near => near && {own: near.own, places: numbers(near.places), codes: numbers(near.codes)});
 }
 const percent = share => (share ? `${(100 * share).toPrecision(3).replace(/e([+-])/, " × 10^$1")} %` : "0");
 
@@ -47,13 +47,12 @@ function outline(map, places, kind) {
 function neighbours({model, rows, columns, at: b, image}, i) {
   const near = model.near[b];
   if (!near) return {places: [], facts: [["Neighbours", "none: this attention weighs no tokens"]]};
-  const own = near.each > 1 || rows * columns === 1;
-  const k = Math.min(strongest, rows * columns), start = (image * near.each + (own ? i : 0)) * k;
+  const {own} = near, k = Math.min(strongest, rows * columns), start = (own ? image * rows * columns + i : image) * k;
   const found = Array.from({length: k}, (_, j) => [near.places[start + j], near.codes[start + j]]).filter(([, code]) => code);
   const facts = found.map(([place, code]) => ["", `${place === i && own ? "itself" : token(columns, place)}: ${percent(decoded(code))}`]);
-  if (!own) facts.unshift(["Neighbours", "none of its own: one weight a token, for all alike. Heaviest:"]);
-  else if (facts.length) facts[0][0] = "Weighs most";
-  else facts.push(["Weighs most", "nothing: every head is off"]);
+  if (!facts.length) facts.push(["Weighs most", "nothing: every head is off"]);
+  else if (own) facts[0][0] = "Weighs most";
+  else facts.unshift(["Neighbours", "none of its own: one weight a token, for all alike. Heaviest:"]);
   return {places: found.map(([place]) => place), facts};
 }
 function point(map, i) {

@@ -59,7 +59,7 @@ def write_gallery(
     """Writes the page: images in rows, models and their methods in columns, a slider for the block and the opacity.
 
     Every block and all of them together are in the page: B × (L + 1) maps for each method, and for each token its
-    `STRONGEST` neighbours; about 0.5 MB for a model of 4 blocks, 8 images of 14 × 14 tokens and 6 methods.
+    `STRONGEST` neighbours; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
 
     Args:
         file: where to.
@@ -113,7 +113,7 @@ def codes(shares: Tensor) -> np.ndarray:
     The step is ln(1 / LOWEST) / 65,534, so a share is off by 3 in 10,000 of itself at most; 1 is LOWEST or less.
     """
     places = 1 - shares.double().clamp_min(LOWEST).log() / math.log(LOWEST)
-    return torch.where(shares > 0, 1 + (65534 * places).round(), 0).numpy().astype("<u2")
+    return torch.where(shares > 0, 1 + (65534 * places).round(), 0).cpu().numpy().astype("<u2")
 
 
 def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) 
 def _neighbours(network: Network, inputs: Tensor) -> list[dict[str, Any] | None]:
     """What each patch weighs most, for every block and for their mean; None where an attention weighs no tokens.
 
-    `each` tells how many rows an image has: one for each patch, or a single one where one weight serves all of them.
+    `own` tells whether each patch has a row of its own; otherwise an image has one, whose weights serve all of them.
     """
     found = [_weights(network, image[None]) for image in inputs]
     blocks: list[Tensor | None] = [
@@ -181,8 +181,8 @@ def _strongest(weights: Tensor) -> dict[str, Any]:
     rows = weights[:, None] if weights.ndim == 2 else weights
     shares = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     top = shares.topk(min(STRONGEST, shares.shape[-1]))
-    places = _packed(top.indices.numpy().astype("<u2"))
-    return {"each": rows.shape[1], "places": places, "codes": _packed(codes(top.values))}
+    places = _packed(top.indices.cpu().numpy().astype("<u2"))
+    return {"own": weights.ndim == 3, "places": places, "codes": _packed(codes(top.values))}
 
 
 def _packed(numbers: np.ndarray) -> str:

@@ -212,15 +212,21 @@ def test_sixteen_bits_keep_three_digits_of_every_share():
     assert codes(torch.tensor([1e-30, 0.0, 1.0])).tolist() == [1, 0, 65535]
 
 
-def test_a_head_that_is_off_leaves_empty_maps(tmp_path):
-    off = network("infsa")
+@needs_chromium
+def test_heads_that_are_off_leave_empty_maps_and_say_so(browser, tmp_path):
+    networks = {attention: network(attention) for attention in ("infsa", "linear_infsa")}
     with torch.no_grad():  # q = 1 and k = -1 for every token
-        for block in off.model.blocks:
-            block.attn.qkv.weight.zero_()
-            block.attn.qkv.bias[:16], block.attn.qkv.bias[16:32] = 1, -1
-    text = write_gallery(tmp_path / "gallery.html", {"off": off}, images(), ["1", "2"], ["attention"]).read_text()
-    assert "NaN" not in text
-    assert '"peaks": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]' in text
+        for off in networks.values():
+            for block in off.model.blocks:
+                block.attn.qkv.weight.zero_()
+                block.attn.qkv.bias[:16], block.attn.qkv.bias[16:32] = 1, -1
+    file = write_gallery(tmp_path / "gallery.html", networks, images(), ["1", "2"], ["attention"])
+    with opened_page(browser, file) as page:
+        assert set(page.locator(".peak").all_text_contents()) == {"0 everywhere"}
+        for model in (0, 1):
+            _, facts = hover(page, model, 0, 1, 7)
+            assert facts["Share"] == ["0"]
+            assert facts["Weighs most"] == ["nothing: every head is off"]
 
 
 def test_what_cannot_be_shown_is_told_in_a_line(networks, tmp_path, monkeypatch):
