@@ -64,7 +64,7 @@ ROUNDING = 1e-5
 HAS = {
     "matrix": "an N × N matrix of weights",
     "vector": "one weight a token and no N × N matrix",
-    "nothing": "no weights of tokens that are known here",
+    "nothing": "no weights of tokens known here",
 }
 
 Heads = int | None | Literal["each"]
