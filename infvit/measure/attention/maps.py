@@ -120,16 +120,14 @@ def token_map(
     if method == "random":
         return _random(images, grid, seed)
     if block is None and method == "gradient_attention" and all(found.weighs == "matrix" for found in net.operators):
-        read = _propagated(net, images, target, head)
+        shares = _shares(net, _propagated(net, images, target, head))
     elif block is None and method != "rollout":
-        layers = _layers(net, images, method, target, head)
-        return _shares(torch.stack([_shares(layer[:, 0, net.prefix :]) for layer in layers]).mean(0)).unflatten(
-            -1, grid
-        )
+        layers = [_shares(net, layer) for layer in _layers(net, images, method, target, head)]
+        shares = _to_one(torch.stack(layers).mean(0))  # below 1 where a block is off
     else:
         last = depth - 1 if block is None else block % depth
-        read = next(islice(_layers(net, images, method, target, head), last, None))
-    return _shares(read[:, 0, net.prefix :]).unflatten(-1, grid)
+        shares = _shares(net, next(islice(_layers(net, images, method, target, head), last, None)))
+    return shares[:, 0].unflatten(-1, grid)
 
 
 def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -160,7 +158,7 @@ def _every_block(
         maps = _random(images, grid, seed)
         return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
     layers = _layers(net, images, method, target, heads)
-    return torch.stack([_shares(layer[..., net.prefix :]).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
+    return torch.stack([_shares(net, layer).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
 
 
 def _offered(net: Backbone) -> tuple[str, ...]:
@@ -306,7 +304,7 @@ def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
     for image in images:
         content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
         maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
-    return _shares(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
+    return _to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
@@ -329,11 +327,15 @@ def _stochastic(W: Tensor) -> Tensor:
     return W / torch.where(total == 0, 1, total)
 
 
-def _shares(patches: Tensor) -> Tensor:
-    """What each patch has of a map, (..., h · w): nonnegative and summing to 1, or all 0."""
-    patches = patches.clamp_min(0)
+def _shares(net: Backbone, read: Tensor) -> Tensor:
+    """What each patch has of what was read, (..., N) → (..., h · w): nonnegative, and summing to 1 or 0."""
+    patches = read[..., net.prefix :].clamp_min(0)
     low, peak = patches.aminmax(dim=-1, keepdim=True)
-    patches = torch.where(peak - low <= ROUNDING * peak, peak, patches)
-    # By the peak first: the sum of weights near the least normal number would leave its range.
-    patches = patches / torch.where(peak == 0, 1, peak)
-    return patches / torch.where(peak == 0, 1, patches.sum(-1, keepdim=True))
+    return _to_one(torch.where(peak - low <= ROUNDING * peak, peak, patches))
+
+
+def _to_one(shares: Tensor) -> Tensor:
+    """Over their sum, which may be 0; by the largest first, since a sum of the least numbers may leave their range."""
+    peak = shares.amax(-1, keepdim=True)
+    shares = shares / torch.where(peak == 0, 1, peak)
+    return shares / torch.where(peak == 0, 1, shares.sum(-1, keepdim=True))
