@@ -42,6 +42,7 @@ from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
+from infvit.measure.attention.relevance import relevances
 
 METHODS = (
     "attention",
@@ -191,7 +192,7 @@ def _layers(net: Backbone, images: Tensor, method: str, target: Tensor | None, h
     if method == "rollout":
         yield from _rollout(net, images, heads)
     elif method == "gradient_attention":
-        for relevance in _relevances(net, images, target):
+        for relevance in relevances(net, images, target):
             yield _picked(_read(net, relevance), heads)
     else:
         for found, W in _weights(net, images):
@@ -257,45 +258,11 @@ def _rollout(net: Backbone, images: Tensor, heads: Heads) -> Iterator[Tensor]:
 def _propagated(net: Backbone, images: Tensor, target: Tensor | None, head: int | None) -> Tensor:
     """pᵀ (R − I) behind the last block, (B, 1, N)."""
     R: Tensor | float = 0.0
-    for relevance in _relevances(net, images, target):
+    for relevance in relevances(net, images, target):
         A = _picked(relevance, head)
         R = R + A + A @ R if isinstance(R, Tensor) else A
     assert isinstance(R, Tensor)
     return _read(net, R)
-
-
-def _relevances(net: Backbone, images: Tensor, target: Tensor | None) -> Iterator[Tensor]:
-    """Block by block (W ⊙ ∂y/∂W)⁺, y being the logit of the target: (B, H, N, N) or (B, H, N)."""
-    for found, (tokens, gradient) in zip(net.operators, _backward(net, images, target), strict=True):
-        # Inference mode, as in Lightning's loops of evaluation, would allow no gradients.
-        with torch.inference_mode(False), torch.enable_grad():
-            assert found.output is not None
-            W = precise(found.weights(tokens)).detach().requires_grad_()
-            (by_weight,) = torch.autograd.grad(found.output(W, tokens), W, gradient)
-        yield (W.detach() * by_weight).clamp_min(0)
-
-
-def _backward(net: Backbone, images: Tensor, target: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Of each block what its attention was given, and the gradient at what it gave, each (B, N, D)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # A gradient of the images is not wanted: where all parameters are frozen it makes autograd record.
-        x = net.embed(images.detach().clone().requires_grad_())
-        steps = []
-        for i in range(len(net.operators)):
-            steps.append(net.step(i, x))
-            x = steps[-1].out
-        logits = net.logits(x)
-        if target is None:
-            target = logits.argmax(-1)
-        if target.shape != logits.shape[:1] or not ((target >= 0) & (target < logits.shape[-1])).all():
-            raise UsageError(
-                f"target {target.tolist()} is not a class an image: expected {len(logits)} numbers from 0 to "
-                f"{logits.shape[-1] - 1}"
-            )
-        y = logits.gather(1, target[:, None]).sum()
-        attended = [step.attended for step in steps if step.attended is not None]
-        gradients = torch.autograd.grad(y, attended, materialize_grads=True)
-    return [(step.tokens.detach(), gradient) for step, gradient in zip(steps, gradients, strict=True)]
 
 
 def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
