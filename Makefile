@@ -42,9 +42,10 @@ demo: setup
 	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then loader=ffcv; else loader=torch; fi; \
 	set -x; $(PYTHON) train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1 data/loader=$$loader
 
-# One thread: what the tests compute is small, and threads that wait for each other on a busy machine take minutes.
+# As many processes as cores, up to 4, a file of tests in one of them; each on one thread: what the tests compute is small,
+# and threads that wait for each other on a busy machine take minutes.
 test: setup browser
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The comparison's page is tested in Chromium; without it those tests are skipped and say so.
 browser:

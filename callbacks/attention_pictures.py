@@ -29,6 +29,9 @@ GAP = 4
 MOST_WEIGHTS = 2**28
 """Numbers that the weights of one image may hold, a gigabyte: a picture must not cost a run its memory."""
 
+MOST_FOR_SPECTRA = 2**22
+"""As many up to which singular values and eigenvectors take seconds; of more, health is measured without them."""
+
 
 class AttentionPictures(Callback):
     """Shows and logs what the blocks weigh the patches of a few images with (`infvit.measure.attention`).
@@ -97,7 +100,6 @@ def _looked(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:
     found = backbone(net)
     rows, columns = found.grid(*images.shape[-2:])
     tokens = rows * columns + found.prefix
-    # Of an operator with one weight a token the health alone needs a matrix, and is measured without it.
     matrices = max((o.heads * tokens**2 for o in found.operators if o.weighs == "matrix"), default=0)
     if matrices > MOST_WEIGHTS:
         raise UsageError(f"the weights of {tokens:,} tokens would take {matrices * 4 / 1e9:,.1f} GB")
@@ -109,7 +111,7 @@ def _looked(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:
         maps = torch.cat([layer_maps(net, part, "attention") for part in images.split(at_a_time)], 1).cpu()
         if not maps.isfinite().all():
             raise UsageError("the weights are not finite")
-        return maps, health(net, images, spectra=heads * tokens**2 <= MOST_WEIGHTS)
+        return maps, health(net, images, spectra=heads * tokens**2 <= MOST_FOR_SPECTRA)
     finally:
         net.train(training)
 

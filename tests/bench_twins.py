@@ -1,4 +1,5 @@
-"""Linear-InfSA against its formulas as written and both softmaxes, a layer and a whole model, in one run.
+"""Linear-InfSA against its formulas as written and both softmaxes, a layer and a whole model, and against itself in
+bfloat16, in one run.
 
     python -m tests.bench_twins [--side 1024] [--rounds 7]
 
@@ -7,6 +8,7 @@ within a round, with their smallest and largest value.
 """
 
 import argparse
+import copy
 import platform
 import statistics
 from functools import partial
@@ -86,11 +88,15 @@ def main() -> None:
         for name, make in LAYERS.items()
         if name != "infsa"
     }
-    models["softmax fused, all tokens to the end"] = AllTokensToTheEnd(SoftmaxAttention, img_size=arguments.side).eval()
-    report(
-        f"whole model, 4 layers, {arguments.side} px",
-        race(models, torch.randn(1, 3, arguments.side, arguments.side), arguments.rounds),
-    )
+    for name in ("softmax fused", "softmax unfused"):
+        models[f"{name}, all tokens to the end"] = AllTokensToTheEnd(LAYERS[name], img_size=arguments.side).eval()
+    images = torch.randn(1, 3, arguments.side, arguments.side)
+    report(f"whole model, 4 layers, {arguments.side} px", race(models, images, arguments.rounds))
+
+    whole = models["linear_infsa"]
+    half, half_images = copy.deepcopy(whole).bfloat16(), images.bfloat16()
+    precisions = {"linear_infsa": partial(whole, images), "linear_infsa, bfloat16": partial(half, half_images)}
+    report("whole model, precisions", timing.race(precisions, arguments.rounds, images.device))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,13 @@ def test_parameters_are_the_papers(name):
     assert counts(name)[1] == (0 if name.startswith("vit") else 4 * 16)
 
 
+def test_patches_are_embedded_as_by_the_convolution():
+    model = VisionTransformer(SoftmaxAttention, **SMALL).double()
+    images = torch.randn(2, 3, 8, 24, dtype=torch.float64)
+    expected = model.patch_embed.proj(images).flatten(2).mT
+    assert torch.allclose(model.patch_embed(images), expected, rtol=0, atol=1e-12)
+
+
 def test_published_counts_by_the_documented_option():
     assert counts("vit_4l_patch16_224", extra_proj=True)[0] == 57_650_152  # "57.7M"
     assert counts("infvit_4l_patch16_224", extra_proj=True)[0] == 57_650_152  # "57.7M"

@@ -69,7 +69,7 @@ class TokenParallel(nn.Module):
         prefix = model.num_prefix_tokens
         positions = resample(model.pos_embed, model.grid_size, grid, prefix)
         start = prefix + int(all_rows[: self.rank].sum()) * columns
-        x = model.patch_embed(band).flatten(2).mT + positions[:, start : start + rows * columns]
+        x = model.patch_embed(band) + positions[:, start : start + rows * columns]
         if model.cls_token is not None:
             x = torch.cat([(model.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
         return x, grid[0] * columns

@@ -80,7 +80,7 @@ class Tokens:
         pixels = self.image.read(block.top * side, block.bottom * side, block.left * side, block.right * side)
         weight = self.model.pos_embed
         normalised = normalise(pixels.to(weight.device), weight.dtype, self.mean, self.std)
-        return self.model.patch_embed(normalised[None]).flatten(2).mT + self.positions.of(block)
+        return self.model.patch_embed(normalised[None]) + self.positions.of(block)
 
 
 def normalise(

@@ -25,6 +25,11 @@ from infvit.convert.adapters import AdaptedAttention
 from infvit.errors import UsageError
 from infvit.vit import VisionTransformer
 
+DIFFERENTIAL = tuple(
+    getattr(timm_vit, name) for name in ("DiffAttention", "DiffParallelScalingBlock") if hasattr(timm_vit, name)
+)
+"""timm's attention that takes one softmax from another (arXiv:2410.05258), which older versions lack."""
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -140,8 +145,12 @@ class _Timm:
     def _operator(self, block: Any) -> Operator:
         if type(block) in (timm_vit.Block, timm_vit.ResPostBlock):
             return operator(block.attn)
-        if type(block) is timm_vit.ParallelScalingBlock:
-            return Operator(type(block).__name__, block.num_heads, "matrix", lambda x: _of_parallel(block, x), None)
+        if type(block) in (timm_vit.ParallelScalingBlock, *DIFFERENTIAL):
+
+            def of_packed(x: Tensor) -> Tensor:
+                return _of_packed(block, *block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)[1:3])
+
+            return Operator(type(block).__name__, block.num_heads, "matrix", of_packed, None)
         if type(block) is timm_vit.ParallelThingsBlock:
             each: list[tuple[Any, Operator]] = [(attn.norm, operator(attn.attn)) for attn in block.attns]
             if all(found.weighs == "matrix" for _, found in each):
@@ -157,7 +166,7 @@ class _Timm:
 def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
     """What an attention module weighs tokens with; `after` is what its block applies to what it gives."""
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
-    if type(layer) is timm_vit.Attention:
+    if type(layer) in (timm_vit.Attention, *DIFFERENTIAL):
         return _of_timm(layer)
     if not isinstance(layer, Attention) or isinstance(layer, (NoAttention, CrossCovarianceAttention)):
         return _unknown(layer)
@@ -196,29 +205,27 @@ def _mixed(layer: Attention, W: Tensor, V: Tensor) -> Tensor:
 def _of_timm(attn: Any) -> Operator:
     """timm's softmax attention, with what its versions add: norms of q and k, a norm and a gate of the result."""
 
-    def heads(x: Tensor) -> tuple[Tensor, ...]:
-        return attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-
     def weights(x: Tensor) -> Tensor:
-        Q, K, _ = heads(x)
-        return _softmax(attn.q_norm(Q), attn.k_norm(K))
+        return _of_packed(attn, *attn.qkv(x).chunk(3, dim=-1)[:2])
 
     def output(W: Tensor, x: Tensor) -> Tensor:
-        V = heads(x)[2]
+        V = attn.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
         O = getattr(attn, "norm", nn.Identity())((W.to(V.dtype) @ V).transpose(1, 2).flatten(2))  # noqa: E741
         gate = getattr(attn, "gate", None)
         return attn.proj_drop(attn.proj(O if gate is None else O * gate(x).sigmoid()))
 
-    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, output)
+    shows = None if type(attn) in DIFFERENTIAL else output
+    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, shows)
 
 
-def _of_parallel(block: Any, x: Tensor) -> Tensor:
-    """The weights of a block that projects q, k, v and its MLP's hidden layer in one."""
-    Q, K = block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)[1:3]
-    Q, K = (t.unflatten(-1, (block.num_heads, -1)).transpose(1, 2) for t in (Q, K))
-    return _softmax(block.q_norm(Q), block.k_norm(K))
-
-
-def _softmax(Q: Tensor, K: Tensor) -> Tensor:
-    """(B, H, N, d) → (B, H, N, N), rows summing to 1 in float32 or better."""
-    return (precise(Q) * Q.shape[-1] ** -0.5 @ precise(K).mT).softmax(-1)
+def _of_packed(module: Any, Q: Tensor, K: Tensor) -> Tensor:
+    """The weights that a module of timm makes of its q and k of all heads, (B, N, D) each: (B, H, N, N)."""
+    differs = type(module) in DIFFERENTIAL
+    heads = 2 * module.num_heads if differs else module.num_heads
+    Q, K = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (Q, K))
+    Q, K = precise(module.q_norm(Q)), precise(module.k_norm(K))
+    W = (Q * Q.shape[-1] ** -0.5 @ K.mT).softmax(-1)
+    if not differs:
+        return W
+    first, second = W.unflatten(1, (-1, 2)).unbind(2)
+    return first - module._compute_lambda() * second

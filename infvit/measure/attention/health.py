@@ -27,7 +27,7 @@ class Health:
     """What `health` finds, each (depth, H, B) in float32 or better.
 
     NaN where a number means nothing: for all operators but those named, and where a head is off, for all but `off` and
-    `gamma`. W is the matrix of weights of a head; for Linear-InfSA W = 1 aᵀ in the first five, and in the others the
+    `gamma`. W is the matrix of weights of a head; for Linear-InfSA W = 1 aᵀ in the first six, and in the others the
     quadratic operator Ahat of the same Q and K (Pure InfSA's), so that both InfSA are measured alike.
 
     Attributes:

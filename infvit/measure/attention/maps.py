@@ -42,6 +42,7 @@ from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
+from infvit.measure.attention.relevance import relevances
 
 METHODS = (
     "attention",
@@ -64,7 +65,7 @@ ROUNDING = 1e-5
 HAS = {
     "matrix": "an N × N matrix of weights",
     "vector": "one weight a token and no N × N matrix",
-    "nothing": "no weights of tokens that are known here",
+    "nothing": "no weights of tokens known here",
 }
 
 Heads = int | None | Literal["each"]
@@ -120,16 +121,14 @@ def token_map(
     if method == "random":
         return _random(images, grid, seed)
     if block is None and method == "gradient_attention" and all(found.weighs == "matrix" for found in net.operators):
-        read = _propagated(net, images, target, head)
+        shares = _shares(net, _propagated(net, images, target, head))
     elif block is None and method != "rollout":
-        layers = _layers(net, images, method, target, head)
-        return _shares(torch.stack([_shares(layer[:, 0, net.prefix :]) for layer in layers]).mean(0)).unflatten(
-            -1, grid
-        )
+        layers = [_shares(net, layer) for layer in _layers(net, images, method, target, head)]
+        shares = _to_one(torch.stack(layers).mean(0))  # below 1 where a block is off
     else:
         last = depth - 1 if block is None else block % depth
-        read = next(islice(_layers(net, images, method, target, head), last, None))
-    return _shares(read[:, 0, net.prefix :]).unflatten(-1, grid)
+        shares = _shares(net, next(islice(_layers(net, images, method, target, head), last, None)))
+    return shares[:, 0].unflatten(-1, grid)
 
 
 def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -160,7 +159,7 @@ def _every_block(
         maps = _random(images, grid, seed)
         return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
     layers = _layers(net, images, method, target, heads)
-    return torch.stack([_shares(layer[..., net.prefix :]).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
+    return torch.stack([_shares(net, layer).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
 
 
 def _offered(net: Backbone) -> tuple[str, ...]:
@@ -193,7 +192,7 @@ def _layers(net: Backbone, images: Tensor, method: str, target: Tensor | None, h
     if method == "rollout":
         yield from _rollout(net, images, heads)
     elif method == "gradient_attention":
-        for relevance in _relevances(net, images, target):
+        for relevance in relevances(net, images, target):
             yield _picked(_read(net, relevance), heads)
     else:
         for found, W in _weights(net, images):
@@ -259,45 +258,11 @@ def _rollout(net: Backbone, images: Tensor, heads: Heads) -> Iterator[Tensor]:
 def _propagated(net: Backbone, images: Tensor, target: Tensor | None, head: int | None) -> Tensor:
     """pᵀ (R − I) behind the last block, (B, 1, N)."""
     R: Tensor | float = 0.0
-    for relevance in _relevances(net, images, target):
+    for relevance in relevances(net, images, target):
         A = _picked(relevance, head)
         R = R + A + A @ R if isinstance(R, Tensor) else A
     assert isinstance(R, Tensor)
     return _read(net, R)
-
-
-def _relevances(net: Backbone, images: Tensor, target: Tensor | None) -> Iterator[Tensor]:
-    """Block by block (W ⊙ ∂y/∂W)⁺, y being the logit of the target: (B, H, N, N) or (B, H, N)."""
-    for found, (tokens, gradient) in zip(net.operators, _backward(net, images, target), strict=True):
-        # Inference mode, as in Lightning's loops of evaluation, would allow no gradients.
-        with torch.inference_mode(False), torch.enable_grad():
-            assert found.output is not None
-            W = precise(found.weights(tokens)).detach().requires_grad_()
-            (by_weight,) = torch.autograd.grad(found.output(W, tokens), W, gradient)
-        yield (W.detach() * by_weight).clamp_min(0)
-
-
-def _backward(net: Backbone, images: Tensor, target: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Of each block what its attention was given, and the gradient at what it gave, each (B, N, D)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # A gradient of the images is not wanted: where all parameters are frozen it makes autograd record.
-        x = net.embed(images.detach().clone().requires_grad_())
-        steps = []
-        for i in range(len(net.operators)):
-            steps.append(net.step(i, x))
-            x = steps[-1].out
-        logits = net.logits(x)
-        if target is None:
-            target = logits.argmax(-1)
-        if target.shape != logits.shape[:1] or not ((target >= 0) & (target < logits.shape[-1])).all():
-            raise UsageError(
-                f"target {target.tolist()} is not a class an image: expected {len(logits)} numbers from 0 to "
-                f"{logits.shape[-1] - 1}"
-            )
-        y = logits.gather(1, target[:, None]).sum()
-        attended = [step.attended for step in steps if step.attended is not None]
-        gradients = torch.autograd.grad(y, attended, materialize_grads=True)
-    return [(step.tokens.detach(), gradient) for step, gradient in zip(steps, gradients, strict=True)]
 
 
 def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
@@ -306,7 +271,7 @@ def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
     for image in images:
         content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
         maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
-    return _shares(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
+    return _to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
@@ -329,11 +294,15 @@ def _stochastic(W: Tensor) -> Tensor:
     return W / torch.where(total == 0, 1, total)
 
 
-def _shares(patches: Tensor) -> Tensor:
-    """What each patch has of a map, (..., h · w): nonnegative and summing to 1, or all 0."""
-    patches = patches.clamp_min(0)
+def _shares(net: Backbone, read: Tensor) -> Tensor:
+    """What each patch has of what was read, (..., N) → (..., h · w): nonnegative, and summing to 1 or 0."""
+    patches = read[..., net.prefix :].clamp_min(0)
     low, peak = patches.aminmax(dim=-1, keepdim=True)
-    patches = torch.where(peak - low <= ROUNDING * peak, peak, patches)
-    # By the peak first: the sum of weights near the least normal number would leave its range.
-    patches = patches / torch.where(peak == 0, 1, peak)
-    return patches / torch.where(peak == 0, 1, patches.sum(-1, keepdim=True))
+    return _to_one(torch.where(peak - low <= ROUNDING * peak, peak, patches))
+
+
+def _to_one(shares: Tensor) -> Tensor:
+    """Over their sum, which may be 0; by the largest first, since a sum of the least numbers may leave their range."""
+    peak = shares.amax(-1, keepdim=True)
+    shares = shares / torch.where(peak == 0, 1, peak)
+    return shares / torch.where(peak == 0, 1, shares.sum(-1, keepdim=True))

@@ -32,9 +32,12 @@ MODELS = {
 
 
 def timm_model(name):
-    torch.manual_seed(0)
     made, options = MODELS[name]
-    net = timm.create_model(made, **{**SIZE, **options})
+    return strong(timm.create_model(made, **{**SIZE, **options}))
+
+
+def strong(net):
+    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
@@ -105,6 +108,25 @@ def test_an_attention_is_a_function_of_its_weights(attention):
     (found,), named = backbone(net).operators, net.features(x)
     tokens = named["blocks.0.norm1"]
     torch.testing.assert_close(found.output(found.weights(tokens), tokens), named["blocks.0.attn"])
+
+
+@pytest.mark.parametrize("options", [{"attn_layer": "diff"}, {"block_fn": "DiffParallelScalingBlock"}])
+def test_differential_attention_weighs_with_what_one_softmax_leaves_of_another(options):
+    options = {key: getattr(timm_vit, name, name) for key, name in options.items()}
+    if not hasattr(timm_vit, "DiffAttention"):
+        pytest.skip("this version of timm has none")
+    net, x = strong(timm.create_model("vit_tiny_patch16_224", **{**SIZE, **options})), torch.randn(2, 3, 32, 32)
+    parts, weighed = backbone(net), []
+    (module,) = (m for name, m in net.blocks[0].named_modules() if hasattr(m, "sub_norm"))
+    module.sub_norm.register_forward_pre_hook(lambda _, inputs: weighed.append(inputs[0]))
+    tokens = parts.step(0, parts.embed(x)).tokens
+    packed = module.qkv(tokens) if hasattr(module, "qkv") else module.in_proj(module.in_norm(tokens))
+    V = packed[..., -32:].unflatten(-1, (4, 8)).transpose(1, 2)
+    W = parts.operators[0].weights(tokens)
+    torch.testing.assert_close(W @ V, weighed[0])
+    torch.testing.assert_close(in_turn(net, x), net(x))
+    assert set(METHODS) - set(offered(net)) == {"weights", "gradient_attention"}
+    assert token_map(net, x, "katz_in").isfinite().all()
 
 
 def in_turn(net, images):
