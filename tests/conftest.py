@@ -10,7 +10,6 @@ import eval as eval_script
 import train as train_script
 from callbacks import failures
 from conf import resolvers
-from tests.chromium import running_browser
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
@@ -30,6 +29,8 @@ class Outcome:
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, for the tests of pages (`tests.chromium`)."""
+    from tests.chromium import running_browser  # other tests run without Playwright
+
     with running_browser() as running:
         yield running
 
