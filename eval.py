@@ -60,7 +60,7 @@ class Subjects:
         model.load_state_dict(weights)
         images = run.data.module
         view = partial(instantiate(images.view).evaluation(), rng=np.random.default_rng())  # of which it draws nothing
-        return Network(model, classes, images.mean, images.std, view)
+        return Network(model, classes, images.mean, images.std, view, run.model.name)
 
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""

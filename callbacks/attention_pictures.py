@@ -1,8 +1,9 @@
-"""What a trained model looks at: a few validation images, the same for every run, each with its attention map."""
+"""What a model looks at, while it trains and at the end: a few validation images, the same for every run, with maps."""
 
+import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -10,13 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from infvit.attention import Attention, HydraAttention, LinearInfSA
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
-from infvit.measure.attention.maps import attention_map
-from infvit.vit import VisionTransformer
+from infvit.measure.attention.blocks import backbone
+from infvit.measure.attention.health import Health, health
+from infvit.measure.attention.heat import over, picture
+from infvit.measure.attention.maps import layer_maps
 
 IMAGES = 8
+ROWS = 4
+"""Blocks that a picture during training shows at most, evenly spread, the last one among them."""
+
 SIDES = 96, 144
 """Pixels of an image in the picture: smaller ones are enlarged to 96 at least, larger ones shrunk to 144."""
 
@@ -24,79 +29,115 @@ GAP = 4
 MOST_WEIGHTS = 2**28
 """Numbers that the weights of one image may hold, a gigabyte: a picture must not cost a run its memory."""
 
-HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32)
-"""Colours from nothing to the largest weight, with rising lightness (matplotlib's inferno at five places)."""
+MOST_FOR_SPECTRA = 2**22
+"""As many up to which singular values and eigenvectors take seconds; of more, health is measured without them."""
 
 
 class AttentionPictures(Callback):
-    """At the end of training writes `attention.png` into the run's folder and logs it to W&B as `attention`.
+    """Shows and logs what the blocks weigh the patches of a few images with (`infvit.measure.attention`).
 
-    The maps are the last block's (`infvit.measure.attention.maps`). Where there are none, or anything goes wrong, one
-    line says why and the run goes on.
+    Every `every_n_epochs` epochs and at the end of training it writes `maps/epoch_0005.png` into the run's folder, the
+    images above their maps by some of the blocks, and logs it to W&B as `maps`; and logs to all loggers the means over
+    heads and images of each block's health, such as `dead_heads/block` and `effective_tokens/block` (`Health` names
+    them). At the end it also writes `attention.png`, the last block's maps alone, and logs it to W&B as `attention`.
+
+    Only the first process looks, and waits for no other. Where there are no maps, or anything goes wrong, one line
+    says why and the run goes on.
+
+    Args:
+        folder: of the run.
+        every_n_epochs: 0 for the end of training alone.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, every_n_epochs: int) -> None:
+        if every_n_epochs < 0:
+            raise UsageError(f"every_n_epochs={every_n_epochs} is no number of epochs: expected 0 (at the end) or more")
+        self.folder, self.every_n_epochs = Path(folder), every_n_epochs
+        self.images: Tensor | None = None
+        self.said: set[str] = set()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        finished = trainer.current_epoch + 1
+        if self.every_n_epochs and finished % self.every_n_epochs == 0 and finished != trainer.max_epochs:
+            self._look(trainer, pl_module, finished)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At this point, after the callback that averages weights, the weights are those that are tested."""
+        self._look(trainer, pl_module, trainer.current_epoch, at_end=True)
+
+    def _look(self, trainer: Trainer, module: LightningModule, finished: int, at_end: bool = False) -> None:
         if not trainer.is_global_zero:
             return
         try:
-            path = self.folder / ATTENTION_PICTURE
-            _picture(pl_module, trainer.datamodule).save(path, optimize=True)  # type: ignore[attr-defined]
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            if self.images is None:
+                self.images = data.examples(IMAGES)
+            maps, found = _looked(module, data.normalised(self.images.to(module.device)))
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(path.stem, [str(path)])
+                logger.log_metrics({"epoch": finished - 1, **_per_block(found)}, trainer.global_step)
+            shown = torch.linspace(0, len(maps) - 1, min(len(maps), ROWS)).round().long()
+            pictures = {f"maps/epoch_{finished:04d}.png": maps[shown]}
+            if at_end:
+                pictures[ATTENTION_PICTURE] = maps[-1:]
+            for name, rows in pictures.items():
+                path = self.folder / name
+                path.parent.mkdir(exist_ok=True)
+                drawn(self.images, *rows).save(path, optimize=True)
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbLogger):
+                        logger.log_image(name.split("/")[0].removesuffix(".png"), [str(path)], trainer.global_step)
         except Exception as error:
             reason = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            print(f"no attention picture of {self.folder.name}: {' '.join(reason.split())}", flush=True)
+            if reason not in self.said:
+                self.said.add(reason)
+                print(f"no attention picture of {self.folder.name}: {' '.join(reason.split())}", flush=True)
 
 
-def _picture(module: LightningModule, data: ImageDataModule) -> Image.Image:
-    net = module.net
-    if not isinstance(net, VisionTransformer):
-        raise UsageError(f"{type(net).__name__} is a whole model, which says nothing of its weights")
-    images = data.examples(IMAGES)
-    attn, tokens = net.blocks[-1].attn, net.pos_embed.shape[1]
-    if isinstance(attn, Attention) and not isinstance(attn, LinearInfSA):
-        numbers = tokens**2 * (attn.dim if isinstance(attn, HydraAttention) else attn.num_heads)
-        if numbers > MOST_WEIGHTS:
-            raise UsageError(f"the weights of {tokens:,} tokens would take {numbers * 4 / 1e9:,.1f} GB")
-    inputs = data.normalised(images.to(module.device)).to(net.pos_embed.dtype)
+def _looked(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:
+    """The maps of every block, (depth, B, h, w) on the CPU, and their health."""
+    net: Any = module.net
+    images = images.to(next(net.parameters()).dtype)
+    found = backbone(net)
+    rows, columns = found.grid(*images.shape[-2:])
+    tokens = rows * columns + found.prefix
+    matrices = max((o.heads * tokens**2 for o in found.operators if o.weighs == "matrix"), default=0)
+    if matrices > MOST_WEIGHTS:
+        raise UsageError(f"the weights of {tokens:,} tokens would take {matrices * 4 / 1e9:,.1f} GB")
+    heads = max(o.heads for o in found.operators)
+    at_a_time = max(MOST_WEIGHTS // (heads * tokens**2), 1)
     training = net.training
     net.eval()
     try:
-        maps = torch.cat([attention_map(net, image[None]) for image in inputs]).cpu()
+        maps = torch.cat([layer_maps(net, part, "attention") for part in images.split(at_a_time)], 1).cpu()
+        if not maps.isfinite().all():
+            raise UsageError("the weights are not finite")
+        return maps, health(net, images, spectra=heads * tokens**2 <= MOST_FOR_SPECTRA)
     finally:
         net.train(training)
-    if not maps.isfinite().all():
-        raise UsageError("the weights are not finite")
-    return drawn(images, maps)
 
 
-def drawn(images: Tensor, maps: Tensor) -> Image.Image:
-    """The images in a row and below each the same under its map, brightest where the map is largest.
+def _per_block(found: Health) -> dict[str, float]:
+    """The means over heads and images that are numbers, as "dead_heads/block", but gamma, which `Watch` logs."""
+    named = {"dead_heads" if name == "off" else name: means for name, (means, _) in found.summary().items()}
+    named.pop("gamma", None)
+    blocks = {f"{name}/{i}": float(mean.nanmean()) for name, means in named.items() for i, mean in enumerate(means)}
+    return {name: value for name, value in blocks.items() if math.isfinite(value)}
+
+
+def drawn(images: Tensor, *maps: Tensor) -> Image.Image:
+    """The images in a row and below, for each of the maps, the same under it, brightest where it is largest.
 
     Args:
         images: uint8 (B, 3, s, s).
-        maps: (B, h, w), nonnegative.
+        maps: each (B, h, w), nonnegative.
     """
     size = images.shape[-1]
     side = min(size * -(-SIDES[0] // size), SIDES[1])
-    sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, 2 * side + GAP), "white")
-    for i, (image, weights) in enumerate(zip(images, maps, strict=True)):
-        how = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
-        top = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize((side, side), how)
-        heat = _coloured(weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny))
-        below = Image.blend(top.convert("L").convert("RGB"), heat.resize((side, side), Image.Resampling.NEAREST), 0.65)
+    sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, (len(maps) + 1) * (side + GAP) - GAP), "white")
+    how = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
+    for i, image in enumerate(images):
+        top = picture(image).resize((side, side), how)
         sheet.paste(top, (i * (side + GAP), 0))
-        sheet.paste(below, (i * (side + GAP), side + GAP))
+        for row, weights in enumerate((of_all[i] for of_all in maps), start=1):
+            sheet.paste(over(top, weights), (i * (side + GAP), row * (side + GAP)))
     return sheet.quantize(128)  # a third of the bytes, and no difference that one sees
-
-
-def _coloured(shares: Tensor) -> Image.Image:
-    """(h, w) from 0 to 1 → its colours."""
-    places = shares.numpy() * (len(HEAT) - 1)
-    channels = [np.interp(places, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
-    return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))

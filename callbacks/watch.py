@@ -1,4 +1,4 @@
-"""What one wants to see of a run while it trains: speed, gradient norm, gamma and dead heads."""
+"""What one wants to see of a run while it trains: speed, gradient norm and gamma."""
 
 import time
 from typing import Any
@@ -8,15 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 
 from infvit.attention import DiscountedAttention
-from infvit.measure.health import dead_heads
-from infvit.vit import VisionTransformer
 
 
 class Watch(Callback):
-    """Logs `images_per_second`, `grad_norm` (before clipping), `gamma/block.head` and `dead_heads/block`.
+    """Logs `images_per_second`, `grad_norm` (before clipping) and `gamma/block.head`.
 
     Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
-    queues stay out of it. Dead heads are the share of heads that are off, on the first validation batch.
+    queues stay out of it.
     """
 
     def __init__(self) -> None:
@@ -51,18 +49,3 @@ class Watch(Callback):
         layers = [m for m in pl_module.modules() if isinstance(m, DiscountedAttention)]
         for i, layer in enumerate(layers):
             pl_module.log_dict({f"gamma/{i}.{h}": g for h, g in enumerate(layer.gamma.detach())})
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        net = getattr(pl_module, "net", None)
-        if batch_idx or not isinstance(net, VisionTransformer):
-            return
-        if any(isinstance(m, DiscountedAttention) for m in net.modules()):
-            for i, share in enumerate(dead_heads(net, batch[0]).mean(1)):
-                pl_module.log(f"dead_heads/{i}", share, batch_size=len(batch[0]))

@@ -186,21 +186,11 @@ def eigenvector_centrality(
     A = A if side == "right" else A.mT
     with without_autocast(A):
         with torch.no_grad():
-            v = A.new_full((*A.shape[:-1], 1), 1 / A.shape[-1])
-            Av, eigenvalue, residual = _residual(A, v)
-            for _ in range(max_iterations):
-                # Done matrices stand still, so that the batch they are in does not change them. NaN is done.
-                going = residual > tolerance
-                if not going.any():
-                    break
-                v = torch.where(going, Av / eigenvalue + v / 2, v)
-                v = v / v.sum(-2, keepdim=True)
-                Av, eigenvalue, residual = _residual(A, v)
-            else:
-                if (residual > tolerance).any():
-                    warnings.warn(
-                        "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
-                    )
+            v, eigenvalue, residual = _iterated(A, tolerance, max_iterations)
+            if (residual > tolerance).any():
+                warnings.warn(
+                    "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
+                )
             v = torch.where(eigenvalue.isfinite(), v, torch.nan)
         if torch.is_grad_enabled() and A.requires_grad:
             v, eigenvalue = _implicit(A, v, eigenvalue, tolerance)
@@ -253,6 +243,11 @@ def linear_vs_perron(layer: Attention, x: Tensor, tolerance: float = 1e-6, max_i
     Ahat = _quadratic(layer, x)
     left = eigenvector_centrality(Ahat, "left", tolerance, max_iterations).vector
     right = eigenvector_centrality(Ahat, "right", tolerance, max_iterations).vector
+    return perron_cosine(a, left, right)
+
+
+def perron_cosine(a: Tensor, left: Tensor, right: Tensor) -> PerronCosine:
+    """The cosine of weights a with Perron vectors, each (B, H, N); 0 for a head that is off."""
     # The cosine knows no scale, but its squares do: weights of 1e-30 would look like a head that is off.
     peak = a.amax(-1, keepdim=True)
     a = a / torch.where(peak == 0, 1, peak)
@@ -317,6 +312,33 @@ def _residual(A: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     eigenvalue = Av.sum(-2, keepdim=True)
     residual = (Av - eigenvalue * v).abs().sum(-2, keepdim=True)
     return Av, eigenvalue, torch.where(eigenvalue == 0, 0, residual / eigenvalue)
+
+
+def _iterated(A: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Power iteration: (..., N, N) → v (..., N, 1), its eigenvalue and residual, both (..., 1, 1)."""
+    leading, A = A.shape[:-2], A.reshape(-1, *A.shape[-2:])
+    v = A.new_full((*A.shape[:-1], 1), 1 / A.shape[-1])
+    Av, eigenvalue, residual = _residual(A, v)
+    found = [v.clone(), eigenvalue.clone(), residual.clone()]
+    at = torch.arange(len(A), device=A.device)
+    for _ in range(max_iterations):
+        # Done matrices stand still, so that the batch they are in does not change them. NaN is done.
+        going = residual > tolerance
+        if 2 * int(going.sum()) <= len(at):  # few that converge slowly do not keep the others busy
+            for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
+                of_all[at] = of_some
+            A, v, Av, eigenvalue, residual, at, going = (
+                t[going.flatten()] for t in (A, v, Av, eigenvalue, residual, at, going)
+            )
+        if not len(at):
+            break
+        v = torch.where(going, Av / eigenvalue + v / 2, v)
+        v = v / v.sum(-2, keepdim=True)
+        Av, eigenvalue, residual = _residual(A, v)
+    for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
+        of_all[at] = of_some
+    v, eigenvalue, residual = (t.reshape(*leading, *t.shape[1:]) for t in found)
+    return v, eigenvalue, residual
 
 
 def _implicit(A: Tensor, v: Tensor, eigenvalue: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,15 @@ class Outcome:
         return sorted(path.parent for path in self.folder.glob("runs/**/result.json"))
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, for the tests of pages (`tests.chromium`)."""
+    from tests.chromium import running_browser  # other tests run without Playwright
+
+    with running_browser() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def data_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")

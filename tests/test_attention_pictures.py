@@ -1,5 +1,6 @@
-"""Attention maps, and the picture of them that a run leaves."""
+"""The pictures of its attention that a run leaves, and the health of its heads in its logs."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,74 +11,9 @@ from PIL import Image
 
 from callbacks import attention_pictures
 from callbacks.attention_pictures import drawn
-from infvit.attention import ATTENTIONS
-from infvit.errors import UsageError
-from infvit.measure.attention.maps import attention_map
-from infvit.vit import VisionTransformer
 
 QUICK = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
 QUICK += ["+trainer.limit_train_batches=2"]
-
-
-def model(attention: str, class_token: bool = True) -> VisionTransformer:
-    torch.manual_seed(0)
-    size = {"img_size": (8, 12), "patch_size": 2, "dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
-    return VisionTransformer(ATTENTIONS[attention], **size, class_token=class_token).eval()
-
-
-@pytest.mark.parametrize("class_token", [True, False])
-@pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - {"xca", "none"}))
-def test_a_map_is_the_class_tokens_row_or_the_mean_of_all_patch_by_patch(attention, class_token):
-    net, images = model(attention, class_token), torch.randn(2, 3, 8, 12)
-    maps = attention_map(net, images, block=0)
-    assert maps.shape == (2, 4, 6)
-    weights = net.blocks[0].attn.weights(net.features(images)["blocks.0.norm1"]).detach()
-    assert (weights.min() < 0) == (attention in ("hydra", "linformer"))
-    for b in range(2):
-        expected = torch.zeros(4, 6)
-        for row in range(4):
-            for column in range(6):
-                patch = class_token + 6 * row + column
-                for head in weights[b]:
-                    if head.ndim == 1:  # one weight for all tokens
-                        expected[row, column] += head[patch].abs()
-                    elif class_token:
-                        expected[row, column] += head[0, patch].abs()
-                    else:
-                        expected[row, column] += head[:, patch].abs().mean()
-        torch.testing.assert_close(maps[b], expected / expected.sum())
-    assert not torch.equal(attention_map(net, images), maps)  # the last block's
-    torch.testing.assert_close(attention_map(net, images), attention_map(net, images, block=1))
-
-
-def test_heads_that_are_off_give_an_empty_map_and_no_nan():
-    net = model("infsa")
-    with torch.no_grad():  # q = 1 and k = -1 for every token
-        for part, value in ((0, 1.0), (1, -1.0)):
-            rows = slice(16 * part, 16 * part + 16)
-            net.blocks[1].attn.qkv.weight[rows], net.blocks[1].attn.qkv.bias[rows] = 0, value
-    maps = attention_map(net, torch.randn(2, 3, 8, 12))
-    assert (maps == 0).all()
-    drawn(torch.zeros(2, 3, 8, 12, dtype=torch.uint8)[..., :8], maps)
-
-
-def test_a_compiled_model_gives_the_same_map():
-    net, images = model("infsa"), torch.randn(2, 3, 8, 12)
-    maps = attention_map(net, images)
-    net.compile(backend="eager")
-    net(images)
-    torch.testing.assert_close(attention_map(net, images), maps)
-
-
-@pytest.mark.parametrize("attention", ["xca", "none"])
-def test_an_operator_without_weights_of_tokens_says_so(attention):
-    with pytest.raises(UsageError, match="weighs"):
-        attention_map(model(attention), torch.randn(1, 3, 8, 12))
-
-
-def test_a_block_that_is_not_there():
-    with pytest.raises(UsageError, match="block=2 is none of the model's 2: expected -2 to 1"):
-        attention_map(model("softmax"), torch.randn(1, 3, 8, 12), block=2)
 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 96), (28, 112), (64, 128), (224, 144)])
@@ -95,6 +31,18 @@ def test_the_picture_shows_each_image_and_is_brightest_where_the_map_is_largest(
     assert (4 * row // side, 4 * column // side) == (1, 2)
 
 
+def test_each_of_several_maps_has_its_row():
+    images, maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 2, 4, 4)
+    for i in range(3):
+        maps[i, 1, i, 0] = 0.5
+    picture = np.asarray(drawn(images, *maps).convert("L")).astype(int)
+    assert picture.shape == (4 * 96 + 3 * 4, 2 * 96 + 4)
+    for i in range(3):
+        row = picture[(i + 1) * 100 : (i + 1) * 100 + 96]
+        assert row[:, :96].max() < 5  # a map of zeros
+        assert np.unravel_index(row[:, 100:].argmax(), (96, 96))[0] // 24 == i
+
+
 def test_runs_leave_pictures_of_the_same_images_and_wandb_has_them(cli):
     outcome = cli("train", "-m", *QUICK, "model=vit,linear_infvit,none", "seed=0")
     assert outcome.code == 0, outcome.err
@@ -102,7 +50,9 @@ def test_runs_leave_pictures_of_the_same_images_and_wandb_has_them(cli):
     pictures = {name: run / "attention.png" for name, run in runs.items()}
     assert not pictures.pop("none").exists()
     (said,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]
-    assert said.startswith(f"no attention picture of {runs['none'].name}: NoAttention weighs no token")
+    assert said.startswith(
+        f"no attention picture of {runs['none'].name}: method='attention' cannot be read from NoAttention"
+    )
     tops, belows = set(), set()
     for path in pictures.values():
         pixels = np.asarray(Image.open(path).convert("L")).astype(int)
@@ -119,12 +69,42 @@ def test_runs_leave_pictures_of_the_same_images_and_wandb_has_them(cli):
     assert "as their runs said: none" in page
 
 
-def test_a_whole_model_of_timm_and_a_broken_drawing_leave_a_finished_run(cli, monkeypatch):
-    whole = ["model=timm", "model.name=test_vit", "size.image_size=32", "logger=csv"]
-    outcome = cli("train", *QUICK, *whole)
+def test_every_k_epochs_leave_maps_and_curves_and_the_weights_as_they_would_be(cli):
+    lasting = ["experiment=digits", "model=linear_infvit", "data/loader=torch", "+trainer.limit_train_batches=2"]
+    lasting += ["recipe.epochs=3", "recipe.warmup_epochs=0"]
+    for k, logger in ((2, "default"), (0, "csv")):
+        every = [f"callbacks.attention_pictures.every_n_epochs={k}", f"logger={logger}", f"name=every{k}"]
+        outcome = cli("train", *lasting, *every)
+        assert outcome.code == 0, outcome.err
+    at_end, run = outcome.runs()
+    assert [path.name for path in at_end.glob("maps/*")] == ["epoch_0003.png"]
+    pictures = sorted(run.glob("maps/*"))
+    assert [path.name for path in pictures] == ["epoch_0002.png", "epoch_0003.png"]
+    blocks = 4
+    for path in pictures:
+        assert Image.open(path).size == (796, (blocks + 1) * 100 - 4)
+    assert len(list(run.glob("wandb/offline-run-*/files/media/images/maps_*.png"))) == 2
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["dead_heads/0"]]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        for block in range(blocks):
+            assert 0 <= float(row[f"dead_heads/{block}"]) <= 1
+            assert 1 <= float(row[f"effective_tokens/{block}"]) <= 17
+            assert 0 < float(row[f"cosine_left/{block}"]) <= 1
+    assert rows[0]["effective_tokens/0"] != rows[1]["effective_tokens/0"]
+    ours, theirs = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (at_end, run))
+    for name, values in ours["state_dict"].items():
+        assert torch.equal(values, theirs["state_dict"][name]), name
+
+
+def test_a_model_that_is_no_transformer_and_a_broken_drawing_leave_a_finished_run(cli, monkeypatch):
+    whole = ["model=timm", "size.image_size=32", "logger=csv", "callbacks.attention_pictures.every_n_epochs=1"]
+    outcome = cli("train", *QUICK, *whole, "model.name=test_resnet", "recipe.epochs=2")
     assert outcome.code == 0, outcome.err
-    assert "is a whole model, which says nothing of its weights" in outcome.out
-    monkeypatch.setattr(attention_pictures, "attention_map", lambda *_: 1 / 0)
+    (said,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]  # once
+    assert said.endswith("expected the VisionTransformer of infvit or of timm")
+    monkeypatch.setattr(attention_pictures, "layer_maps", lambda *_: 1 / 0)
     outcome = cli("train", *QUICK, "logger=csv", "model=vit")
     assert outcome.code == 0, outcome.err
     assert "ZeroDivisionError" in outcome.out

@@ -130,7 +130,8 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(
 
 @pytest.mark.parametrize("sweep", [False, True])
 def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache, sweep):
-    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=1"]
+    # One process looks at maps between the epochs, and the other does not wait for ever.
+    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=2", "callbacks.attention_pictures.every_n_epochs=1"]
     arguments = ["-m", *arguments, "model=vit", "seed=0,1"] if sweep else arguments
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -143,5 +144,6 @@ def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache, sweep):
         assert result(folder)["status"] == "finished"
         assert result(folder)["hardware"]["devices"] == 2
         assert (folder / "attention.png").is_file()
+        assert len(list(folder.glob("maps/*.png"))) == 2
     assert "no attention picture" not in done.stdout
     assert len(list(tmp_path.glob("runs/digits/*"))) == 1

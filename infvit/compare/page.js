@@ -1,7 +1,3 @@
-"use strict";
-const data = id => JSON.parse(document.getElementById(id)?.textContent ?? "null");
-const all = query => [...document.querySelectorAll(query)];
-
 // Sorting: a click on a heading; what is missing stays last in either order.
 for (const table of all("table")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -53,28 +49,14 @@ document.addEventListener("click", event => {
 });
 
 // The configuration of a row: on hover, on focus, and on a tap.
-const tip = document.getElementById("tip");
 const configs = data("configs");
 let told = null;
 function tell(row, x, y) {
   told = row;
   tip.hidden = !row;
   if (!row) return;
-  const title = document.createElement("strong");
-  const list = document.createElement("dl");
-  title.textContent = row.dataset.row + (row.dataset.run ? `, seed ${row.dataset.seed}` : "");
   const facts = row.dataset.run ? configs.runs[row.dataset.run] : configs.rows[row.dataset.row];
-  for (const [name, value] of facts) {
-    list.append(Object.assign(document.createElement("dt"), {textContent: name}));
-    list.append(Object.assign(document.createElement("dd"), {textContent: value}));
-  }
-  tip.replaceChildren(title, list);
-  move(x, y);
-}
-function move(x, y) {
-  const left = x + 18 + tip.offsetWidth > innerWidth ? Math.max(12, x - 18 - tip.offsetWidth) : x + 18;
-  tip.style.left = `${Math.max(12, Math.min(left, innerWidth - tip.offsetWidth - 12))}px`;
-  tip.style.top = `${Math.max(12, Math.min(y + 14, innerHeight - tip.offsetHeight - 12))}px`;
+  show(row.dataset.row + (row.dataset.run ? `, seed ${row.dataset.seed}` : ""), facts, x, y);
 }
 for (const row of all("tr[data-row]")) {
   row.addEventListener("pointermove", event => {
@@ -97,22 +79,6 @@ for (const row of all("tr[data-row]")) {
 }
 addEventListener("keydown", event => { if (event.key === "Escape") tell(null); });
 addEventListener("scroll", () => tell(null), {passive: true});
-
-// Light and dark: the system's choice until the button is pressed. A browser may refuse to remember it.
-const system = matchMedia("(prefers-color-scheme: dark)");
-const theme = () => document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light");
-const remembered = () => { try { return localStorage.getItem("infvit-theme"); } catch { return null; } };
-function wear(choice) {
-  if (choice) document.documentElement.dataset.theme = choice;
-  document.getElementById("theme").textContent = theme() === "dark" ? "☀ Light" : "☾ Dark";
-}
-wear(remembered());
-document.getElementById("theme").addEventListener("click", () => {
-  wear(theme() === "dark" ? "light" : "dark");
-  try { localStorage.setItem("infvit-theme", theme()); } catch { /* only this visit, then */ }
-  drawAll();
-});
-system.addEventListener("change", () => { wear(); drawAll(); });
 
 // Charts. A hidden plot has no width to fill: it is drawn when it is first shown.
 const specs = data("charts") ?? {};
@@ -143,6 +109,7 @@ function drawAll() {
   if (window.vegaEmbed) all(".plot:not([hidden])").forEach(draw);
 }
 drawAll();
+document.addEventListener("worn", drawAll);
 for (const button of all("[data-cost]")) {
   button.addEventListener("click", () => {
     for (const other of all("[data-cost]")) {

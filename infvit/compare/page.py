@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infvit.compare import render
 from infvit.compare.charts import COSTS
+from infvit.compare.house import environment
 from infvit.compare.interval import Estimate
 from infvit.compare.palette import THEMES
 from infvit.compare.pictures import charts, library, spec
@@ -39,9 +39,8 @@ class Look(NamedTuple):
 
 def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     """The page: what was compared, a sortable table, charts, every run. Links to run folders start from `page_dir`."""
-    folder = Path(__file__).parent
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {
+    templates = environment(Path(__file__).parent)
+    templates.filters |= {
         "breakable": _breakable,
         "heading": render.heading,
         "percent": render.percent,
@@ -56,7 +55,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     specs = {name: spec(chart) for name, chart in charts(comparison).items()}
     looks = _looks(comparison.rows, page_dir)
     runs = [(row, run) for row in comparison.rows for run in row.runs]
-    return environment.get_template(TEMPLATE).render(
+    return templates.get_template(TEMPLATE).render(
         title=_title(comparison),
         comparison=comparison,
         counts=_counts(comparison),

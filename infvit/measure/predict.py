@@ -40,7 +40,7 @@ def predict(
     Raises:
         UsageError: if there is no image, one cannot be read or does not fit, or maps are asked of another attention.
     """
-    files = _files(Path(image))
+    files = image_files(Path(image))
     network = subjects.network(checkpoint)
     model = network.model
     if centrality and not _is_linear(model):
@@ -71,7 +71,8 @@ def predict(
     print(out / "predictions.json")
 
 
-def _files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
+    """The file, or the images in the folder and below it; UsageError if there are none."""
     if path.is_file():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []

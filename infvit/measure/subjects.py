@@ -57,6 +57,7 @@ class Network(NamedTuple):
         classes: their names, in order; those of ImageNet are synsets.
         mean, std: of the channels on the scale [0, 1].
         view: a PIL image → uint8 (3, h, w), by the exact pipeline of evaluation.
+        name: the model's in conf/model.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Network(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
     view: Callable[[Image], Tensor]
+    name: str
 
 
 class Subjects(Protocol):

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from infvit.compare import write_comparison
+from tests.chromium import needs_chromium, opened_page
 from tests.compare.conftest import MakeResult, write_results
 from tests.compare.test_page import EVIL, picture, some_results
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +32,10 @@ def page_file(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def opened(browser: Browser, page_file: Path) -> Iterator[Page]:
-    """The page drawn, at 1280 pixels by day. Whatever a test does, nothing may go wrong or ask for the network."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    page = context.new_page()
-    wrong: list[str] = []
-    ours = page_file.as_uri()
-    page.on("console", lambda message: wrong.append(message.text) if page.url == ours else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(ours)
-    page.wait_for_selector("[data-chart=train_loss] svg .mark-line path")
-    yield page
-    context.close()
-    assert wrong == []
+    """The page drawn, at 1280 pixels by day."""
+    with opened_page(browser, page_file) as page:
+        page.wait_for_selector("[data-chart=train_loss] svg .mark-line path")
+        yield page
 
 
 def names(page: Page) -> list[str]:

@@ -1,41 +1,308 @@
-"""Where a model looks: what a block weighs each patch with, as a map over the image."""
+"""Where a model looks: what its blocks weigh each patch with, read in nine ways, as maps over the image.
+
+A map begins with the weights W of the heads of a block, a matrix (N, N) each, or one vector a (Linear-InfSA), taken by
+their size, since those of some operators have either sign. It is read by p, a distribution over tokens: all on the
+class token, or uniform over the patches where the model pools these. arXiv:2603.00175 unless another is named.
+
+| method               | of a matrix W                                  | of a vector a, W = 1 aᵀ |
+|----------------------|------------------------------------------------|-------------------------|
+| `attention`          | pᵀ W                                           | a                       |
+| `rollout`            | pᵀ R_L ⋯ R_1, R = I + W with rows summing to 1 |                         |
+| `katz_in`            | (F − I)ᵀ 1 with F = (I − M)⁻¹                  | N g a                   |
+| `katz_out`           | (F − I) 1                                      | g Σa, flat              |
+| `visits`             | pᵀ F                                           | p + g a                 |
+| `eigenvector`        | v with vᵀ W = λ vᵀ, summing to 1               | a                       |
+| `weights`            |                                                | a                       |
+| `gradient_attention` | pᵀ (W ⊙ ∂y/∂W)⁺                                | (a ⊙ ∂y/∂a)⁺            |
+| `random`             | uniform numbers                                | uniform numbers         |
+
+- For InfSA M = gamma W with the discount of each head, what the layer applies; g = gamma / (1 − gamma Σa).
+- Other operators have no discount, and where rows sum to 1 there is no F without one. They are read as M = 0.95 W with
+  rows summing to 1: InfSA's own gamma starts at 0.95, and a walk then takes 20 steps on average before absorption.
+  Every walk lasts equally long, so their `katz_out` is flat but for rows of zeros.
+- `rollout` (arXiv:2005.00928) takes the mean of the heads in the blocks below, and of a block's own the head that is
+  asked for, or the mean.
+- `gradient_attention` explains y, the logit of a class. Over all blocks it is propagated (arXiv:2103.15679):
+  R ← R + (mean of heads (W ⊙ ∂y/∂W)⁺) R from R = I, read as pᵀ (R − I).
+- `random` is the floor: it depends on the image and the seed alone, not on batch, block or head.
+"""
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from infvit.attention import Attention
+from infvit.attention import DiscountedAttention
+from infvit.attention.layer import precision
+from infvit.attention.tokens import precise
 from infvit.errors import UsageError
-from infvit.vit import VisionTransformer
+from infvit.graph import absorbing_chain, eigenvector_centrality, katz
+from infvit.measure.attention.blocks import Backbone, Operator, backbone
+from infvit.measure.attention.relevance import relevances
+
+METHODS = (
+    "attention",
+    "rollout",
+    "katz_in",
+    "katz_out",
+    "visits",
+    "eigenvector",
+    "weights",
+    "gradient_attention",
+    "random",
+)
+
+DISCOUNT = 0.95
+"""Of walks over the weights of an operator without a discount of its own."""
+
+ROUNDING = 1e-5
+"""Maps whose values differ by less, relative to the largest, are flat: a ranking would be one of rounding errors."""
+
+HAS = {
+    "matrix": "an N × N matrix of weights",
+    "vector": "one weight a token and no N × N matrix",
+    "nothing": "no weights of tokens known here",
+}
+
+Heads = int | None | Literal["each"]
+"""One head, the mean over heads, or each."""
+
+
+def offered(model: nn.Module) -> tuple[str, ...]:
+    """The methods that the attentions of a model allow, in the order of `METHODS`.
+
+    Raises:
+        UsageError: if the model is neither a VisionTransformer of infvit nor one of timm.
+    """
+    return _offered(backbone(model))
 
 
 @torch.no_grad()
-def attention_map(model: VisionTransformer, images: Tensor, block: int = -1) -> Tensor:
-    """What a block's attention weighs the patches with: (B, C, height, width) → (B, h, w) on the grid of patches.
+def token_map(
+    model: nn.Module,
+    images: Tensor,
+    method: str,
+    *,
+    block: int | None = -1,
+    head: int | None = None,
+    target: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """A map of each image over its grid of patches: (B, C, height, width) → (B, h, w), summing to 1.
 
-    The row of the class token, or the mean over all rows where there is none; an operator with one weight for all
-    tokens gives that one. Weights are averaged over heads by their size, since those of some operators have either
-    sign (Hydra, Linformer, Nyströmformer), and divided by their sum: a map sums to 1, or is 0 where every head is off.
+    An image has a map of zeros where the heads that count are off (or, for `gradient_attention`, speak against the
+    class). NaN in an image stays in its map. Memory is a few times the weights of one block, (B, H, N, N); for
+    `gradient_attention` also what a training step holds.
 
     Args:
         model: in evaluation mode, unless dropout and stochastic depth are meant to be seen.
         images: as `model` takes them.
-        block: its number, from the end if negative.
+        method: one of `offered(model)`.
+        block: its number, from the end if negative; None for all: the mean of their maps, or what propagates through
+            them for `rollout` (which begins at the first block and ends at `block` otherwise) and, where the weights
+            are matrices, `gradient_attention`.
+        head: its number; None for the mean over heads, each counting by its size.
+        target: the classes that `gradient_attention` explains, integers (B,); None for the predicted ones.
+        seed: of `random`.
 
     Raises:
-        UsageError: if the model has no such block, or its attention weighs no tokens (`none`, `xca`).
+        UsageError: for a model, method, block, head or target that is not there.
     """
-    depth = len(model.blocks)
-    if not -depth <= block < depth:
+    net = backbone(model)
+    depth = len(net.operators)
+    if block is not None and not -depth <= block < depth:
         raise UsageError(f"block={block} is none of the model's {depth}: expected {-depth} to {depth - 1}")
-    block %= depth
-    attn = model.blocks[block].attn
-    if not isinstance(attn, Attention):
-        raise UsageError(f"{type(attn).__name__} does not say what it weighs: expected a class of infvit.attention")
-    named = model.features(images)
-    weights = attn.weights(named[f"blocks.{block}.norm1"]).abs().mean(1)  # (B, N) or (B, N, N)
-    prefix = model.num_prefix_tokens
-    if weights.ndim == 3:
-        weights = weights[:, 0] if prefix else weights.mean(1)
-    shares = weights[:, prefix:].float()
-    shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
-    return shares.unflatten(1, model.grid(*images.shape[-2:]))
+    _check(net, method, head)
+    grid = net.grid(*images.shape[-2:])
+    if method == "random":
+        return _random(images, grid, seed)
+    if block is None and method == "gradient_attention" and all(found.weighs == "matrix" for found in net.operators):
+        shares = _shares(net, _propagated(net, images, target, head))
+    elif block is None and method != "rollout":
+        layers = [_shares(net, layer) for layer in _layers(net, images, method, target, head)]
+        shares = _to_one(torch.stack(layers).mean(0))  # below 1 where a block is off
+    else:
+        last = depth - 1 if block is None else block % depth
+        shares = _shares(net, next(islice(_layers(net, images, method, target, head), last, None)))
+    return shares[:, 0].unflatten(-1, grid)
+
+
+def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The map of every block, heads aggregated, in one pass: (B, C, height, width) → (depth, B, h, w).
+
+    `layer_maps(...)[i]` is `token_map(..., block=i)`. Takes and raises as `token_map`.
+    """
+    return _every_block(model, images, method, target, seed, None)[:, 0]
+
+
+def head_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
+    """The map of every block and head in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1 or 0.
+
+    `head_maps(...)[i, h]` is `token_map(..., block=i, head=h)`. Takes and raises as `token_map`.
+    """
+    return _every_block(model, images, method, target, seed, "each")
+
+
+@torch.no_grad()
+def _every_block(
+    model: nn.Module, images: Tensor, method: str, target: Tensor | None, seed: int, heads: Heads
+) -> Tensor:
+    """(depth, H or 1, B, h, w)."""
+    net = backbone(model)
+    _check(net, method)
+    grid = net.grid(*images.shape[-2:])
+    if method == "random":
+        maps = _random(images, grid, seed)
+        return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
+    layers = _layers(net, images, method, target, heads)
+    return torch.stack([_shares(net, layer).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
+
+
+def _offered(net: Backbone) -> tuple[str, ...]:
+    return tuple(method for method in METHODS if not _lacking(net, method))
+
+
+def _lacking(net: Backbone, method: str) -> list[Operator]:
+    """The operators that a method cannot read."""
+    readable = {"rollout": ("matrix",), "weights": ("vector",), "random": ("matrix", "vector", "nothing")}
+    takes = readable.get(method, ("matrix", "vector"))
+    needs_output = method == "gradient_attention"
+    return [o for o in net.operators if o.weighs not in takes or (needs_output and o.output is None)]
+
+
+def _check(net: Backbone, method: str, head: int | None = None) -> None:
+    if method not in METHODS:
+        raise UsageError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
+    for found in _lacking(net, method):
+        raise UsageError(
+            f"method={method!r} cannot be read from {found.name}, which has {HAS[found.weighs]}: "
+            f"expected one of {', '.join(_offered(net))}"
+        )
+    heads = min(found.heads for found in net.operators)
+    if head is not None and not 0 <= head < heads:
+        raise UsageError(f"head={head} is none of the model's {heads}: expected 0 to {heads - 1}")
+
+
+def _layers(net: Backbone, images: Tensor, method: str, target: Tensor | None, heads: Heads) -> Iterator[Tensor]:
+    """Block by block what a method reads of each token, not normalised: (B, H, N) for "each", otherwise (B, 1, N)."""
+    if method == "rollout":
+        yield from _rollout(net, images, heads)
+    elif method == "gradient_attention":
+        for relevance in relevances(net, images, target):
+            yield _picked(_read(net, relevance), heads)
+    else:
+        for found, W in _weights(net, images):
+            off = (W == 0).flatten(2).all(-1, keepdim=True)
+            measure = _of_vector if found.weighs == "vector" else _of_matrix
+            yield _picked(measure(net, found, W, method).masked_fill(off, 0), heads)
+
+
+def _weights(net: Backbone, images: Tensor) -> Iterator[tuple[Operator, Tensor]]:
+    """Block by block the operator and the size of its weights, (B, H, N, N) or (B, H, N), in float32 or better."""
+    x = net.embed(images)
+    for i, found in enumerate(net.operators):
+        step = net.step(i, x)
+        yield found, precise(found.weights(step.tokens)).abs()
+        x = step.out
+
+
+def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor:
+    """(B, H, N, N) → (B, H, N)."""
+    if method == "attention":
+        return _read(net, W)
+    if method == "eigenvector":
+        return eigenvector_centrality(W, "left").vector
+    gamma: float | Tensor = DISCOUNT
+    if isinstance(found.layer, DiscountedAttention):
+        gamma = found.layer.gamma
+    else:
+        W = _stochastic(W)
+    if method != "visits":
+        return katz(W, gamma, "in" if method == "katz_in" else "out")
+    with warnings.catch_warnings():
+        # Rows of Pure InfSA's M may sum to more than 1: what is counted are then weights of paths, and still a map.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return _read(net, absorbing_chain(W, gamma).visits)
+
+
+def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor:
+    """`_of_matrix` of W = 1 aᵀ in closed form: (B, H, N) → (B, H, N)."""
+    if method in ("attention", "weights", "eigenvector"):
+        return a
+    assert isinstance(found.layer, DiscountedAttention)
+    gamma, total, N = found.layer.gamma[:, None], a.sum(-1, keepdim=True), a.shape[-1]
+    g = gamma / (1 - gamma * total)
+    if method == "katz_in":
+        return N * g * a
+    if method == "katz_out":
+        return (g * total).expand_as(a)
+    return _read(net, torch.eye(N, dtype=a.dtype, device=a.device)) + g * a
+
+
+def _rollout(net: Backbone, images: Tensor, heads: Heads) -> Iterator[Tensor]:
+    below: Tensor | None = None
+    off: Tensor | bool = True
+    for _, W in _weights(net, images):
+        identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
+        row = _read(net, _stochastic(identity + _picked(W, heads)))
+        off = off & (W == 0).flatten(1).all(-1)[:, None, None]
+        yield (row if below is None else row @ below[:, 0]).masked_fill(off, 0)
+        R = _stochastic(identity + _picked(W, None))
+        below = R if below is None else R @ below
+
+
+def _propagated(net: Backbone, images: Tensor, target: Tensor | None, head: int | None) -> Tensor:
+    """pᵀ (R − I) behind the last block, (B, 1, N)."""
+    R: Tensor | float = 0.0
+    for relevance in relevances(net, images, target):
+        A = _picked(relevance, head)
+        R = R + A + A @ R if isinstance(R, Tensor) else A
+    assert isinstance(R, Tensor)
+    return _read(net, R)
+
+
+def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
+    """Uniform numbers drawn for each image from its content and the seed: (B, h, w)."""
+    maps = []
+    for image in images:
+        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
+        maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
+    return _to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
+
+
+def _read(net: Backbone, W: Tensor) -> Tensor:
+    """pᵀ W: (..., N, N) → (..., N); a vector of weights is the same from everywhere."""
+    if W.ndim == 3:
+        return W
+    return W[..., 0, :] if net.by_class_token else W[..., net.prefix :, :].mean(-2)
+
+
+def _picked(W: Tensor, heads: Heads) -> Tensor:
+    """(B, H, ...) → (B, 1, ...), or as it is."""
+    if heads == "each":
+        return W
+    return W.mean(1, keepdim=True) if heads is None else W[:, heads : heads + 1]
+
+
+def _stochastic(W: Tensor) -> Tensor:
+    """Rows summing to 1, or 0: (..., N, N)."""
+    total = W.sum(-1, keepdim=True)
+    return W / torch.where(total == 0, 1, total)
+
+
+def _shares(net: Backbone, read: Tensor) -> Tensor:
+    """What each patch has of what was read, (..., N) → (..., h · w): nonnegative, and summing to 1 or 0."""
+    patches = read[..., net.prefix :].clamp_min(0)
+    low, peak = patches.aminmax(dim=-1, keepdim=True)
+    return _to_one(torch.where(peak - low <= ROUNDING * peak, peak, patches))
+
+
+def _to_one(shares: Tensor) -> Tensor:
+    """Over their sum, which may be 0; by the largest first, since a sum of the least numbers may leave their range."""
+    peak = shares.amax(-1, keepdim=True)
+    shares = shares / torch.where(peak == 0, 1, peak)
+    return shares / torch.where(peak == 0, 1, shares.sum(-1, keepdim=True))

@@ -1,0 +1,231 @@
+"""The blocks of a model one after another, and what each weighs tokens with: the backbone here, and timm's ViTs.
+
+Nothing is hooked or replaced: weights are computed from a block's own modules and the tokens it is given.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+
+from infvit.attention import (
+    Attention,
+    CrossCovarianceAttention,
+    HydraAttention,
+    LinearInfSA,
+    NoAttention,
+    PureInfSA,
+)
+from infvit.attention.tokens import precise
+from infvit.convert.adapters import AdaptedAttention
+from infvit.errors import UsageError
+from infvit.vit import VisionTransformer
+
+DIFFERENTIAL = tuple(
+    getattr(timm_vit, name) for name in ("DiffAttention", "DiffParallelScalingBlock") if hasattr(timm_vit, name)
+)
+"""timm's attention that takes one softmax from another (arXiv:2410.05258), which older versions lack."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The attention of one block.
+
+    Attributes:
+        name: of its class.
+        heads: how many weigh tokens, H.
+        weighs: tokens with a "matrix" (N, N) per head, with a "vector" (N) that serves all tokens, or with "nothing".
+        weights: (B, N, D) → (B, H, N, N) or (B, H, N), of either sign for some operators.
+        output: (weights, tokens) → what the attention gives the block, (B, N, D), as a function of its weights alone;
+            None where the block does not show what its attention gives.
+        layer: the layer of `infvit.attention`, None for one of timm.
+    """
+
+    name: str
+    heads: int
+    weighs: Literal["matrix", "vector", "nothing"]
+    weights: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor, Tensor], Tensor] | None
+    layer: Attention | None = None
+
+
+class Step(NamedTuple):
+    """One block at work, each (B, N, D): what its attention was given, what that gave (None where it does not show),
+    and what the block returned."""
+
+    tokens: Tensor
+    attended: Tensor | None
+    out: Tensor
+
+
+class Backbone(Protocol):
+    """A Vision Transformer that can be run block by block."""
+
+    operators: list[Operator]
+    prefix: int
+    """Tokens before the patches."""
+    by_class_token: bool
+    """Whether the head reads the first token; otherwise it reads the patches, all alike."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]: ...
+    def embed(self, images: Tensor) -> Tensor: ...
+    def step(self, block: int, x: Tensor) -> Step: ...
+    def logits(self, x: Tensor) -> Tensor: ...
+
+
+def backbone(model: nn.Module) -> Backbone:
+    """The model as its maps read it; UsageError if its blocks are not known here."""
+    if isinstance(model, VisionTransformer):
+        return _Own(model)
+    if isinstance(model, timm_vit.VisionTransformer):
+        return _Timm(model)
+    raise UsageError(
+        f"{type(model).__name__} does not say what its blocks weigh tokens with: expected the VisionTransformer of "
+        "infvit or of timm"
+    )
+
+
+class _Own:
+    def __init__(self, model: VisionTransformer) -> None:
+        self.model = model
+        self.prefix, self.by_class_token = model.num_prefix_tokens, model.cls_token is not None
+        self.operators = [operator(block.attn, after=block.extra_proj) for block in model.blocks]
+        self.grid, self.embed = model.grid, model.embed
+
+    def step(self, block: int, x: Tensor) -> Step:
+        named: dict[str, Tensor] = {}
+        out = self.model.blocks[block](x, named, "block")
+        return Step(named["block.norm1"], named["block.attn"], out)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.norm(x))
+
+
+class _Timm:
+    """timm's, also with registers, without a class token, and converted by `infvit.convert`.
+
+    The head reads the class token unless the model pools its patches; weights of a pooling that attends (`map`) are no
+    part of a map. Of the blocks, `Block` and `ResPostBlock` are run in their parts, the parallel ones as they are.
+    """
+
+    def __init__(self, model: timm_vit.VisionTransformer) -> None:
+        self.model = model
+        self.prefix = model.num_prefix_tokens
+        self.by_class_token = model.cls_token is not None and model.global_pool in ("token", "prr", "")
+        self.operators = [self._operator(block) for block in model.blocks]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.model.patch_embed.dynamic_feat_size((height, width))
+        return rows, columns
+
+    def embed(self, images: Tensor) -> Tensor:
+        model = self.model
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+    def step(self, block: int, x: Tensor) -> Step:
+        b = self.model.blocks[block]
+        if type(b) is timm_vit.Block:
+            tokens = b.norm1(x)
+            attended = b.attn(tokens)
+            x = x + b.drop_path1(b.ls1(attended))
+            return Step(tokens, attended, x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
+        if type(b) is timm_vit.ResPostBlock:
+            attended = b.attn(x)
+            after = x + b.drop_path1(b.norm1(attended))
+            return Step(x, attended, after + b.drop_path2(b.norm2(b.mlp(after))))
+        return Step(x, None, b(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.norm(x))
+
+    def _operator(self, block: Any) -> Operator:
+        if type(block) in (timm_vit.Block, timm_vit.ResPostBlock):
+            return operator(block.attn)
+        if type(block) in (timm_vit.ParallelScalingBlock, *DIFFERENTIAL):
+
+            def of_packed(x: Tensor) -> Tensor:
+                return _of_packed(block, *block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)[1:3])
+
+            return Operator(type(block).__name__, block.num_heads, "matrix", of_packed, None)
+        if type(block) is timm_vit.ParallelThingsBlock:
+            each: list[tuple[Any, Operator]] = [(attn.norm, operator(attn.attn)) for attn in block.attns]
+            if all(found.weighs == "matrix" for _, found in each):
+                heads = sum(found.heads for _, found in each)
+
+                def weights(x: Tensor) -> Tensor:
+                    return torch.cat([found.weights(norm(x)) for norm, found in each], 1)
+
+                return Operator(type(block).__name__, heads, "matrix", weights, None)
+        return _unknown(block)
+
+
+def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
+    """What an attention module weighs tokens with; `after` is what its block applies to what it gives."""
+    layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
+    if type(layer) in (timm_vit.Attention, *DIFFERENTIAL):
+        return _of_timm(layer)
+    if not isinstance(layer, Attention) or isinstance(layer, (NoAttention, CrossCovarianceAttention)):
+        return _unknown(layer)
+
+    def output(W: Tensor, x: Tensor) -> Tensor:
+        V = layer.heads(x)[2]
+        return after(layer.merge(_mixed(layer, W, precise(V)).to(V.dtype)))
+
+    heads = layer.dim if isinstance(layer, HydraAttention) else layer.num_heads
+    weighs: Literal["matrix", "vector"] = "vector" if isinstance(layer, LinearInfSA) else "matrix"
+    return Operator(type(layer).__name__, heads, weighs, layer.weights, output, layer)
+
+
+def _unknown(module: nn.Module) -> Operator:
+    def weights(_: Tensor) -> Tensor:
+        raise UsageError(f"{type(module).__name__} weighs no tokens that are known here")
+
+    return Operator(type(module).__name__, getattr(module, "num_heads", 1), "nothing", weights, None)
+
+
+def _mixed(layer: Attention, W: Tensor, V: Tensor) -> Tensor:
+    """O of a layer that weighs V (B, H, N, d) with W: (B, H, N, d)."""
+    if isinstance(layer, LinearInfSA):
+        return (layer.gamma[:, None, None] * (W.unsqueeze(-2) @ V)).expand_as(V)
+    if not isinstance(layer, PureInfSA):
+        return W @ V
+    M = layer.gamma[:, None, None] * W
+    O = M @ V  # noqa: E741
+    if layer.hops == math.inf:
+        return torch.linalg.solve(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O)
+    for _ in range(int(layer.hops) - 1):
+        O = M @ (V + O)  # noqa: E741
+    return O
+
+
+def _of_timm(attn: Any) -> Operator:
+    """timm's softmax attention, with what its versions add: norms of q and k, a norm and a gate of the result."""
+
+    def weights(x: Tensor) -> Tensor:
+        return _of_packed(attn, *attn.qkv(x).chunk(3, dim=-1)[:2])
+
+    def output(W: Tensor, x: Tensor) -> Tensor:
+        V = attn.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        O = getattr(attn, "norm", nn.Identity())((W.to(V.dtype) @ V).transpose(1, 2).flatten(2))  # noqa: E741
+        gate = getattr(attn, "gate", None)
+        return attn.proj_drop(attn.proj(O if gate is None else O * gate(x).sigmoid()))
+
+    shows = None if type(attn) in DIFFERENTIAL else output
+    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, shows)
+
+
+def _of_packed(module: Any, Q: Tensor, K: Tensor) -> Tensor:
+    """The weights that a module of timm makes of its q and k of all heads, (B, N, D) each: (B, H, N, N)."""
+    differs = type(module) in DIFFERENTIAL
+    heads = 2 * module.num_heads if differs else module.num_heads
+    Q, K = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (Q, K))
+    Q, K = precise(module.q_norm(Q)), precise(module.k_norm(K))
+    W = (Q * Q.shape[-1] ** -0.5 @ K.mT).softmax(-1)
+    if not differs:
+        return W
+    first, second = W.unflatten(1, (-1, 2)).unbind(2)
+    return first - module._compute_lambda() * second

@@ -1,0 +1,165 @@
+"""A figure for a paper: images in rows, models and methods in columns, as PDF with text that stays text, and as PNG."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import altair as alt
+import torch
+import vl_convert
+from PIL import Image
+from torch import Tensor
+
+from infvit.compare.pictures import spec, vl_version
+from infvit.errors import UsageError
+from infvit.measure.attention.exhibit import columns, exhibit, normalised
+from infvit.measure.attention.heat import coloured, enlarged, over, picture
+from infvit.measure.attention.maps import token_map
+from infvit.measure.subjects import Network, Subjects
+
+CELL, GAP, GROUP_GAP = 72, 3, 9
+"""Points: the width of a picture, the space between two, and between two models."""
+
+PIXELS = 288
+"""Of a picture's width at most: 288 an inch, where the figure is printed as wide as it is."""
+
+LETTER = 8
+"""Points, as of a caption."""
+
+THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, Arial, Liberation Sans, sans-serif"}
+
+
+def figure(
+    subjects: Subjects,
+    out: Path,
+    checkpoint: str | Sequence[str],
+    methods: Sequence[str] | None,
+    images: int,
+    image: str | None,
+    allow_huge: bool,
+    block: int | None,
+) -> None:
+    """Writes figure.pdf and figure.png of the checkpoints and says where they are."""
+    networks, pixels, names = exhibit(subjects, checkpoint, images, image, allow_huge)
+    for file in write_figure(out, networks, pixels, names, methods, block):
+        print(file)
+
+
+def write_figure(
+    folder: Path,
+    networks: Mapping[str, Network],
+    images: Tensor,
+    names: Sequence[str],
+    methods: Sequence[str] | None = None,
+    block: int | None = -1,
+) -> list[Path]:
+    """Writes figure.pdf and figure.png: the images, and beside each what the models weigh it with.
+
+    A picture is an inch wide and letters have 8 points, so three images and six methods fill a page's width.
+
+    Args:
+        folder: where to.
+        networks, images, names, methods: as for `infvit.measure.attention.gallery.write_gallery`.
+        block: its number, from the end if negative; None for all together.
+
+    Raises:
+        UsageError: for a method, model or block that is not there, or a map that is not finite.
+    """
+    shown = columns(networks, methods)
+    height, width = images.shape[2:]
+    tall = CELL * height / width
+    # An image that has about as many pixels is left as it is.
+    across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
+    plain = [enlarged(picture(image), across, round(across * height / width)) for image in images]
+    several = len(shown) > 1
+    top = (2 if several else 1) * (LETTER + 4)
+    rows = [top + i * (tall + GAP) for i in range(len(images))]
+    x = float(LETTER + 4)
+    pictures = [_picture(one, x, y, CELL, tall) for one, y in zip(plain, rows, strict=True)]
+    words = [_words(name, LETTER / 2, y + tall / 2, tall, angle=270) for name, y in zip(names, rows, strict=True)]
+    words.append(_words("image", x + CELL / 2, top - LETTER / 2 - 2, CELL))
+    x += CELL + GROUP_GAP
+    lines = []
+    for name, offer in shown.items():
+        network, start = networks[name], x
+        for method in offer:
+            maps = token_map(network.model, normalised(network, images), method, block=block).float().cpu()
+            if not maps.isfinite().all():
+                raise UsageError(f"{name}: {method} is not finite, so there is nothing to draw: look at its weights")
+            pictures += [
+                _picture(over(one, weights), x, y, CELL, tall)
+                for one, weights, y in zip(plain, maps, rows, strict=True)
+            ]
+            words.append(_words(method.replace("_", " "), x + CELL / 2, top - LETTER / 2 - 2, CELL))
+            x += CELL + GAP
+        end = x - GAP
+        if several:
+            words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, bold=True))
+            lines.append(_line(start, end, LETTER + 3))
+        x = end + GROUP_GAP
+    below = rows[-1] + tall + GAP + LETTER / 2
+    pictures.append(_picture(coloured(torch.linspace(0, 1, 256)[None]), end - 120, below - 3, 50, 6))
+    words += [
+        _words("0", end - 124, below, 20, align="right"),
+        _words("the map's largest", end - 67, below, 90, align="left"),
+    ]
+    drawn = alt.layer(*pictures, *lines, *words).properties(width=end, height=below + LETTER / 2, padding=1)
+    return _written(spec(drawn), folder)
+
+
+def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:
+    kept = io.BytesIO()
+    content.save(kept, "png", optimize=True)
+    return _at(x, y).mark_image(
+        url=f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}",
+        width=width,
+        height=height,
+        align="left",
+        baseline="top",
+        aspect=False,
+        smooth=False,
+    )
+
+
+def _words(
+    text: str,
+    x: float,
+    y: float,
+    room: float,
+    align: Literal["left", "center", "right"] = "center",
+    angle: float = 0,
+    bold: bool = False,
+) -> alt.Chart:
+    """Text at a place, shortened to the room there is."""
+    return _at(x, y).mark_text(
+        text=text,
+        align=align,
+        baseline="middle",
+        angle=angle,
+        limit=room,
+        fontSize=LETTER,
+        fontWeight="bold" if bold else "normal",
+        color="black",
+    )
+
+
+def _line(start: float, end: float, y: float) -> alt.Chart:
+    return _at(start, y).mark_rule(strokeWidth=0.5, color="black").encode(x2=alt.datum(end))
+
+
+def _at(x: float, y: float) -> alt.Chart:
+    """One mark at a place in points."""
+    return alt.Chart(alt.InlineData(values=[{}])).encode(
+        x=alt.XDatum(x, scale=None, axis=None), y=alt.YDatum(y, scale=None, axis=None)
+    )
+
+
+def _written(content: dict[str, Any], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {"figure.pdf": vl_convert.vegalite_to_pdf(content, vl_version(), config=THEME)}
+    kinds["figure.png"] = vl_convert.vegalite_to_png(content, vl_version(), config=THEME, scale=PIXELS / CELL)
+    for name, kept in kinds.items():
+        (folder / name).write_bytes(kept)
+    return [folder / name for name in kinds]

@@ -1,0 +1,201 @@
+"""The gallery: what models look at, as one HTML page that needs nothing beside it and asks no network."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infvit.classes import in_words
+from infvit.compare.house import environment
+from infvit.errors import UsageError
+from infvit.measure.attention.blocks import backbone
+from infvit.measure.attention.exhibit import WORDS, columns, exhibit, normalised
+from infvit.measure.attention.heat import HEAT, OPACITY, picture
+from infvit.measure.attention.maps import layer_maps, token_map
+from infvit.measure.subjects import Network, Subjects
+
+TEMPLATE = "gallery.html.jinja"
+STRONGEST = 5
+"""Neighbours that are named of a token."""
+
+LOWEST = 1e-16
+"""Of a map's largest share, what is still told from less; see `codes`."""
+
+MOST_BYTES = 20_000_000
+"""Of a page; a browser takes seconds to open more."""
+
+SMALL = 96
+"""Pixels of a side up to which an image is kept to the last pixel."""
+
+
+def gallery(
+    subjects: Subjects,
+    out: Path,
+    checkpoint: str | Sequence[str],
+    methods: Sequence[str] | None,
+    images: int,
+    image: str | None,
+    allow_huge: bool,
+) -> None:
+    """Writes gallery.html of the checkpoints and says where it is."""
+    networks, pixels, names = exhibit(subjects, checkpoint, images, image, allow_huge)
+    file = write_gallery(out / "gallery.html", networks, pixels, names, methods)
+    print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, to be opened in any browser")
+
+
+def write_gallery(
+    file: Path,
+    networks: Mapping[str, Network],
+    images: Tensor,
+    names: Sequence[str],
+    methods: Sequence[str] | None = None,
+) -> Path:
+    """Writes the page: images in rows, models and their methods in columns, a slider for the block and the opacity.
+
+    Every block and all of them together are in the page: B × (L + 1) maps for each method, and for each token its
+    `STRONGEST` neighbours; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
+
+    Args:
+        file: where to.
+        networks: models in evaluation mode, each under the name that it is shown by.
+        images: uint8 (B, 3, height, width), as all the models' evaluation crops them; `data.examples(B)` gives them.
+        names: B words, one for each row.
+        methods: of `METHODS`, left out where a model does not offer them; None: all that it offers.
+
+    Returns:
+        `file`.
+
+    Raises:
+        UsageError: if a method is unknown or no model offers it, a map is not finite, or the page would be too large.
+    """
+    shown = columns(networks, methods)
+    pictures = [_inlined(image) for image in images]
+    models: list[dict[str, Any]] = []
+    size = sum(map(len, pictures))
+    for name, offer in shown.items():
+        models.append(_model(name, networks[name], normalised(networks[name], images), offer))
+        size += models[-1].pop("bytes")
+        if size > MOST_BYTES:
+            raise UsageError(
+                f"{file} would be larger than {MOST_BYTES / 1e6:.0f} MB: give fewer images ({len(images)}), methods "
+                f"({max(map(len, shown.values()))}) or checkpoints ({len(shown)})"
+            )
+    page = (
+        environment(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            title=f"What {_listed(list(shown))} {'looks' if len(shown) == 1 else 'look'} at",
+            models=models,
+            pictures=list(zip(names, pictures, strict=True)),
+            aspect=f"{images.shape[3]} / {images.shape[2]}",
+            pixelated=max(images.shape[2:]) <= SMALL,
+            blocks=max(model["depth"] for model in models),
+            opacity=round(100 * OPACITY),
+            words={method: WORDS[method] for methods in shown.values() for method in methods},
+            heat=", ".join(f"rgb({r} {g} {b})" for r, g, b in HEAT),
+            content={"models": models, "heat": HEAT, "lowest": LOWEST, "strongest": STRONGEST, "names": list(names)},
+        )
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+    return file
+
+
+def codes(shares: Tensor) -> np.ndarray:
+    """Shares of the largest, 0 to 1, as 16-bit logarithms: 0 is 0, 65,535 is 1, in between exp(step · (code − 65535)).
+
+    The step is ln(1 / LOWEST) / 65,534, so a share is off by 3 in 10,000 of itself at most; 1 is LOWEST or less.
+    """
+    places = 1 - shares.double().clamp_min(LOWEST).log() / math.log(LOWEST)
+    return torch.where(shares > 0, 1 + (65534 * places).round(), 0).cpu().numpy().astype("<u2")
+
+
+def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
+    """Everything that the page knows of a model, and how many `bytes` the maps and neighbours of it take."""
+    model = network.model
+    blocks = [torch.cat((layer_maps(model, inputs, m), token_map(model, inputs, m, block=None)[None])) for m in methods]
+    maps = torch.stack(blocks).float()  # (methods, depth + 1, B, h, w)
+    if not maps.isfinite().all():
+        raise UsageError(f"{name}: its maps are not finite, so there is nothing to show: look at its weights")
+    peaks = maps.amax((-1, -2), keepdim=True)
+    packed = _packed(codes(maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)))
+    near = _neighbours(network, inputs)
+    with torch.no_grad():
+        likeliest = model(inputs).softmax(-1).max(-1)
+    classes = in_words(network.classes)
+    return {
+        "name": name,
+        "depth": maps.shape[1] - 1,
+        "grid": list(maps.shape[-2:]),
+        "methods": list(methods),
+        "codes": packed,
+        "peaks": [float(f"{peak:.6g}") for peak in peaks.flatten().tolist()],
+        "near": near,
+        "predictions": [
+            f"{classes[i]}, {100 * p:.0f}\u00a0%"
+            for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        ],
+        "bytes": len(packed) + sum(len(one["places"]) + len(one["codes"]) for one in near if one),
+    }
+
+
+@torch.no_grad()
+def _neighbours(network: Network, inputs: Tensor) -> list[dict[str, Any] | None]:
+    """What each patch weighs most, for every block and for their mean; None where an attention weighs no tokens.
+
+    `own` tells whether each patch has a row of its own; otherwise an image has one, whose weights serve all of them.
+    """
+    found = [_weights(network, image[None]) for image in inputs]
+    blocks: list[Tensor | None] = [
+        None if any(one is None for one in block) else torch.cat(list(block)) for block in zip(*found, strict=True)
+    ]
+    alike = [block for block in blocks if block is not None]
+    together = len(alike) == len(blocks) and len({block.ndim for block in alike}) == 1
+    blocks.append(torch.stack(alike).mean(0) if together else None)
+    return [None if block is None else _strongest(block) for block in blocks]
+
+
+def _weights(network: Network, image: Tensor) -> list[Tensor | None]:
+    """What each block weighs its patches with, the mean over heads: (1, h · w, h · w), (1, h · w) or nothing."""
+    net = backbone(network.model)
+    x = net.embed(image)
+    blocks: list[Tensor | None] = []
+    for i, operator in enumerate(net.operators):
+        tokens, _, x = net.step(i, x)
+        if operator.weighs == "nothing":
+            blocks.append(None)
+            continue
+        W = operator.weights(tokens).abs().mean(1).float()[..., net.prefix :]
+        blocks.append(W[:, net.prefix :] if operator.weighs == "matrix" else W)
+    return blocks
+
+
+def _strongest(weights: Tensor) -> dict[str, Any]:
+    """The places and shares of the largest weights of each row: (B, N, N) or, one row for all, (B, N)."""
+    rows = weights[:, None] if weights.ndim == 2 else weights
+    shares = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    top = shares.topk(min(STRONGEST, shares.shape[-1]))
+    places = _packed(top.indices.cpu().numpy().astype("<u2"))
+    return {"own": weights.ndim == 3, "places": places, "codes": _packed(codes(top.values))}
+
+
+def _packed(numbers: np.ndarray) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _inlined(image: Tensor) -> str:
+    """uint8 (3, height, width) as a data URI: small ones to the last pixel, photographs as JPEG."""
+    kept = io.BytesIO()
+    form = "png" if max(image.shape[1:]) <= SMALL else "jpeg"
+    picture(image).save(kept, form, quality=88)
+    return f"data:image/{form};base64,{base64.b64encode(kept.getvalue()).decode()}"
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -1,0 +1,148 @@
+"""How the heads of a model fare: which are off, how widely they look, and how near they come to one vector.
+
+Every number belongs to one block, head and image, so that means and intervals are over images. Weights are taken by
+their size |W|; arXiv:2603.00175 is the source of the operators.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from infvit.attention import Attention, DiscountedAttention, LinearInfSA
+from infvit.attention.tokens import precise
+from infvit.graph import ahat, eigenvector_centrality, perron_cosine, spectral_radius
+from infvit.measure.attention.blocks import Operator, backbone
+
+TOLERANCE = 1e-5
+"""Of power iteration: more digits than spreads over images leave."""
+
+MOST_WEIGHTS = 2**26
+"""Numbers of the matrices of one block that are held at a time: a quarter of a gigabyte."""
+
+
+@dataclass(frozen=True, eq=False)
+class Health:
+    """What `health` finds, each (depth, H, B) in float32 or better.
+
+    NaN where a number means nothing: for all operators but those named, and where a head is off, for all but `off` and
+    `gamma`. W is the matrix of weights of a head; for Linear-InfSA W = 1 aᵀ in the first six, and in the others the
+    quadratic operator Ahat of the same Q and K (Pure InfSA's), so that both InfSA are measured alike.
+
+    Attributes:
+        off: 1 where all weights are 0, so that the head adds nothing; otherwise 0.
+        entropy: in nats, the mean over rows of −Σ_j p_j ln p_j, p a row of |W| over its sum; rows of zeros left out.
+        entropy_share: of the largest possible, entropy / ln N (0 for one token).
+        effective_tokens: the mean over rows of exp(entropy): how many tokens weigh in, from 1 to N.
+        gamma: the discount (InfSA).
+        spectral_radius: of gamma |W| for InfSA, which must stay below 1, and of |W| for others.
+        rank_one: the share of W's variance that its best rank-one approximation explains, σ₁² / ‖W‖_F².
+        rank_one_linear: the share that the best multiple of Linear-InfSA's operator 1 aᵀ explains, a being of the same
+            Q and K: (Σ_ij W_ij a_j)² / (‖W‖_F² N ‖a‖²), at most rank_one (InfSA).
+        cosine_left: of Linear-InfSA's weights a with the left Perron vector of W (InfSA; published: 0.985).
+        cosine_right: with the right one.
+    """
+
+    off: Tensor
+    entropy: Tensor
+    entropy_share: Tensor
+    effective_tokens: Tensor
+    gamma: Tensor
+    spectral_radius: Tensor
+    rank_one: Tensor
+    rank_one_linear: Tensor
+    cosine_left: Tensor
+    cosine_right: Tensor
+
+    def summary(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and standard deviation over images, each (depth, H), of all that is a number somewhere.
+
+        The deviation of one image is NaN.
+        """
+        found = {}
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if not values.isnan().all():
+                mean = values.nanmean(-1)
+                count = (~values.isnan()).sum(-1)
+                spread = ((values - mean[..., None]).square().nansum(-1) / (count - 1).clamp_min(0)).sqrt()
+                found[field.name] = mean, spread
+        return found
+
+
+@torch.no_grad()
+def health(model: nn.Module, images: Tensor, spectra: bool = True) -> Health:
+    """The health of every block and head for every image.
+
+    The weights of one block are held at a time, of as many images as fit into `MOST_WEIGHTS` numbers (at least one).
+
+    Args:
+        model: infvit's VisionTransformer or timm's, in evaluation mode.
+        images: (B, C, height, width), as `model` takes them.
+        spectra: whether to measure what takes power iteration, from `spectral_radius` on; otherwise these are NaN.
+
+    Raises:
+        UsageError: if the model is another, or its attention weighs no tokens.
+    """
+    net = backbone(model)
+    x = net.embed(images)
+    blocks = []
+    for i, found in enumerate(net.operators):
+        step = net.step(i, x)
+        at_a_time = max(MOST_WEIGHTS // (found.heads * x.shape[1] ** 2), 1)
+        slices = [_of_block(found, tokens, spectra) for tokens in step.tokens.split(at_a_time)]
+        blocks.append(torch.cat(slices, -1))
+        x = step.out
+    return Health(*torch.stack(blocks, 1))
+
+
+def _of_block(found: Operator, x: Tensor, spectra: bool) -> Tensor:
+    """The numbers of `Health` in their order: (B, N, D) → (10, H, B)."""
+    weights = precise(found.weights(x)).abs()
+    rows = weights if weights.ndim == 4 else weights.unsqueeze(-2)
+    off = (rows == 0).flatten(2).all(-1)
+    numbers = {field.name: torch.full_like(rows[..., 0, 0], torch.nan) for field in fields(Health)}
+    entropy = torch.special.entr(rows / rows.sum(-1, keepdim=True)).sum(-1)  # NaN for a row of zeros
+    numbers["entropy"] = entropy.nanmean(-1)
+    numbers["entropy_share"] = numbers["entropy"] / math.log(max(rows.shape[-1], 2))
+    numbers["effective_tokens"] = entropy.exp().nanmean(-1)
+    if spectra:
+        numbers |= _spectra(found, x, weights)
+    numbers = {name: values.masked_fill(off, torch.nan) for name, values in numbers.items()}
+    numbers["off"] = off.to(rows.dtype)
+    if isinstance(found.layer, DiscountedAttention):
+        numbers["gamma"] = found.layer.gamma.to(rows.dtype).expand_as(off)
+    return torch.stack([values.mT for values in numbers.values()])
+
+
+def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """What takes power iteration, each (B, H)."""
+    layer = found.layer
+    W = weights if layer is None or weights.ndim == 4 else ahat(layer, x)
+    size = torch.linalg.matrix_norm(W, keepdim=True)
+    W = W / torch.where(size == 0, 1, size)
+    # Exactly, because power iteration is slow where two singular values are close. LAPACK refuses NaN: put back.
+    known = W.isfinite().flatten(2).all(-1)
+    largest = torch.linalg.svdvals(W.where(known[..., None, None], 0))[..., 0]
+    numbers = {"rank_one": largest.square().where(known, torch.nan)}
+    if not isinstance(layer, DiscountedAttention):
+        return numbers | {"spectral_radius": spectral_radius(W, TOLERANCE) * size[..., 0, 0]}
+    a = _linear_weights(layer, x)
+    left, right = (eigenvector_centrality(W, side, TOLERANCE) for side in ("left", "right"))
+    numbers["cosine_left"], numbers["cosine_right"] = perron_cosine(a, left.vector, right.vector)
+    applied = weights.sum(-1) if weights.ndim == 3 else left.eigenvalue * size[..., 0, 0]
+    numbers["spectral_radius"] = layer.gamma * applied
+    direction = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
+    numbers["rank_one_linear"] = (W.sum(-2) * direction).sum(-1).square() / W.shape[-1]
+    return numbers
+
+
+def _linear_weights(layer: Attention, x: Tensor) -> Tensor:
+    """Linear-InfSA's weights of the Q and K of a layer: (B, N, D) → (B, H, N)."""
+    if isinstance(layer, LinearInfSA):
+        return precise(layer.weights(x))
+    with torch.device("meta"):  # draws no random numbers: training goes on as if nothing had been measured
+        twin = LinearInfSA(layer.dim, layer.num_heads)
+    twin.qkv = layer.qkv
+    return precise(twin.weights(x))

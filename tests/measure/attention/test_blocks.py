@@ -1,0 +1,169 @@
+"""timm's Vision Transformers, read block by block, against what their own unfused attention computes."""
+
+import pytest
+import timm
+import torch
+from timm.models import vision_transformer as timm_vit
+
+from infvit.attention import ATTENTIONS
+from infvit.convert import convert
+from infvit.measure.attention.blocks import backbone
+from infvit.measure.attention.maps import METHODS, head_maps, layer_maps, offered, token_map
+from infvit.vit import VisionTransformer
+from tests.attention.twins import WITHOUT_WEIGHTS
+
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+
+MODELS = {
+    "plain": ("vit_tiny_patch16_224", {}),
+    "pooled patches beside a class token": ("vit_tiny_patch16_224", {"global_pool": "avg"}),
+    "norms of q, k and output": ("vit_tiny_patch16_224", {"qk_norm": True, "scale_attn_norm": True}),
+    "another size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "registers and layer scale": ("vit_small_patch14_reg4_dinov2", {"init_values": 1.0}),
+    "no class token": ("vit_medium_patch16_gap_256", {}),
+    "registers alone": ("vit_medium_patch16_gap_256", {"reg_tokens": 3}),
+    "pooled by attention": ("vit_base_patch16_siglip_224", {}),
+    "norm behind the attention": ("vit_base_patch16_rpn_224", {}),
+    "norm before the blocks": ("vit_base_patch16_clip_224", {}),
+    "two attentions a block": ("vit_small_patch16_18x2_224", {}),
+    "attention beside the MLP": ("vit_base_patch16_xp_224", {}),
+}
+
+
+def timm_model(name):
+    made, options = MODELS[name]
+    return strong(timm.create_model(made, **{**SIZE, **options}))
+
+
+def strong(net):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return net.eval()
+
+
+def held(net):
+    """Makes the attentions of a model write down the matrices that they apply, their gradients with them."""
+    matrices = []
+
+    def hold(_module, inputs):
+        inputs[0].retain_grad()
+        matrices.append(inputs[0])
+
+    for module in net.modules():
+        if hasattr(module, "fused_attn") and hasattr(module, "attn_drop"):
+            module.fused_attn = False
+            module.attn_drop.register_forward_pre_hook(hold)
+    return matrices
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_maps_of_timms_models_are_those_of_their_own_matrices(name):
+    net = timm_model(name)
+    x = torch.randn(2, 3, 24, 40) if name == "another size" else torch.randn(2, 3, 32, 32)
+    attention = head_maps(net, x, "attention")
+    explained = head_maps(net, x, "gradient_attention") if "gradient_attention" in offered(net) else None
+    others = {method: layer_maps(net, x, method) for method in offered(net)}
+    matrices = held(net)
+    logits = net(x)
+    logits.amax(1).sum().backward()
+    assert (len(matrices) == 4) == (name == "two attentions a block")
+    prefix = net.num_prefix_tokens
+    by_class_token = net.cls_token is not None and "pooled" not in name
+
+    def read(matrix):
+        row = matrix[:, :, 0] if by_class_token else matrix[:, :, prefix:].mean(2)
+        patches = row[:, :, prefix:]
+        return (patches / patches.sum(-1, keepdim=True).clamp_min(1e-30)).unflatten(-1, attention.shape[-2:])
+
+    expected = torch.stack([read(W) for W in matrices]).transpose(1, 2).detach()
+    if len(matrices) == 4:  # the heads of both attentions of a block stand side by side
+        expected = expected.unflatten(0, (2, 2)).flatten(1, 2)
+    torch.testing.assert_close(attention, expected)
+    assert (explained is None) == (name in ("two attentions a block", "attention beside the MLP"))
+    if explained is not None:
+        relevance = torch.stack([read((W * W.grad).clamp_min(0)) for W in matrices]).transpose(1, 2)
+        torch.testing.assert_close(explained, relevance.detach(), rtol=1e-3, atol=1e-5)
+    assert set(METHODS) - set(others) <= {"weights", "gradient_attention"}
+    for maps in others.values():
+        assert maps.shape == (2, 2, *attention.shape[-2:])
+        assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_blocks_in_turn_are_the_model(name):
+    net, x = timm_model(name), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(in_turn(net, x), net(x))
+
+
+@pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - WITHOUT_WEIGHTS))
+def test_an_attention_is_a_function_of_its_weights(attention):
+    torch.manual_seed(0)
+    size = {"img_size": 8, "patch_size": 2, "dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    net = VisionTransformer(ATTENTIONS[attention], **size, extra_proj=True).eval()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(in_turn(net, x), net(x))
+    (found,), named = backbone(net).operators, net.features(x)
+    tokens = named["blocks.0.norm1"]
+    torch.testing.assert_close(found.output(found.weights(tokens), tokens), named["blocks.0.attn"])
+
+
+@pytest.mark.parametrize("options", [{"attn_layer": "diff"}, {"block_fn": "DiffParallelScalingBlock"}])
+def test_differential_attention_weighs_with_what_one_softmax_leaves_of_another(options):
+    options = {key: getattr(timm_vit, name, name) for key, name in options.items()}
+    if not hasattr(timm_vit, "DiffAttention"):
+        pytest.skip("this version of timm has none")
+    net, x = strong(timm.create_model("vit_tiny_patch16_224", **{**SIZE, **options})), torch.randn(2, 3, 32, 32)
+    parts, weighed = backbone(net), []
+    (module,) = (m for name, m in net.blocks[0].named_modules() if hasattr(m, "sub_norm"))
+    module.sub_norm.register_forward_pre_hook(lambda _, inputs: weighed.append(inputs[0]))
+    tokens = parts.step(0, parts.embed(x)).tokens
+    packed = module.qkv(tokens) if hasattr(module, "qkv") else module.in_proj(module.in_norm(tokens))
+    V = packed[..., -32:].unflatten(-1, (4, 8)).transpose(1, 2)
+    W = parts.operators[0].weights(tokens)
+    torch.testing.assert_close(W @ V, weighed[0])
+    torch.testing.assert_close(in_turn(net, x), net(x))
+    assert set(METHODS) - set(offered(net)) == {"weights", "gradient_attention"}
+    assert token_map(net, x, "katz_in").isfinite().all()
+
+
+def in_turn(net, images):
+    parts = backbone(net)
+    x = parts.embed(images)
+    for i in range(len(parts.operators)):
+        x = parts.step(i, x).out
+    return parts.logits(x)
+
+
+def test_a_converted_model_offers_what_its_new_attention_offers():
+    net, x = timm_model("plain"), torch.randn(2, 3, 32, 32)
+    softmax = head_maps(net, x, "gradient_attention")
+    convert(net, "softmax")
+    torch.testing.assert_close(head_maps(net, x, "gradient_attention"), softmax)
+    half = timm_model("plain")
+    convert(half, "linear_infsa", include=["blocks.1.*"])
+    assert "rollout" not in offered(half)
+    assert "weights" not in offered(half)
+    linear = timm_model("plain")
+    convert(linear, "linear_infsa")
+    maps = token_map(linear, x, "weights")
+    expected = linear.blocks[1].attn.weights(linear.blocks[1].norm1(linear.blocks[0](embedded(linear, x)))).mean(1)
+    expected = expected[:, 1:] / expected[:, 1:].sum(1, keepdim=True)
+    torch.testing.assert_close(maps.flatten(1), expected.detach())
+
+
+def embedded(net, images):
+    tokens = net.patch_embed(images)
+    tokens = torch.cat([net.cls_token.expand(len(images), -1, -1), tokens], 1)
+    return tokens + net.pos_embed
+
+
+def test_a_block_that_is_not_known_offers_the_floor_alone():
+    class Other(timm_vit.Block):
+        pass
+
+    net = timm.create_model("vit_tiny_patch16_224", **SIZE, block_fn=Other).eval()
+    assert offered(net) == ("random",)
+    assert token_map(net, torch.randn(1, 3, 32, 32), "random").shape == (1, 4, 4)

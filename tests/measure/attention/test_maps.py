@@ -1,0 +1,254 @@
+"""Maps against their formulas, networkx, and gradients by autograd through weights that are held."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from infvit.attention import ATTENTIONS, DiscountedAttention, LinearInfSA, PureInfSA
+from infvit.errors import UsageError
+from infvit.measure.attention.maps import METHODS, head_maps, layer_maps, offered, token_map
+from infvit.vit import VisionTransformer
+from tests.attention.twins import SIGNED, WITHOUT_WEIGHTS
+from tests.measure.attention import naive
+
+WITH_WEIGHTS = sorted(set(ATTENTIONS) - WITHOUT_WEIGHTS)
+OF_A_GRAPH = ("attention", "katz_in", "katz_out", "visits", "eigenvector")
+
+
+def model(attention, class_token=True, **options):
+    torch.manual_seed(0)
+    maker = ATTENTIONS[attention]
+    size = {"img_size": (8, 12), "patch_size": 2, "dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    net = VisionTransformer(lambda dim, num_heads: maker(dim, num_heads, **options), **size, class_token=class_token)
+    with torch.no_grad():  # weights far from uniform
+        for block in net.blocks:
+            block.attn.qkv.weight.mul_(12)
+    return net.double().eval()
+
+
+def images(count=2):
+    return torch.randn(count, 3, 8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def weights(net, x):
+    """Of every block, (B, H, N, N) or (B, H, N)."""
+    named = net.features(x)
+    return [block.attn.weights(named[f"blocks.{i}.norm1"]).detach() for i, block in enumerate(net.blocks)]
+
+
+def off(net, block):
+    with torch.no_grad():  # q = 1 and k = -1 for every token
+        for part, value in ((0, 1.0), (1, -1.0)):
+            rows = slice(16 * part, 16 * part + 16)
+            net.blocks[block].attn.qkv.weight[rows], net.blocks[block].attn.qkv.bias[rows] = 0, value
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found.flatten(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("attention", WITH_WEIGHTS)
+def test_maps_of_a_graph_are_their_formulas_and_networkxs(attention, class_token):
+    net, x = model(attention, class_token), images()
+    p = naive.reader(24 + class_token, class_token, class_token)
+    for method in OF_A_GRAPH:
+        maps = head_maps(net, x, method)
+        for i, W in enumerate(weights(net, x)):
+            assert W.min() >= 0 or attention in SIGNED
+            gammas = net.blocks[i].attn.gamma.tolist() if attention in ("infsa", "linear_infsa") else [None] * 16
+            for b, h in ((0, 0), (1, 1)):
+                # One weight a token stands for a matrix with equal rows.
+                matrix = W[b, h].expand(24 + class_token, -1).numpy()
+                expected = naive.patches(naive.measure(method, matrix, gammas[h], p), class_token)
+                close(maps[i, h, b], expected)
+                if method == "katz_out" and (attention.startswith("softmax") or W.ndim == 3):
+                    assert maps[i, h, b].unique().numel() == 1  # no rounding that a ranking would take for a map
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("attention", ["softmax", "infsa", "hydra"])
+def test_rollout_multiplies_the_blocks(attention, class_token):
+    net, x = model(attention, class_token), images()
+    p = naive.reader(24 + class_token, class_token, class_token)
+    maps, layers, per_head = token_map(net, x, "rollout"), layer_maps(net, x, "rollout"), head_maps(net, x, "rollout")
+    assert torch.equal(token_map(net, x, "rollout", block=None), maps)
+    W = [block.numpy() for block in weights(net, x)]
+    for b in range(2):
+        blocks = [block[b] for block in W]
+        close(maps[b], naive.patches(naive.rollout(blocks, p), class_token))
+        close(layers[0, b], naive.patches(naive.rollout(blocks[:1], p), class_token))
+        close(per_head[1, 1, b], naive.patches(naive.rollout(blocks, p, head=1), class_token))
+
+
+class Held(nn.Module):
+    """A layer of which the weights are held, so that autograd gives their gradient."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        layer = self.layer
+        V = layer.heads(x)[2]
+        self.W = layer.weights(x)
+        self.W.retain_grad()
+        M = self.W
+        if isinstance(layer, LinearInfSA):
+            M = M.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
+        if isinstance(layer, DiscountedAttention):
+            M = layer.gamma[:, None, None] * M
+        if isinstance(layer, PureInfSA) and layer.hops == math.inf:
+            identity = torch.eye(M.shape[-1], dtype=M.dtype)
+            return layer.merge((torch.linalg.inv(identity - M) - identity) @ V)
+        hops = layer.hops if isinstance(layer, PureInfSA) else 1
+        return layer.merge(sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, hops + 1)))
+
+
+HOPS = [("infsa", {"hops": 3}), ("infsa", {"hops": math.inf})]
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize(("attention", "options"), [*((name, {}) for name in WITH_WEIGHTS), *HOPS])
+def test_gradient_attention_is_weight_times_gradient(attention, options, class_token):
+    net, held, x = model(attention, class_token, **options), model(attention, class_token, **options), images()
+    for block in held.blocks:
+        block.attn = Held(block.attn)
+    logits = held.features(x)["logits"]
+    torch.testing.assert_close(logits, net(x))
+    target = torch.tensor([2, 0])
+    logits[range(2), target].sum().backward()
+    relevance = [(block.attn.W * block.attn.W.grad).clamp_min(0).detach() for block in held.blocks]
+    p = naive.reader(24 + class_token, class_token, class_token)
+    maps = head_maps(net, x, "gradient_attention", target=target)
+    for i, b, h in ((0, 0, 0), (0, 1, 1), (1, 1, 0)):
+        R = relevance[i][b, h].numpy()
+        read = R if R.ndim == 1 else p @ R
+        if read[int(class_token) :].any():
+            close(maps[i, h, b], naive.patches(read, class_token))
+        else:
+            assert (maps[i, h, b] == 0).all()
+    if attention != "linear_infsa":
+        together = token_map(net, x, "gradient_attention", block=None, target=target)
+        blocks = [R[1].numpy() for R in relevance]
+        close(together[1], naive.patches(naive.propagated(blocks, p), class_token))
+
+
+def test_gradient_attention_explains_the_predicted_class_and_leaves_no_trace():
+    net, x = model("softmax"), images()
+    predicted = net(x).argmax(1)
+    expected = token_map(net, x, "gradient_attention", target=predicted)
+    other = token_map(net, x, "gradient_attention", target=(predicted + 1) % 3)
+    assert not torch.allclose(expected, other)
+    net.requires_grad_(False)
+    with torch.inference_mode():
+        for target in (None, net(x).argmax(1)):
+            found = token_map(net, x.clone(), "gradient_attention", target=target)
+            torch.testing.assert_close(found.clone(), expected)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "hydra", "none"])
+def test_what_is_asked_of_one_head_or_block_is_what_all_at_once_have(attention):
+    net, x = model(attention), images()
+    for method in offered(net):
+        heads, layers = head_maps(net, x, method), layer_maps(net, x, method)
+        assert heads.shape == (2, 16 if attention == "hydra" else 2, 2, 4, 6)
+        assert layers.shape == (2, 2, 4, 6)
+        torch.testing.assert_close(layers.sum((2, 3)), torch.ones(2, 2, dtype=torch.float64))
+        for i in range(2):
+            torch.testing.assert_close(token_map(net, x, method, block=i), layers[i])
+            torch.testing.assert_close(token_map(net, x, method, block=i, head=1), heads[i, 1])
+        if method not in ("rollout", "gradient_attention"):
+            torch.testing.assert_close(token_map(net, x, method, block=None), layers.mean(0))
+
+
+def test_heads_count_by_the_size_of_their_weights():
+    net, x = model("relu"), images()
+    W = weights(net, x)[1]
+    close(token_map(net, x, "attention")[1], naive.patches((W[1, 0, 0] + W[1, 1, 0]).numpy(), 1))
+    assert not torch.allclose(token_map(net, x, "attention"), head_maps(net, x, "attention")[1].mean(0))
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("attention", ["infsa", "linear_infsa"])
+def test_heads_that_are_off_give_maps_of_zeros_and_no_nan(attention, class_token):
+    net, x = model(attention, class_token), images()
+    off(net, block=0)
+    for method in offered(net):
+        maps = layer_maps(net, x, method)
+        assert maps.isfinite().all(), method
+        assert (maps[0] == 0).all() or method == "random", method
+        assert (maps[1].sum((1, 2)) > 0.99).all(), method
+        whole = token_map(net, x, method, block=None)
+        torch.testing.assert_close(whole.sum((1, 2)), torch.ones(2, dtype=torch.float64))
+    off(net, block=1)
+    for method in offered(net):
+        assert (token_map(net, x, method, block=None) == 0).all() or method == "random", method
+
+
+@pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa"])
+def test_a_map_does_not_depend_on_its_batch_and_nan_stays_in_its_image(attention):
+    net, x = model(attention), images(3)
+    with_nan = x.clone()
+    with_nan[1] = torch.nan
+    target = torch.zeros(3, dtype=torch.long)
+    for method in offered(net):
+        alone = torch.cat([token_map(net, image[None], method, target=target[:1], seed=3) for image in x])
+        torch.testing.assert_close(token_map(net, x, method, target=target, seed=3), alone)
+        found = token_map(net, with_nan, method, target=target, seed=3)
+        torch.testing.assert_close(found[[0, 2]], alone[[0, 2]])
+        assert found[1].isnan().any() or method == "random"
+
+
+def test_the_random_map_follows_from_image_and_seed():
+    net, x = model("none"), images(3)
+    maps = token_map(net, x, "random", seed=1)
+    assert torch.equal(maps, token_map(net, x, "random", seed=1, block=0))
+    assert not torch.allclose(maps, token_map(net, x, "random", seed=2))
+    assert not torch.allclose(maps[0], maps[1])
+
+
+def test_a_compiled_model_gives_the_same_map():
+    net, x = model("infsa"), images()
+    maps = token_map(net, x, "attention")
+    net.compile(backend="eager")
+    net(x)
+    torch.testing.assert_close(token_map(net, x, "attention"), maps)
+
+
+@pytest.mark.parametrize(
+    ("attention", "arguments", "message"),
+    [
+        (
+            "linear_infsa",
+            {"method": "rollout"},
+            "'rollout' cannot be read from LinearInfSA, which has one weight a token and no N × N matrix: expected one "
+            "of attention, katz_in, katz_out, visits, eigenvector, weights, gradient_attention, random",
+        ),
+        ("softmax", {"method": "weights"}, "SoftmaxAttention, which has an N × N matrix"),
+        ("none", {"method": "attention"}, "NoAttention, which has no weights of tokens .* expected one of random$"),
+        ("xca", {"method": "visits"}, "CrossCovarianceAttention, which has no weights of tokens"),
+        ("softmax", {"method": "attn"}, "method='attn' is unknown: choose one of attention, rollout"),
+        ("softmax", {"method": "attention", "block": 2}, "block=2 is none of the model's 2: expected -2 to 1"),
+        ("softmax", {"method": "attention", "head": 2}, "head=2 is none of the model's 2: expected 0 to 1"),
+        (
+            "softmax",
+            {"method": "gradient_attention", "target": torch.tensor([0, 3])},
+            r"target \[0, 3\] is not a class an image: expected 2 numbers from 0 to 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(attention, arguments, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        token_map(model(attention), images(), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_method_is_offered_by_some_attention_and_a_whole_model_is_refused():
+    assert {method for name in ATTENTIONS for method in offered(model(name))} == set(METHODS)
+    with pytest.raises(UsageError, match="Linear does not say what its blocks weigh tokens with: expected the Vision"):
+        offered(nn.Linear(2, 2))
