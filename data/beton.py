@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from data.beton_writer import write_watched
+from data.beton_shards import shards_of
+from data.beton_writer import write_shards
 from data.cache import made_once
+from data.encoding import BetonSettings
 from data.source import ImageSet, Split
 from infvit.errors import UsageError
 
@@ -16,40 +20,40 @@ FORMAT = 2
 """FFCV's file version; part of the name, so that another version writes its own files."""
 
 
-@dataclass(frozen=True)
-class BetonSettings:
-    """How images lie in the file: `raw` pixels or `jpg`, at most `max_resolution` pixels on a side (None: as they are).
+@runtime_checkable
+class Written(Protocol):
+    """Images that lie in a .beton file already."""
 
-    ImageNet at 500 pixels and quality 90 takes about 90 GB, as raw pixels about 700 GB.
-    """
-
-    mode: str = "raw"
-    max_resolution: int | None = None
-    quality: int = 90
+    beton: Path
 
 
 def beton_path(images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> Path:
-    """Where the file of these images with these settings lies, or will."""
+    """Where the file of these images with these settings lies, or will; of prepared images, the prepared file."""
+    if isinstance(images, Written):
+        return images.beton
     identity = json.dumps([images.fingerprint(), asdict(settings), FORMAT], sort_keys=True)
     return cache_dir / "beton" / f"{name}-{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.beton"
 
 
 def write_beton(images: ImageSet, path: Path, settings: BetonSettings) -> None:
     """Writes the images unless the file is there; other processes that want it wait."""
-    with made_once(path) as beside:
+    if path.exists():
+        return  # also where nothing may be written, such as a lock
+    with made_once(path, keep_part=True) as beside:
         if beside is None:
             return
         print(f"writing {len(images):,} images to {path}", flush=True)
-        write_watched(images, beside, settings)
-        path.with_suffix(".json").write_text(json.dumps(_about(images, settings), indent=2) + "\n")
+        write_shards(images, beside, settings, path.stem, "writing")
+        about = {"fingerprint": images.fingerprint(), **about_labels(images.labels)}
+        about |= {"settings": asdict(settings), "format": FORMAT}
+        path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    shutil.rmtree(shards_of(beside))
 
 
-def _about(images: ImageSet, settings: BetonSettings) -> dict:
-    """What a person wants to know of the file; nothing reads it back."""
-    labels, counts = np.unique(images.labels, return_counts=True)
-    per_label = dict(zip(labels.tolist(), counts.tolist(), strict=True))
-    content = {"fingerprint": images.fingerprint(), "images": len(images), "images_per_label": per_label}
-    return content | {"settings": asdict(settings), "format": FORMAT}
+def about_labels(labels: np.ndarray) -> dict:
+    """What a person wants to know of the labels."""
+    found, counts = np.unique(labels, return_counts=True)
+    return {"images": len(labels), "images_per_label": dict(zip(found.tolist(), counts.tolist(), strict=True))}
 
 
 def check_beton(path: Path, samples: int, labels: np.ndarray | None = None) -> None:

@@ -1,130 +1,112 @@
-"""FFCV's writer, watched: it waits forever for a process of its own that died."""
+"""Writes FFCV's files in order and shard by shard: a job that is killed goes on after the last whole shard.
 
-import multiprocessing
-import os
-import signal
-import threading
-import time
+FFCV's own writer writes a file in one go, in the order in which its processes happen to finish, and waits forever for
+one that died. Here FFCV encodes the images and describes the fields; the file is filled front to back by one process,
+so that the same images give the same bytes however often the job was stopped.
+"""
+
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from data.source import ImageSet
+import numpy as np
+
+from data.beton_shards import PAGE, Shards
+from data.encoding import BAD, BetonSettings, Pieces, encoded
+from data.progress import ImageProgress
+from data.source import ImageSet, InPieces, Originals
 from infvit.errors import UsageError
 
-if TYPE_CHECKING:
-    from data.beton import BetonSettings
+SHARD = 10_000
+"""Images per shard: what a killed job does again at most."""
+
+PIECE = 64
+"""Images that a process takes at a time, where the images do not say how they lie."""
 
 
-def write_watched(images: ImageSet, path: Path, settings: "BetonSettings") -> None:
-    """Writes all images to `path`.
+@dataclass(frozen=True)
+class Advice:
+    """What a user can do; the words differ between a training run and the command that prepares."""
+
+    room: str = "make room, or choose another folder with INFVIT_CACHE=DIR"
+    smaller: str = "give a smaller data.module.beton.max_resolution, or data.module.beton.mode=jpg"
+    bad: str = "mend or remove it"
+
+
+TRAINING = Advice()
+
+
+def write_shards(
+    images: ImageSet,
+    part: Path,
+    settings: BetonSettings,
+    identity: str,
+    title: str,
+    shard: int = SHARD,
+    skip_bad: bool = False,
+    advice: Advice = TRAINING,
+) -> np.ndarray:
+    """Writes all images to `part` and gives (n,) of ROW, by sample.
+
+    What is known of finished shards lies in the folder `shards_of(part)` until the caller removes it.
+
+    Args:
+        images: in the order of the samples; `pieces()`, where they have it, says in which order they are best read.
+        part: the file; what an earlier run left of it is gone on with.
+        settings: how images are encoded.
+        identity: of images and settings: what was begun with another one is thrown away.
+        title: of the progress.
+        shard: images per shard.
+        skip_bad: leave out images that cannot be decoded (their rows say so) instead of stopping.
+        advice: what error messages recommend.
 
     Raises:
         UsageError: an image cannot be read or does not fit, the disk is full, or a writing process was killed.
     """
-    failures: Any = multiprocessing.SimpleQueue()
-    writing = multiprocessing.Process(target=_write, args=(images, path, settings, failures))
-    writing.start()
+    cannot = f"{part.with_suffix('')} cannot be written"
+    shards = Shards(part, f"{identity} {shard} {PAGE}", len(images))
+    done, todo = shards.done, []
+    for piece in _pieces(images):
+        if done >= len(piece):
+            done -= len(piece)
+        else:
+            todo.append(piece)
     try:
-        while writing.is_alive() and failures.empty():
-            writing.join(0.05)
-        if not failures.empty():
-            raise UsageError(f"{path} cannot be written: {failures.get()}")
-        if writing.exitcode:
-            raise UsageError(f"{path} cannot be written: the writing process ended with {writing.exitcode}")
-    finally:
-        _end(writing)
+        with (
+            contextlib.closing(encoded(images, settings, todo)) as stream,
+            shards.opened(),
+            ImageProgress(title, len(images), shards.done) as progress,
+        ):
+            for batch in stream:
+                for one in batch:
+                    if one.problem and not (skip_bad and one.oddities & BAD):
+                        raise UsageError(f"{cannot}: {one.problem} (at {title_of(images, one.sample)}): {advice.bad}")
+                    if len(one.content) > PAGE:
+                        raise UsageError(
+                            f"{cannot}: {title_of(images, one.sample)} takes more than the {PAGE >> 20} MiB that an "
+                            f"image may take here: {advice.smaller}"
+                        )
+                    shards.add(one)
+                if shards.waiting >= shard:
+                    shards.keep()
+                progress.advance(len(batch), sum(one.read for one in batch))
+            shards.keep()
+            rows = shards.rows()
+            shards.finish(images.labels, rows[rows["oddities"] & BAD == 0])
+    except OSError as error:
+        raise UsageError(f"{cannot}: {error.strerror or error}: {advice.room}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UsageError(f"{cannot}: {' '.join(str(error).split())}: is there enough memory?") from error
+    return rows
 
 
-def _write(images: ImageSet, path: Path, settings: "BetonSettings", failures: Any) -> None:
-    os.setpgid(0, 0)  # one group with FFCV's workers, which wait for each other and must end together
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.utils import chunks
-    from ffcv.writer import DatasetWriter
-
-    threading.Thread(target=_report_killed_workers, args=(failures,), daemon=True).start()
-    try:
-        image = RGBImageField(settings.mode, max_resolution=settings.max_resolution, jpeg_quality=settings.quality)
-        workers = len(os.sched_getaffinity(0))
-        writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)
-        signal.signal(signal.SIGTERM, _ender(writer))
-        todo = chunks(list(enumerate(range(len(images)))), 100)
-        # What from_indexed_dataset does, with a worker that says why it failed.
-        writer._write_common(len(images), todo, _work, (images, failures))
-    except Exception as error:
-        failures.put(_reason(error))
+def title_of(images: ImageSet, sample: int) -> str:
+    return images.title(sample) if isinstance(images, Originals) else f"image {sample}"
 
 
-def _ender(writer: Any) -> Any:
-    """A signal handler that takes the writer's shared memory along; its workers inherit it."""
-    owner = os.getpid()
-
-    def end(*_: Any) -> None:
-        if os.getpid() == owner and hasattr(getattr(writer, "metadata_sm", None), "unlink"):
-            writer.metadata_sm.unlink()
-        os._exit(1)
-
-    return end
-
-
-def _work(*arguments: Any) -> None:
-    from ffcv.writer import worker_job_indexed_dataset
-
-    *of_ffcv, images, failures = arguments
-    allocator = of_ffcv[4]
-    named = _Named(images)
-    try:
-        worker_job_indexed_dataset(*of_ffcv, named)
-    except BaseException as error:
-        where = f" (at {_title(images, named.last)})" if named.last is not None else ""
-        failures.put(_reason(error, allocator.page_size) + where)
-        os._exit(1)  # unwinding would wait for pages of processes that are about to be ended
-
-
-class _Named:
-    """Remembers which image was asked for last, to name it."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-        self.last: int | None = None
-
-    def __getitem__(self, index: int) -> Any:
-        self.last = index
-        return self.images[index]
-
-
-def _report_killed_workers(failures: Any) -> None:
-    seen: set[Any] = set()
-    while True:
-        seen |= set(multiprocessing.active_children())
-        for worker in seen:
-            if (worker.exitcode or 0) < 0:
-                failures.put(f"a writing process was killed by signal {-worker.exitcode}; is there enough memory?")
-                return
-        time.sleep(0.05)
-
-
-def _title(images: ImageSet, index: int) -> str:
-    paths = getattr(images, "paths", None)
-    return str(getattr(images, "root", Path()) / paths[index]) if paths else f"image {index}"
-
-
-def _reason(error: BaseException, page_size: int = 0) -> str:
-    if "Tried allocating" in str(error):
-        return (
-            f"an image takes more than the {page_size / 2**20:.0f} MiB that FFCV stores at most: give a smaller "
-            "data.module.beton.max_resolution, or data.module.beton.mode=jpg"
-        )
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: make room, or choose another folder with INFVIT_CACHE=DIR"
-    return f"{type(error).__name__}: {error}"
-
-
-def _end(writing: Any) -> None:
-    if writing.is_alive() or writing.exitcode:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(writing.pid, number)
-            except (ProcessLookupError, PermissionError):
-                break
-            writing.join(2)
-    writing.join()
+def _pieces(images: ImageSet) -> Pieces:
+    if isinstance(images, InPieces):
+        return images.pieces()
+    return [list(range(start, min(start + PIECE, len(images)))) for start in range(0, len(images), PIECE)]

@@ -69,11 +69,23 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        with Image.open(self.root / self.paths[index]) as image:
-            return image.convert("RGB"), int(self.labels[index])
+        return decoded(self.read(index)), int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        """The file as it is."""
+        return (self.root / self.paths[index]).read_bytes()
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.paths[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+def decoded(content: bytes) -> Image.Image:
+    """A file's bytes → RGB, whatever the file is named; EXIF rotation is left alone, as torchvision and timm do."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
 
 
 def class_folders(root: Path) -> list[str]:
@@ -150,8 +162,7 @@ def _digest(path: Path) -> str | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.convert("RGB")
+        decoded(content)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return hashlib.sha256(content).hexdigest()
