@@ -48,7 +48,7 @@ class ImageNetV2:
                 "(huggingface.co/datasets/vaishaal/ImageNetV2) there, or say where it is with data.root=DIR"
             )
         self.classes = synsets()
-        found = {"val": images_in(folder, _in_order_of_labels(folder, self.classes))}
+        found = {"val": images_in(folder, in_order_of_labels(class_folders(folder), self.classes, folder))}
         self._sets = image_sets(folder.parent, found, cache_dir, "imagenet_v2", skip_bad)
         self._sets["train"] = ImageFiles(folder.parent, [], "")
 
@@ -57,9 +57,8 @@ class ImageNetV2:
         return self._sets[split]
 
 
-def _in_order_of_labels(folder: Path, classes: list[str]) -> list[str]:
-    """The names of the class folders, the one of label i in place i."""
-    names = class_folders(folder)
+def in_order_of_labels(names: list[str], classes: list[str], folder: Path) -> list[str]:
+    """The names of the class folders, the one of label i in place i; `folder` is for messages."""
     numbers = {int(name): name for name in names if name.isascii() and name.isdigit()}
     known = {i: name for i, name in enumerate(classes) if name in set(names)}
     labelled = max(numbers, known, key=len)

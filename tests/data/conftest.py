@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.made_imagenet import make_tree
+
 
 @pytest.fixture
 def tree(tmp_path):
@@ -16,4 +18,12 @@ def tree(tmp_path):
                 pixels = rng.integers(0, 256, (20 + 3 * i, 31, 3), dtype=np.uint8) // 4 + 60 * label
                 image = Image.fromarray(pixels if i % 3 else pixels[..., 0])
                 image.save(folder / (f"{i}.JPEG" if i % 2 else f"{i}.png"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def imagenet_tree(tmp_path_factory):
+    """ImageNet-1K in small: train/ and val/ with its 1,000 synsets, 2 and 1 real JPEGs in each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    make_tree(root)
     return root

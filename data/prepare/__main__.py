@@ -1,0 +1,143 @@
+"""Writes a data set into FFCV's files, once, from any form in which it is handed out.
+
+  python -m data.prepare imagenet    --source DIR --out OUT
+  python -m data.prepare imagenet_v2 --source DIR --out OUT
+  python -m data.prepare imagefolder --source DIR --out OUT
+
+Then OUT is all that a training machine needs:
+  python train.py data=imagenet data.root=OUT
+
+Stopped, the same command goes on after the last whole shard.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from data.beton_writer import SHARD
+from data.encoding import BetonSettings
+from data.ffcv_loader import FFCVReader
+from data.imagenet_v2 import FOLDERS, synsets
+from data.prepare import recognise
+from data.prepare.expect import announce, missing
+from data.prepare.job import Job
+from data.prepare.originals import Published
+from data.prepare.verify import verify
+from data.source import Split
+from infvit.errors import UsageError
+
+INDICES = "indices"
+"""The folder in --out for what is needed while it is filled."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _options(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ≤ still gets the numbers
+    try:
+        _prepare(options)
+    except UsageError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"stopped by the system, {error}: mended, the same command goes on", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last whole shard", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("data", choices=("imagenet", "imagenet_v2", "imagefolder"), help="as in data=NAME of train.py")
+    add("--source", required=True, metavar="DIR", help="where the data set lies, as folders, tars or Parquet files")
+    add("--out", required=True, metavar="OUT", help="the folder to fill")
+    add("--variant", choices=tuple(FOLDERS), help="of ImageNet-V2 (default: all that are there)")
+    add("--mode", choices=("jpg", "raw", "proportion", "smart"), default="jpg", help="FFCV's; default: jpg")
+    add("--max-side", type=int, default=500, metavar="PX", help="scale larger images down; 0: never; default: 500")
+    add("--quality", type=int, default=90, metavar="Q", help="of JPEGs; default: 90")
+    add("--jpg-share", type=float, default=0.5, metavar="P", help="of --mode proportion; default: 0.5")
+    add("--smart-kib", type=int, default=512, metavar="N", help="of --mode smart: more pixels than this become a JPEG")
+    add("--shard", type=int, default=SHARD, metavar="N", help=f"images that a kill loses at most; default: {SHARD:,}")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be decoded, and name them")
+    add("--allow-partial", action="store_true", help="take a data set that is not whole")
+    add("--verify", action="store_true", help="compare a sample of what was written with the originals")
+    return parser.parse_args(arguments)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    source, out = Path(options.source).expanduser().resolve(), Path(options.out).expanduser().resolve()
+    settings = _settings(options)
+    FFCVReader()  # says what to install, where it is not
+    if not source.is_dir():
+        raise UsageError(f"--source {source} is no folder: give the one that holds the data set")
+    out.mkdir(parents=True, exist_ok=True)
+    found, classes = _found(options, source, out / INDICES)
+    lacking: list[str] = []
+    for (name, split), images in found.items():
+        print(f"{name} {split}: {len(images):,} images in {images.kind}", flush=True)
+        if words := missing(images, options.data, split, classes):
+            lacking.append(f"{name} {split} has {', '.join(words)}")
+    if options.data == "imagenet":
+        lacking += [
+            recognise.expected(source, split) for split in ("train", "val") if (options.data, split) not in found
+        ]
+    if not found or (lacking and not options.allow_partial):
+        advice = ", or take what is there with --allow-partial" if found else ""
+        raise UsageError(f"{'; '.join(lacking)}: fetch what is missing{advice}")
+    for lack in lacking:
+        print(f"not whole, taken as it is: {lack}")
+    given = (classes, out, settings, options.shard, options.skip_bad)
+    jobs = [Job(name, split, images, *given) for (name, split), images in found.items()]
+    waiting = [job for job in jobs if not job.is_done()]
+    if waiting:
+        announce(waiting, out)
+    for job in jobs:
+        if job not in waiting:
+            print(f"{job.path} is there, whole and kept")
+        job.run()
+        if options.verify:
+            verify(job)
+    shutil.rmtree(out / INDICES, ignore_errors=True)
+    print(f"{out} is ready: data={options.data} data.root={out}")
+
+
+def _settings(options: argparse.Namespace) -> BetonSettings:
+    for name, low, high in (("quality", 1, 100), ("max_side", 0, 65535), ("jpg_share", 0, 1), ("shard", 1, 10**9)):
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: expected {low} to {high:,}")
+    smart = options.smart_kib << 10 if options.mode == "smart" else None
+    return BetonSettings(options.mode, options.max_side or None, options.quality, options.jpg_share, smart)
+
+
+def _found(
+    options: argparse.Namespace, source: Path, indices: Path
+) -> tuple[dict[tuple[str, Split], Published], list[str]]:
+    """The images by name and split, and the names of the classes."""
+    if options.data == "imagefolder":
+        splits, classes = recognise.imagefolder(source)
+        return {("imagefolder", split): images for split, images in splits.items()}, classes
+    classes = synsets()
+    if options.data == "imagenet":
+        splits = recognise.imagenet(source, classes, indices)
+        return {("imagenet", split): images for split, images in splits.items()}, classes
+    variants = [options.variant] if options.variant else list(FOLDERS)
+    sets = {name: recognise.imagenet_v2(source, name, classes, indices) for name in variants}
+    if not any(sets.values()):
+        names = ", ".join(
+            f"{FOLDERS[name]}/ or {FOLDERS[name].removesuffix('-format-val')}.tar.gz" for name in variants
+        )
+        raise UsageError(f"{source} holds no ImageNet-V2: looked for {names}")
+    return {(f"imagenet_v2_{name}", "val"): images for name, images in sets.items() if images}, classes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""One split, prepared: its .beton file, what is known of it, and of evaluation images the originals beside."""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.beton import FORMAT, about_labels
+from data.beton_shards import shards_of
+from data.beton_writer import Advice, write_shards
+from data.cache import made_once
+from data.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
+from data.prepare.originals import Published
+from data.progress import ImageProgress
+from data.source import Split
+from infvit.errors import UsageError
+
+ADVICE = Advice(
+    room="make room, or choose another --out",
+    smaller="give a smaller --max-side, or --mode jpg",
+    bad="mend or remove it, or leave such images out with --skip-bad",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything about one split.
+
+    Args:
+        name: of the data set, as in conf/data.
+        split: "train" or "val".
+        images: the originals.
+        classes: names of the labels.
+        out: the folder that is filled.
+        settings: how images are encoded.
+        shard: images per shard.
+        skip_bad: leave out images that cannot be decoded.
+    """
+
+    name: str
+    split: Split
+    images: Published
+    classes: list[str]
+    out: Path
+    settings: BetonSettings
+    shard: int
+    skip_bad: bool
+
+    @property
+    def path(self) -> Path:
+        return self.out / f"{self.name}-{self.split}.beton"
+
+    @property
+    def originals(self) -> Path:
+        """Where evaluation images are kept as they are."""
+        return self.path.with_suffix(".zip")
+
+    def is_done(self) -> bool:
+        """Raises UsageError if the file is of other images or settings."""
+        if not self.path.exists():
+            return False
+        told = self.path.with_suffix(".json")
+        about = json.loads(told.read_text()) if told.exists() else {}
+        asked = {"listing": self.images.listing(), "settings": asdict(self.settings)}
+        other = [name for name, value in asked.items() if about.get(name) != value]
+        if other:
+            what = "other images" if "listing" in other else f"its images in another way, {about['settings']}"
+            raise UsageError(f"{self.path} is there and holds {what}: remove it, or choose another --out")
+        return True
+
+    def run(self) -> None:
+        """Writes what is missing.
+
+        Raises:
+            UsageError: an image that cannot be read or decoded, a full disk, a killed process.
+        """
+        if not self.path.exists():
+            self._write()
+        for path in (self.path, self.originals):
+            path.with_name(path.name + ".lock").unlink(missing_ok=True)
+        shutil.rmtree(shards_of(self.path.with_suffix(".beton.part")), ignore_errors=True)
+
+    def _write(self) -> None:
+        with made_once(self.path, keep_part=True) as beside:
+            if beside is None:
+                return  # written by another process meanwhile
+            identity = json.dumps([self.images.fingerprint(), asdict(self.settings), FORMAT])
+            print(f"writing {self.path}", flush=True)
+            rows = write_shards(
+                self.images, beside, self.settings, identity, self.split, self.shard, self.skip_bad, ADVICE
+            )
+            bad = rows["sample"][rows["oddities"] & BAD > 0].tolist()
+            if self.split == "val":
+                self._keep_originals(set(bad))
+            told = self.path.with_suffix(".json")
+            told.with_suffix(".json.part").write_text(json.dumps(self._about(rows, bad), indent=2) + "\n")
+            told.with_suffix(".json.part").replace(told)
+        self._report(rows, bad)
+
+    def _keep_originals(self, bad: set[int]) -> None:
+        """The evaluation images as they were published, <class>/<name>, for the exact pipeline."""
+        images, title = self.images, f"{self.split} originals"
+        with made_once(self.originals) as beside:
+            if beside is None:
+                return
+            with zipfile.ZipFile(beside, "w") as kept, ImageProgress(title, len(images)) as progress:
+                for piece in images.pieces():
+                    contents = [(index, images.read(index)) for index in piece if index not in bad]
+                    for index, content in contents:
+                        name = f"{self.classes[images.labels[index]]}/{images.names[index]}"
+                        kept.writestr(zipfile.ZipInfo(name), content)
+                    progress.advance(len(piece), sum(len(content) for _, content in contents))
+
+    def _about(self, rows: np.ndarray, bad: list[int]) -> dict:
+        good = rows[rows["oddities"] & BAD == 0]
+        content, labels = hashlib.sha256(), self.images.labels[good["sample"]]
+        for digest, label in zip(good["digest"], labels.tolist(), strict=True):
+            content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as data.image_files does it
+        about = {"fingerprint": content.hexdigest(), "classes": self.classes, **about_labels(labels)}
+        about |= {"settings": asdict(self.settings), "format": FORMAT, "listing": self.images.listing()}
+        return about | {"source": self.images.kind, "left_out": {i: self.images.title(i) for i in bad}}
+
+    def _report(self, rows: np.ndarray, bad: list[int]) -> None:
+        told = {
+            CMYK: "{} in CMYK became RGB",
+            OTHER_FORMAT: "{} of another format than the name says, read as what they are",
+            ROTATED: "{} with an EXIF rotation, which training and evaluation ignore too",
+        }
+        counts = {flag: int((rows["oddities"] & flag > 0).sum()) for flag in told}
+        for flag, words in told.items():
+            if counts[flag]:
+                print(f"  {words.format(f'{counts[flag]:,}')}")
+        if bad:
+            print(f"  left out {len(bad):,} that cannot be decoded, named in {self.path.with_suffix('.json').name}:")
+            print("\n".join(f"    {self.images.title(index)}" for index in bad))

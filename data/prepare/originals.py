@@ -1,0 +1,120 @@
+"""The images of a split as they were published, wherever they lie, in one order: by label, then by name."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.beton_writer import PIECE
+from data.image_files import decoded
+from infvit.errors import UsageError
+
+
+class Published:
+    """What the sources have in common. The same images have the same order, and so the same fingerprint, in all.
+
+    Args:
+        kind: what was found, in words.
+        names: of the images, within their class.
+        labels: (n,) int64.
+        places: (n, m) int64: where each image lies; equal first columns lie in one file.
+    """
+
+    def __init__(self, kind: str, names: list[str], labels: list[int], places: np.ndarray) -> None:
+        order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
+        self.kind = kind
+        self.names = [names[i] for i in order]
+        self.labels = np.array(labels, dtype=np.int64)[order]
+        self.places = places[order]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return decoded(self.read(index)), int(self.labels[index])
+
+    def listing(self) -> str:
+        """sha256 of names and labels, to recognise what was prepared."""
+        return hashlib.sha256("\n".join(self.names).encode() + self.labels.tobytes()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """Of where the images lie, to recognise a job that was begun; that of their content is taken in reading."""
+        return hashlib.sha256((self.kind + self.listing()).encode() + self.places.tobytes()).hexdigest()
+
+    def pieces(self) -> list[list[int]]:
+        """In the order in which they lie: archives are read front to back."""
+        order = np.lexsort(self.places.T[::-1]).tolist()
+        return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
+
+    def read(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def title(self, index: int) -> str:
+        raise NotImplementedError
+
+
+class Files(Published):
+    """Files in a folder.
+
+    Args:
+        root: the folder.
+        samples: (path relative to it, name within the class, label).
+    """
+
+    def __init__(self, kind: str, root: Path, samples: list[tuple[str, str, int]]) -> None:
+        self.root = root
+        found = [(path, name, label, *_stat(root / path)) for path, name, label in samples]
+        found.sort(key=lambda sample: (sample[2], sample[1]))
+        self.paths = [sample[0] for sample in found]
+        places = np.array([(0, i, *sample[3:]) for i, sample in enumerate(found)], dtype=np.int64).reshape(-1, 4)
+        super().__init__(kind, [sample[1] for sample in found], [sample[2] for sample in found], places)
+
+    def read(self, index: int) -> bytes:
+        """The file as it is."""
+        return (self.root / self.paths[index]).read_bytes()
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+
+class Slices(Published):
+    """Members of an archive that is not compressed, read in place.
+
+    Args:
+        archive: the file.
+        members: (name in the archive, name within the class, label, start, size).
+    """
+
+    def __init__(self, kind: str, archive: Path, members: list[tuple[str, str, int, int, int]]) -> None:
+        self.archive = archive
+        self.members = {member[3]: member[0] for member in members}
+        size, written = _stat(archive)
+        places = np.array([(0, *member[3:], size, written) for member in members], dtype=np.int64).reshape(-1, 5)
+        super().__init__(kind, [member[1] for member in members], [member[2] for member in members], places)
+
+    def read(self, index: int) -> bytes:
+        """The member's bytes; no other process's reading moves the place in the file."""
+        _, start, size, *_ = self.places[index].tolist()
+        content = os.pread(_opened(self.archive), size, start)
+        if len(content) != size:
+            raise OSError(f"the archive ends after {len(content):,} of its {size:,} bytes")
+        return content
+
+    def title(self, index: int) -> str:
+        return f"{self.archive}: {self.members[int(self.places[index][1])]}"
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): mend or remove it") from error
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,254 @@
+"""`python -m data.prepare`: it writes the data set, however often it was stopped, and training needs no other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets.folder import pil_loader
+
+from data.beton import BetonSettings
+from data.imagefolder import ImageFolder
+from data.imagenet_v2 import FOLDERS, synsets
+from data.order import EpochOrder
+from data.prepare.__main__ import main
+from data.prepared import Prepared, imagefolder
+from data.view import View
+from infvit.errors import UsageError
+from tests.data import made_imagenet as made
+
+pytest.importorskip("ffcv")
+NAMES = synsets()
+
+
+def prepare(source, out, *more, data="imagenet"):
+    return main([data, "--source", str(source), "--out", str(out), "--allow-partial", *more])
+
+
+@pytest.fixture(scope="module")
+def prepared(imagenet_tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    assert prepare(imagenet_tree, out) == 0
+    return out
+
+
+def some_classes(tree, root, labels):
+    """A tree of some classes, of the same files."""
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        for label in labels:
+            (root / split / NAMES[label]).symlink_to(tree / split / NAMES[label])
+    return root
+
+
+@pytest.fixture
+def few(imagenet_tree, tmp_path):
+    return some_classes(imagenet_tree, tmp_path / "few", [0, 5, made.CMYK, made.ROTATED, made.GREY, made.PNG])
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_prepared_folder_is_the_tree(prepared, imagenet_tree, tmp_path):
+    tree, ready = ImageFolder(str(imagenet_tree), str(tmp_path)), Prepared(str(prepared), "imagenet")
+    assert ready.classes == NAMES
+    for split in ("train", "val"):
+        assert ready.split(split).fingerprint() == tree.split(split).fingerprint()
+        assert ready.split(split).labels.tolist() == tree.split(split).labels.tolist()
+    for index in range(0, 1000, 9):  # the exact pipeline has the very pixels
+        image, label = ready.split("val")[index]
+        assert label == made.label_of(image)
+        assert image.tobytes() == tree.split("val")[index][0].tobytes()
+    names = {path.name for path in prepared.iterdir()}
+    assert names == {f"imagenet-{end}" for end in ("train.beton", "train.json", "val.beton", "val.json", "val.zip")}
+
+
+def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
+    from data.ffcv_loader import FFCVReader
+
+    reader, settings, cpu = FFCVReader(), BetonSettings(), torch.device("cpu")
+    for split, count in (("train", 2000), ("val", 1000)):
+        images = imagefolder(str(prepared), "imagenet").split(split)
+        reader.prepare(images, "imagenet", split, tmp_path, settings)
+        order = EpochOrder(count, 256, shuffle=False)
+        loader = reader.loader(images, "imagenet", split, tmp_path, settings, View(8, 1.0), order, 250, 1, cpu)
+        seen = [(pixels[:, :, 1, 1] // 25, labels) for pixels, labels in loader]
+        digits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        assert labels.tolist() == images.labels.tolist()
+        assert ((digits * torch.tensor([100, 10, 1])).sum(1) == labels).float().mean() > 0.99
+    assert not list(tmp_path.iterdir()), "nothing is written anew"
+
+
+def test_a_run_trains_and_tests_without_the_tree(cli, prepared):
+    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "+trainer.limit_train_batches=1", "data/loader=torch"]
+    tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
+    trained = cli("train", "data=imagenet", f"data.root={prepared}", *tiny)
+    assert trained.code == 0, trained.err
+    (run,) = trained.runs()
+    assert json.loads((run / "result.json").read_text())["metrics"]["test/loss"] > 0
+
+
+def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(imagenet_tree, tmp_path, capfd):
+    source = tmp_path / "source"
+    source.mkdir()
+    archive, whole, out = source / "ILSVRC2012_img_val.tar", tmp_path / "whole", tmp_path / "out"
+    made.val_tar(imagenet_tree, archive)
+    made.devkit(imagenet_tree, source / "ILSVRC2012_devkit_t12.tar.gz")
+    assert prepare(source, whole, "--shard", "64") == 0
+    command = [sys.executable, "-m", "data.prepare", "imagenet", "--source", str(source), "--out", str(out)]
+    killed = subprocess.Popen([*command, "--allow-partial", "--shard", "64"], stdout=subprocess.DEVNULL)
+    third = out / "imagenet-val.beton.shards" / "000002.npy"
+    while killed.poll() is None and not third.exists():
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not list(out.glob("*.beton"))
+    assert third.exists()
+
+    # What is in whole shards is now gone from the source: read again, it would stop the job.
+    rows = np.concatenate([np.load(path) for path in sorted(third.parent.glob("*.npy"))])
+    assert 192 <= len(rows) < 1000, "it came too far to be resumed"
+    stat, content = archive.stat(), bytearray(archive.read_bytes())
+    for index in range(len(rows)):
+        place = _member(content, index)
+        content[place : place + 100] = bytes(100)
+    archive.write_bytes(content)
+    os.utime(archive, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    capfd.readouterr()
+    assert prepare(source, out, "--shard", "64") == 0
+    assert (out / "imagenet-val.beton").read_bytes() == (whole / "imagenet-val.beton").read_bytes()
+    assert (out / "imagenet-val.json").read_bytes() == (whole / "imagenet-val.json").read_bytes()
+    assert len(list(out.iterdir())) == 3
+
+
+def test_begun_with_other_settings_it_begins_anew_and_what_is_whole_is_never_overwritten(few, tmp_path, capfd):
+    assert prepare(few, tmp_path / "raw", "--mode", "raw") == 0
+    out = tmp_path / "out"
+    (out / "imagenet-val.beton.shards").mkdir(parents=True)
+    (out / "imagenet-val.beton.shards" / "identity").write_text("other")
+    (out / "imagenet-val.beton.part").write_bytes(b"of another job" * 10**6)
+    assert prepare(few, out, "--mode", "raw") == 0
+    before = bytes_of(out)
+    assert before == bytes_of(tmp_path / "raw")
+    capfd.readouterr()
+    assert prepare(few, out) == 2
+    assert "holds its images in another way, {'mode': 'raw'" in capfd.readouterr().err
+    assert prepare(few, out, "--mode", "raw") == 0
+    assert capfd.readouterr().out.count("is there, whole and kept") == 2
+    assert bytes_of(out) == before
+
+
+def test_odd_images_become_the_pixels_that_the_exact_pipeline_sees(few, tmp_path, capfd):
+    assert prepare(few, tmp_path / "out", "--mode", "raw", "--verify") == 0
+    said = capfd.readouterr().out
+    assert "  1 in CMYK became RGB\n" in said
+    assert "  1 of another format than the name says" in said
+    assert "  1 with an EXIF rotation" in said
+    assert said.count("they differ by at most 0.0 of 255") == 2
+    written, tree = Prepared(str(tmp_path / "out"), "imagenet"), ImageFolder(str(few), str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        images = written.split(split)
+        assert [NAMES[label] for label in images.labels] == [tree.classes[label] for label in tree.split(split).labels]
+        for index in range(len(images)):
+            pixels, exact = images[index][0], pil_loader(tree.split(split).title(index))  # torchvision's, as it is
+            assert (pixels.size, pixels.tobytes()) == (exact.size, exact.tobytes())
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out_only_if_asked(few, tmp_path, capfd):
+    bad = few / "train" / NAMES[0]
+    whole = bad.readlink() / f"{NAMES[0]}_18.JPEG"
+    bad.unlink()
+    bad.mkdir()
+    (bad / whole.name).write_bytes(whole.read_bytes()[:-200])
+    (bad / f"{NAMES[0]}_7.JPEG").write_bytes(whole.read_bytes())
+    assert prepare(few, tmp_path / "out") == 2
+    said = capfd.readouterr().err
+    assert f"{NAMES[0]}_18.JPEG" in said
+    assert "--skip-bad" in said
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*.beton"))
+    assert prepare(few, tmp_path / "out", "--skip-bad", "--verify") == 0
+    assert f"{NAMES[0]}_18.JPEG" in capfd.readouterr().out.split("left out 1")[1]
+    about = json.loads((tmp_path / "out" / "imagenet-train.json").read_text())
+    assert list(about["left_out"].values()) == [str(bad / whole.name)]
+    train = Prepared(str(tmp_path / "out"), "imagenet").split("train")
+    assert len(train) == 11
+    with pytest.warns(UserWarning, match="left out 1"):
+        tree = ImageFolder(str(few), str(tmp_path / "cache"), skip_bad=True)
+    assert [NAMES[label] for label in train.labels] == [tree.classes[label] for label in tree.split("train").labels]
+
+
+def test_what_is_missing_is_said_and_nothing_written(few, tmp_path, capfd):
+    options = ["--source", str(few), "--out", str(tmp_path / "out")]
+    assert main(["imagenet", *options]) == 2
+    said = capfd.readouterr().err
+    assert "imagenet train has 12 of 1,281,167 images, none of n01443537, n01484850, n01491361 and" in said
+    assert "imagenet val has 6 of 50,000 images" in said
+    assert "1 of n01440764, 1 of n01496331, 1 of n01531178 and 3 more instead of 50" in said
+    assert "--allow-partial" in said
+    (few / "val").rename(few / "validation")
+    assert main(["imagenet", *options]) == 2
+    assert "holds no validation images: looked for val/<synset>/*.JPEG" in capfd.readouterr().err
+    assert main(["imagenet_v2", *options]) == 2
+    assert "holds no ImageNet-V2: looked for imagenetv2-matched-frequency-format-val/ or" in capfd.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.beton*"))
+
+
+def test_without_room_nothing_is_begun(few, tmp_path, capfd, monkeypatch):
+    usage = type("Usage", (), {"free": 5000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert prepare(few, tmp_path / "out", "--mode", "raw") == 2
+    said = capfd.readouterr()
+    assert "has 5.0 kB free, " in said.err
+    assert "--max-side or --mode jpg" in said.err
+    assert "imagenet-train.beton in other ways" in said.out
+    assert not list((tmp_path / "out").glob("imagenet-*"))
+
+
+def test_verify_finds_a_file_that_is_not_its_source(few, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert prepare(few, out, "--mode", "raw") == 0
+    path = out / "imagenet-train.beton"
+    content = bytearray(path.read_bytes())
+    train = Prepared(str(out), "imagenet").split("train")
+    place = content.index(train[3][0].tobytes())
+    content[place + 7] ^= 64
+    path.write_bytes(content)
+    capfd.readouterr()
+    assert prepare(few, out, "--mode", "raw", "--verify") == 2
+    assert f"train.beton differs from {few}/train/{NAMES[5]}/{NAMES[5]}_18.JPEG by 64.0 of" in capfd.readouterr().err
+
+
+def test_a_variant_of_imagenet_v2_and_any_tree(tree, tmp_path, capfd):
+    out = tmp_path / "out"
+    root = tmp_path / FOLDERS["threshold-0.7"]
+    for label in range(1000):
+        (root / str(label)).mkdir(parents=True)
+        (root / str(label) / "a.jpeg").symlink_to(tmp_path / "a.jpeg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.jpeg")
+    assert prepare(tmp_path, out, data="imagenet_v2") == 0
+    assert "imagenet_v2_threshold-0.7 val has 1,000 of 10,000 images, 1 of n01440764" in capfd.readouterr().out
+    ready = Prepared(str(out), "imagenet_v2_threshold-0.7")
+    assert ready.split("val").labels.tolist() == list(range(1000))
+    assert len(ready.split("train")) == 0
+    assert prepare(tree, out, data="imagefolder") == 0
+    assert Prepared(str(out), "imagefolder").classes == ["Birch", "apple", "cedar"]
+    with zipfile.ZipFile(out / "imagefolder-val.zip") as kept:
+        assert kept.read("cedar/0.png") == (tree / "val" / "cedar" / "0.png").read_bytes()
+    for name in ("imagefolder-train.json", "imagefolder-val.zip", "imagefolder-val.beton"):
+        (out / name).unlink()
+        with pytest.raises(UsageError, match=rf"imagefolder.*{name.removeprefix('imagefolder')}.*: (copy|finish)"):
+            Prepared(str(out), "imagefolder")
+
+
+def _member(content, number):
+    """Where the bytes of a member of the tar begin: the members are in the order of their numbers."""
+    return content.index(b"ILSVRC2012_val_%08d.JPEG" % (number + 1)) + 512
