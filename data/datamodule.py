@@ -1,6 +1,7 @@
 """The LightningDataModule of every data set: loaders, device-side augmentation, normalisation."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.arrays import HeldOut
 from data.beton import BetonSettings
 from data.ffcv_loader import FFCVReader
-from data.image_files import ImageFiles
 from data.order import EpochOrder
 from data.progressive import GrowingBatches, Ramp
 from data.source import Source, Split
@@ -102,8 +103,14 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def paths(self) -> Sequence[str]:
-        """Of the validation images, in order, relative to the root of their tree; empty where they are no files."""
+        """Of the validation images, in order, as <class>/<name> under some root; empty where they are no files."""
         return getattr(self.source.split("val"), "paths", [])
+
+    def original_size(self, place: int) -> tuple[int, int]:
+        """(width, height) of a validation image as it was published, where there are `paths`."""
+        images: Any = self.source.split("val")
+        with Image.open(io.BytesIO(images.read(place))) as image:  # its header alone
+            return image.size
 
     @property
     def seen(self) -> str:
@@ -177,12 +184,6 @@ class ImageDataModule(LightningDataModule):
         parts = torch.tensor(places).split(batch_size)
         for (images, labels), part in zip(loader, parts, strict=True):
             yield images, labels, part
-
-    @property
-    def files(self) -> list[Path] | None:
-        """The files of the validation images, None where the images lie in no files of their own."""
-        images = self.source.split("val")
-        return [images.root / path for path in images.paths] if isinstance(images, ImageFiles) else None
 
     def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes in an image of that size as boxes in its view by the exact pipeline, see `View.boxes`."""

@@ -108,17 +108,17 @@ class PreparedOriginals(PreparedImages):
         labels = {name: label for label, name in enumerate(self.about["classes"])}
         with zipfile.ZipFile(self.originals) as file:
             parts = [name.split("/", 1) for name in file.namelist()]
-        self.names = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
+        self.paths = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return decoded(self.read(index)), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
         """The image as it was published."""
-        return _opened(self.originals, os.getpid()).read(self.names[index])
+        return _opened(self.originals, os.getpid()).read(self.paths[index])
 
     def title(self, index: int) -> str:
-        return f"{self.originals}: {self.names[index]}"
+        return f"{self.originals}: {self.paths[index]}"
 
 
 @functools.lru_cache(maxsize=4)

@@ -373,7 +373,7 @@ def test_beit_has_no_bias_of_keys() -> None:
         ({"exclude": ["head"]}, "matches no attention"),
         ({"attention": lambda *_, **__: nn.Identity()}, "copy_weights=False"),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
 def test_mistakes_are_told_in_one_line_and_change_nothing(options: dict[str, object], message: str) -> None:
     model = timm_model("vit_tiny_patch16_224")

@@ -72,8 +72,11 @@ class Images(Protocol):
     """The validation images of a data set by the exact pipeline, without a trainer."""
 
     @property
-    def files(self) -> list[Path] | None:
-        """Their files, None where they lie in none of their own."""
+    def paths(self) -> Sequence[str]:
+        """Of them, in order, <class>/<name> at the end; empty where they are no files."""
+
+    def original_size(self, place: int) -> tuple[int, int]:
+        """(width, height) of one as it was published, where there are `paths`."""
 
     def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Batches of all, or of `count` evenly spread: uint8 (B, 3, h, w), labels (B,) and places in the set (B,)."""

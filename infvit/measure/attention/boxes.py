@@ -1,18 +1,19 @@
 """Where the object of an image is: ImageNet's bounding boxes as they are published, or the box around the ink."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 from xml.etree import ElementTree
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from infvit.errors import UsageError
 
 Placed = Callable[[Tensor, int, int], Tensor]
 """Boxes (n, 4) in an image of (width, height) pixels → boxes in the square that the model sees."""
+
+Size = Callable[[int], tuple[int, int]]
 
 FOLDERS = ("", "val", "CLS-LOC/val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
 """Where the files of the validation images lie in what ImageNet's archives unpack to."""
@@ -74,7 +75,8 @@ class AnnotatedBoxes:
 
     Args:
         root: the folder of the archive, or one of `FOLDERS` in it; files <image>.xml, or <class>/<image>.xml.
-        files: of the images, by their places.
+        paths: of the images, by their places, <class>/<name> at the end.
+        size: the place of an image → its (width, height).
         placed: how boxes come into the view.
 
     Raises:
@@ -83,14 +85,14 @@ class AnnotatedBoxes:
 
     name = "ImageNet's"
 
-    def __init__(self, root: str | Path, files: Sequence[Path], placed: Placed) -> None:
+    def __init__(self, root: str | Path, paths: Sequence[str], size: Size, placed: Placed) -> None:
         folders = [folder for name in FOLDERS if (folder := Path(root).expanduser() / name).is_dir()]
-        self.files, self.placed = files, placed
-        self.found = [_annotation_of(file, folders) for file in files]
+        self.size, self.placed = size, placed
+        self.found = [_annotation_of(PurePath(path), folders) for path in paths]
         if not any(self.found):
             raise UsageError(
-                f"boxes={root} holds no annotation of the {len(files):,} images, such as {files[0].stem}.xml: give the "
-                f"folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
+                f"boxes={root} holds no annotation of the {len(paths):,} images, such as {PurePath(paths[0]).stem}.xml: "
+                f"give the folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
             )
         self.missing = self.rescaled = self.empty = 0
 
@@ -119,8 +121,7 @@ class AnnotatedBoxes:
             self.missing += 1
             return torch.zeros(0, 4)
         annotation = read_annotation(path)
-        with Image.open(self.files[place]) as image:  # its header alone
-            width, height = image.size
+        width, height = self.size(place)
         boxes = annotation.boxes
         if annotation.width and annotation.height and (annotation.width, annotation.height) != (width, height):
             boxes = boxes * torch.tensor([width / annotation.width, height / annotation.height]).repeat(2)
@@ -150,7 +151,7 @@ def read_annotation(path: Path) -> Annotation:
     return Annotation(width, height, edges)
 
 
-def _annotation_of(file: Path, folders: Sequence[Path]) -> Path | None:
+def _annotation_of(file: PurePath, folders: Sequence[Path]) -> Path | None:
     """The annotation of an image, beside others or in a folder of its class."""
     name = f"{file.stem}.xml"
     places = (folder / part for folder in folders for part in (name, f"{file.parent.name}/{name}"))

@@ -201,14 +201,14 @@ def _methods(studied: Studied, setting: Setting, only: bool) -> tuple[list[str],
 
 
 def _boxes(studied: Studied, setting: Setting) -> Boxes | None:
-    files = studied.images.files
-    if setting.boxes == "ink" or (setting.boxes is None and files is None):
+    images = studied.images
+    if setting.boxes == "ink" or (setting.boxes is None and not images.paths):
         return InkBoxes()
     if setting.boxes is None:
         return None
-    if files is None:
+    if not images.paths:
         raise UsageError(f"boxes={setting.boxes}: the images of {studied.row['data']} lie in no files: use boxes=ink")
-    return AnnotatedBoxes(setting.boxes, files, studied.images.placed)
+    return AnnotatedBoxes(setting.boxes, images.paths, images.original_size, images.placed)
 
 
 def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:

@@ -42,7 +42,7 @@ def module(tree: Path, size: int = 56, crop_ratio: float = 0.875) -> ImageDataMo
 
 
 def masks(data: ImageDataModule, root: Path) -> tuple[torch.Tensor, torch.Tensor, AnnotatedBoxes]:
-    boxes = AnnotatedBoxes(root, data.files, data.placed)
+    boxes = AnnotatedBoxes(root, data.paths, data.original_size, data.placed)
     ((images, _, places),) = data.exact(None, 3)
     return images, boxes(images, places), boxes
 
@@ -114,13 +114,13 @@ def test_a_missing_annotation_is_counted_and_none_at_all_is_told_in_a_line(tree)
     assert boxes.notes() == ["1 images without an annotation"]
     data = module(tree)
     with pytest.raises(UsageError, match=r"boxes=.*cache holds no annotation of the 3 images, such as ILSVRC.*\.xml"):
-        AnnotatedBoxes(tree / "cache", data.files, data.placed)
+        AnnotatedBoxes(tree / "cache", data.paths, data.original_size, data.placed)
 
 
 def test_annotations_in_folders_of_their_class_are_found(tree):
     flat = tree / "Annotations" / "CLS-LOC" / "val"
     _, before, _ = masks(module(tree), tree)
-    for file in module(tree).files:
+    for file in map(Path, module(tree).paths):
         (flat / file.parent.name).mkdir()
         (flat / f"{file.stem}.xml").rename(flat / file.parent.name / f"{file.stem}.xml")
     _, after, boxes = masks(module(tree), tree)
