@@ -114,10 +114,11 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     assert grey.max() == 255
 
     # In chunks or dense, the same; here the dense model by hand.
-    import eval as script
+    from conf.subjects import Subjects
     from infvit.highres.tokens import normalise
+    from train import build
 
-    network = script.Subjects(None).network(str(checkpoint))
+    network = Subjects(None, build).network(str(checkpoint))
     image = normalise(torch.from_numpy(pixels).permute(2, 0, 1), torch.float32, network.mean, network.std)[None]
     expected = network.model(image).softmax(-1).topk(5).values[0].tolist()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)

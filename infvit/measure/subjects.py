@@ -78,6 +78,9 @@ class Images(Protocol):
     def original_size(self, place: int) -> tuple[int, int]:
         """(width, height) of one as it was published, where there are `paths`."""
 
+    def examples(self, count: int) -> Tensor:
+        """So many, evenly spread, always the same: uint8 (n, 3, h, w)."""
+
     def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Batches of all, or of `count` evenly spread: uint8 (B, 3, h, w), labels (B,) and places in the set (B,)."""
 
@@ -116,9 +119,6 @@ class Subjects(Protocol):
             model: as in conf/model; its size is that of the measurement.
             overrides: as of train.py, e.g. "size.image_size=512".
         """
-
-    def weighted(self, checkpoint: str) -> "partial[nn.Module]":
-        """A maker of a run's model with the weights of its checkpoint."""
 
     def network(self, checkpoint: str) -> Network:
         """The model of a run's checkpoint without its data; UsageError if it is none."""

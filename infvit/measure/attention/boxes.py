@@ -91,8 +91,9 @@ class AnnotatedBoxes:
         self.found = [_annotation_of(PurePath(path), folders) for path in paths]
         if not any(self.found):
             raise UsageError(
-                f"boxes={root} holds no annotation of the {len(paths):,} images, such as {PurePath(paths[0]).stem}.xml: "
-                f"give the folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
+                f"boxes={root} holds no annotation of {len(paths):,} images, such as {PurePath(paths[0]).stem}.xml: "
+                "give the folder that ImageNet's annotations were unpacked to (it is looked for there and in "
+                f"{FOLDERS[-1]})"
             )
         self.missing = self.rescaled = self.empty = 0
 

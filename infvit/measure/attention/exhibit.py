@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from torch import Tensor
+from torch import Tensor, nn
 
 from infvit.errors import UsageError
 from infvit.highres.images import decode
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.predict import image_files
-from infvit.measure.subjects import Network, Subjects, Trained
+from infvit.measure.subjects import Network, Subjects
 
 WORDS = {
     "attention": "What the class token, or the mean of all patches without one, weighs the patches with.",
@@ -62,7 +62,8 @@ def exhibit(
     if image is None:
         trained = subjects.trained(paths[0])
         data: Any = trained.data
-        networks = _named([network_of(trained), *map(subjects.network, paths[1:])], paths)
+        first = network_of(trained.net, data, trained.row["model"])
+        networks = _named([first, *map(subjects.network, paths[1:])], paths)
         images = data.examples(count)
         return Exhibit(networks, images, [f"image {i}" for i in range(1, len(images) + 1)])
     networks = _named([*map(subjects.network, paths)], paths)
@@ -87,12 +88,11 @@ def _named(loaded: list[Network], checkpoints: list[str]) -> dict[str, Network]:
     return dict(zip(told, loaded, strict=True))
 
 
-def network_of(trained: Trained) -> Network:
-    """A run's model as galleries show it, where its data are there already."""
-    data: Any = trained.data
+def network_of(model: nn.Module, data: Any, name: str) -> Network:
+    """A run's model as galleries show it, where its data module is there already."""
     view = partial(data.view.evaluation(), rng=np.random.default_rng())  # of which it draws nothing
     mean, std = (values.flatten().tolist() for values in (data.mean, data.std))
-    return Network(trained.net.eval(), data.classes, mean, std, view, trained.row["model"])
+    return Network(model.eval(), data.classes, mean, std, view, name)
 
 
 def normalised(network: Network, images: Tensor) -> Tensor:

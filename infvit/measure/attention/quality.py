@@ -19,6 +19,8 @@ from infvit.compare.published import published
 from infvit.compare.result import RESULT_FILE, Result, written_whole
 from infvit.errors import UsageError
 from infvit.measure.attention.boxes import AnnotatedBoxes, Boxes, InkBoxes
+from infvit.measure.attention.exhibit import network_of
+from infvit.measure.attention.gallery import write_gallery
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, Localisation, localisation
 from infvit.measure.attention.maps import offered, token_map
@@ -28,7 +30,10 @@ from infvit.measure.attention.quality_table import explained, layer_tables, map_
 from infvit.measure.attention.removal import REMOVALS, Curves, Faithfulness, Remove, faithfulness, remover
 from infvit.measure.attention.setting import Setting
 from infvit.measure.machine import command
-from infvit.measure.subjects import Studied, Subjects
+from infvit.measure.subjects import Network, Studied, Subjects
+
+IN_GALLERY = 8
+"""Images of the gallery."""
 
 OWN = "attention"
 """The method that every model offers: what its attention weighs tokens with."""
@@ -46,7 +51,7 @@ class Measured(NamedTuple):
 
 
 def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], setting: Setting) -> float:
-    """Measures maps and layers of trained models; writes attention.json, .md, its curves (also .png) and its layers.
+    """Measures maps and layers of trained models; writes attention.json and .md, curves, layers, and a gallery.
 
     Seeds of one configuration become a mean with its interval; one seed has the interval over its images.
 
@@ -59,6 +64,7 @@ def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], s
     paths = _paths(checkpoints)
     measured: list[Measured] = []
     kept: list[Path] = []
+    shown_in_gallery: dict[tuple[Any, ...], Studied] = {}
     for i, path in enumerate(paths):
         studied = subjects.studied(path)
         run = Result.read(studied.run_dir / RESULT_FILE)
@@ -70,11 +76,12 @@ def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], s
             continue
         found = _measured(run, studied, setting, label, len(paths) == 1)
         measured.append(found)
+        shown_in_gallery.setdefault(run.config_key, studied)
         shown = _write(out, measured, setting)
         kept += _keep(studied, found, setting)
     if not measured:
         raise UsageError(f"ckpt={', '.join(paths)}: none of these models has an attention that weighs tokens")
-    print(f"\n{shown}\n\n{out / 'attention.json'}")
+    print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(shown_in_gallery.values()), setting)}")
     if kept:
         print(f"kept in {len(kept)} run folders, as columns of python -m infvit.compare RUN_DIRS")
     return float(measured[0].maps[0]["morf_aoc"])
@@ -187,6 +194,22 @@ def _keep(studied: Studied, found: Measured, setting: Setting) -> list[Path]:
     figures = {name: own[0][name] for name in MAP_FIGURES}
     path = keep_maps(studied.run_dir, figures, studied.row["fingerprint"], how)
     return [] if path is None else [path]
+
+
+def _gallery(out: Path, studied: Sequence[Studied], setting: Setting) -> str:
+    """Writes gallery.html, a seed of each configuration that sees the first one's images; says where, or why not."""
+    images = studied[0].images.examples(IN_GALLERY)
+    networks: dict[str, Network] = {}
+    for one in studied:
+        same = one.row["fingerprint"] == studied[0].row["fingerprint"]
+        if same and torch.equal(one.images.examples(IN_GALLERY), images):
+            name = one.run_dir.name if one.row["model"] in networks else one.row["model"]
+            networks[name] = network_of(one.model, one.images, name)
+    names = [f"image {i}" for i in range(1, len(images) + 1)]
+    try:
+        return str(write_gallery(out / "gallery.html", networks, images, names, setting.methods))
+    except UsageError as error:
+        return f"no gallery: {error}"
 
 
 def _methods(studied: Studied, setting: Setting, only: bool) -> tuple[list[str], list[str]]:

@@ -113,7 +113,7 @@ def test_a_missing_annotation_is_counted_and_none_at_all_is_told_in_a_line(tree)
     assert inside.flatten(1).any(1).tolist() == [True, False, True]
     assert boxes.notes() == ["1 images without an annotation"]
     data = module(tree)
-    with pytest.raises(UsageError, match=r"boxes=.*cache holds no annotation of the 3 images, such as ILSVRC.*\.xml"):
+    with pytest.raises(UsageError, match=r"boxes=.*cache holds no annotation of 3 images, such as ILSVRC.*\.xml"):
         AnnotatedBoxes(tree / "cache", data.paths, data.original_size, data.placed)
 
 

@@ -1,0 +1,112 @@
+"""What a measurement works on: models by their names in conf/model, trained ones by their checkpoints."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from callbacks.checkpoint import matching_checkpoint, matching_classes, read_checkpoint, run_of
+from callbacks.devices import check_devices
+from callbacks.epoch_seed import seed_run
+from callbacks.progress import RunProgress
+from conf.resolvers import plain
+from data.datamodule import ImageDataModule
+from data.ffcv_loader import FFCVReader
+from data.timm_view import as_published
+from data.torch_loader import TorchReader
+from infvit.errors import UsageError
+from infvit.measure.subjects import Network, Studied, Trained
+from infvit.module import Classifier
+from infvit.whole import pretrained
+
+Build = Callable[[DictConfig], tuple[ImageDataModule, Classifier]]
+
+EXACT = {"_target_": "data.torch_loader.TorchReader"}
+"""Reads the images themselves: a machine without FFCV measures what was trained with it."""
+
+
+class Subjects:
+    """What a measurement may ask for, see `infvit.measure.subjects.Subjects`.
+
+    Args:
+        cfg: of the measurement, as composed from conf/eval.yaml.
+        build: makes the data and the model of a run's config.
+    """
+
+    def __init__(self, cfg: DictConfig, build: Build) -> None:
+        self.cfg, self.build = cfg, build
+
+    def untrained(self, model: str, *overrides: str) -> "partial[nn.Module]":
+        """A maker of the model at the size that `size=` names, to be called here or in another process."""
+        size = [f"size={HydraConfig.get().runtime.choices['size']}"]
+        size += [f"size.{name}={value}" for name, value in self.cfg.size.items()]
+        net = plain(hydra.compose("train", [f"model={model}", *size, *overrides]).model.net)
+        return instantiate(net, _partial_=True, _convert_="all")
+
+    def network(self, checkpoint: str) -> Network:
+        """The run's model with the checkpoint's weights, without its data."""
+        _, run = run_of(checkpoint)
+        content = read_checkpoint(checkpoint)
+        weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
+        classes = content.get("ImageDataModule", {}).get("classes")
+        if classes is None:
+            raise UsageError(f"{checkpoint} holds no names of classes, written before they were kept: train anew")
+        model = instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
+        model.load_state_dict(weights)
+        images = run.data.module
+        view = partial(instantiate(images.view).evaluation(), rng=np.random.default_rng())  # of which it draws nothing
+        return Network(model, classes, images.mean, images.std, view, run.model.name)
+
+    def trained(self, checkpoint: str) -> Trained:
+        """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
+        run, data, module, run_dir = self._built(checkpoint)
+        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
+        return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
+
+    def studied(self, checkpoint: str) -> Studied:
+        """The run's model with the checkpoint's weights and as its seed made it, and images likewise."""
+        run, data, module, run_dir = self._built(checkpoint)
+        start = copy.deepcopy(module.net).eval()
+        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
+        return Studied(module.net.eval(), start, data, row | {"images": data.val_size}, run_dir)
+
+    def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, Path]:
+        """The run's config, its data, its model as training started with it, and its folder."""
+        run_dir, run = run_of(checkpoint)
+        if self.cfg.get("data"):
+            run.data = self.cfg.data
+        run.data.loader = EXACT
+        seed_run(run.seed)
+        data, module = self.build(run)
+        matching_classes(checkpoint, data.classes, data.name)
+        matching_checkpoint(checkpoint, module)
+        return run, data, module, run_dir
+
+    def pretrained(self, name: str, weights: str | None) -> Trained:
+        """timm's model on the data that `data=` names, which it sees as its published configuration says."""
+        if not self.cfg.get("data"):
+            raise UsageError(f"model.name={name} brings no data: say which, e.g. data=imagenet data.root=DIR")
+        run = hydra.compose("train", ["model=timm"])  # whatever a data set asks of a recipe
+        run.data = self.cfg.data
+        run.data.loader = EXACT
+        run.data.module.update(as_published(name))
+        data = instantiate(run.data.module, batch_size=1, _convert_="all")
+        row = {"model": name, "ckpt": None, "weights": weights or "as published"}
+        return self._tested(pretrained(name, data.classes, weights), data, run, row)
+
+    def _tested(self, net: nn.Module, data: ImageDataModule, run: DictConfig, row: dict[str, Any]) -> Trained:
+        check_devices(self.cfg.trainer)
+        run.trainer = self.cfg.trainer
+        trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
+        row |= {"data": data.name, "fingerprint": data.fingerprint, "view": data.seen, "precision": trainer.precision}
+        return Trained(net, data, {"exact": TorchReader, "ffcv": FFCVReader}, trainer, row)
