@@ -20,7 +20,7 @@ from data.view import View
 from infvit.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class ImageDataModule(LightningDataModule):
@@ -36,12 +36,12 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per optimizer step, over all devices and accumulated batches together.
         eval_batch_size: images per batch and device in validation and test.
         cache_dir: where files are written once.
-        seed: of the order of the images and, with the torch loader, of crops and flips.
+        seed: of the order of the images and of all that is random in one image.
         mean, std: of the channels, for normalisation, on the scale [0, 1].
         workers: threads (FFCV) or processes (torch) per device that read.
         beton: how FFCV's files are written.
-        augment: uint8 images (B, 3, h, w) → the same, on the device, in training.
-        erasing: normalised images → the same, likewise.
+        augment: uint8 images (B, 3, h, w), keys (B,) → such images, on the device, in training.
+        erasing: normalised images, keys → such images, likewise.
         repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
         validation_fraction: share of the training images to validate with instead of the source's validation images,
             which are then out of reach: for searching a recipe. There is no test in such a run.
@@ -125,9 +125,9 @@ class ImageDataModule(LightningDataModule):
 
     def examples(self, count: int) -> Tensor:
         """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
-        images, view, rng = self.source.split("val"), self.view.evaluation(), np.random.default_rng(0)
+        images, view = self.source.split("val"), self.view.evaluation()
         places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-        return torch.stack([view(images[int(place)][0], rng) for place in places])
+        return torch.stack([view(images[int(place)][0]) for place in places])
 
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
         trainer = self.trainer
@@ -144,20 +144,24 @@ class ImageDataModule(LightningDataModule):
         files = (self.name, split, self.cache_dir, self.beton)
         return reader.loader(images, *files, view, order, batch_size, self.workers, device)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone."""
-        images, labels = batch
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> Batch:
+        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone.
+
+        A batch of training has the keys of its images: what happens to an image depends on (seed, epoch, image, which
+        of its repeats) alone, whatever the loader, the processes and the batch size are.
+        """
+        images, labels, *keys = batch
         training: Any = self.trainer is not None and self.trainer.training
         if training and self.augment is not None:
-            images = self.augment(images)
+            images = self.augment(images, *keys)
         images = self.normalised(images)
         if training and self.erasing is not None:
-            images = self.erasing(images)
+            images = self.erasing(images, *keys)
         return images, labels
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, h, w) → float32 with the mean and the standard deviation of the channels taken out."""
-        return (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
+        return images.div(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
 
 def _short(*fingerprints: str) -> str:

@@ -120,13 +120,13 @@ def rotate(images: Tensor, degrees: Tensor, *, fill: tuple[int, int, int], inter
     angle = torch.deg2rad(-degrees.float()).view(n, 1, 1)
     x = (torch.arange(W, device=images.device) + 0.5) * (2 / W) - 1
     y = ((torch.arange(H, device=images.device) + 0.5) * (2 / H) - 1).view(H, 1)
-    grid_x = angle.cos() * x + angle.sin() * (H / W) * y
-    grid_y = angle.cos() * y - angle.sin() * (W / H) * x
-    grid = torch.stack([grid_x, grid_y], dim=-1)
+    along_x = torch.complex(angle.cos() * x, -angle.sin() * (W / H) * x)
+    along_y = torch.complex(angle.sin() * (H / W) * y, angle.cos() * y)
+    grid = torch.view_as_real(along_x + along_y)
     turned = F.grid_sample(images.float(), grid, interpolation, padding_mode="border", align_corners=False)
-    inside = torch.maximum(grid_x.abs_(), grid_y.abs_()).le_(1).unsqueeze(1)
-    colour = torch.tensor(fill, device=images.device, dtype=torch.float32).view(3, 1, 1)
-    return to_bytes(turned.clamp_(0, 255).sub_(colour).mul_(inside).add_(colour + _EPSILON))
+    outside = (grid[..., 0].abs() > 1).logical_or_(grid[..., 1].abs() > 1).unsqueeze(1)
+    colour = torch.tensor(fill, device=images.device, dtype=torch.uint8).view(3, 1, 1)
+    return torch.where(outside, colour, to_bytes(turned.add_(_EPSILON)))
 
 
 def shear_x(images: Tensor, factor: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
@@ -180,12 +180,13 @@ def _slide(images: Tensor, offset: Tensor, fill: tuple[int, int, int], interpola
     n, _, H, W = images.shape
     reach, kernel = KERNELS[interpolation]
     whole = (offset + 0.5).floor()
-    fraction = (offset - whole).view(n, 1, H, 1)
+    taps = torch.arange(-reach, reach + 1, device=images.device)
+    weights = kernel(((offset - whole).view(n, 1, H, 1, 1) - taps).abs()).unbind(-1)
     first, last = images[..., :1].expand(n, 3, H, reach), images[..., -1:].expand(n, 3, H, reach)
     padded = torch.cat([first, images, last], dim=-1).float()
-    moved = padded[..., :W] * kernel((fraction + reach).abs())
-    for tap in range(1, 2 * reach + 1):
-        moved.addcmul_(padded[..., tap : tap + W], kernel((fraction + reach - tap).abs()))
+    moved = padded[..., :W] * weights[0]
+    for tap, weight in enumerate(weights[1:], 1):
+        moved.addcmul_(padded[..., tap : tap + W], weight)
     moved = to_bytes(moved.add_(_EPSILON))
     empty = torch.tensor(fill, device=images.device, dtype=torch.uint8).view(1, 3, 1, 1).expand(n, 3, H, W)
     framed = torch.cat([empty, moved, empty], dim=-1).flatten()

@@ -16,6 +16,7 @@ from data.view import View
 from infvit.errors import UsageError
 
 pytest.importorskip("ffcv")
+from data.ffcv_decoder import Epoch
 from data.ffcv_loader import FFCVReader
 
 RAW, CPU = BetonSettings(), torch.device("cpu")
@@ -46,12 +47,13 @@ def test_torch_keeps_its_threads(cache):
         torch.set_num_threads(before)
 
 
-def test_stopping_early_leaves_no_reading_thread(cache):
-    batches = iter(loader(cache))
+@pytest.mark.parametrize("batch_size", [32, 400])  # of 45 batches, and of so few that all lie ready
+def test_stopping_early_leaves_no_reading_thread(cache, batch_size):
+    batches = iter(loader(cache, batch_size=batch_size))
     next(batches)
     batches.close()
     end = time.monotonic() + 5
-    while any(type(thread).__name__ == "EpochIterator" for thread in threading.enumerate()):
+    while any(isinstance(thread, Epoch) for thread in threading.enumerate()):
         assert time.monotonic() < end, "the reading thread goes on"
         time.sleep(0.05)
 
@@ -64,11 +66,10 @@ def test_the_jobs_of_a_sweep_share_compiled_code_and_keep_their_orders(cache):
     for turn in range(2):  # one after the other, then again: no order is taken from a neighbour
         for batches, order in zip((first, second), orders, strict=True):
             order.set_epoch(turn)
-            assert torch.equal(torch.cat([found for _, found in batches]), labels[order.indices()])
-    a, b = [found for _, found in zip(first, range(45), strict=False)], iter(second)
+            assert torch.equal(torch.cat([found for _, found, _ in batches]), labels[order.indices()])
+    a, b = list(first), iter(second)
     assert torch.equal(next(b)[1], labels[orders[1].indices()][:32])
     assert len(a) == 44
-    assert loader(cache, view=View(8, 0.875)).loader is not first.loader
 
 
 def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(cache, capfd, monkeypatch):
@@ -80,7 +81,7 @@ def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(ca
 
     run = EpochIterator.run_pipeline
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *given: (time.sleep(1.3), run(*given))[1])
-    slow = loader(cache, EpochOrder(1437, 1437, shuffle=False), batch_size=1437)
+    slow = loader(cache, EpochOrder(1437, 1437, shuffle=False), batch_size=1437, view=View(9, 1.0))
     list(slow)
     said = capfd.readouterr().out
     assert said.index("compiles its reading code") < said.index("compiled its reading code in")
