@@ -35,8 +35,8 @@ class RandAugment(nn.Module):
     bicubic, where timm without a hint tosses a coin between bilinear and bicubic.
 
     All is drawn from the key of each image, so its neighbours in the batch do not matter. The batch is grouped by
-    operation, so the number of operations launched does not depend on the batch; the host waits for the device to learn
-    the groups' sizes.
+    operation, so the number of operations launched on a GPU does not depend on the batch; the host waits for the device
+    to learn the groups' sizes.
     """
 
     def __init__(

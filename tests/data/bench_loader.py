@@ -5,7 +5,7 @@
 Bare FFCV (its own decoder, random crop and flip, batches thrown away), our ImageDataModule on FFCV, the same JPEGs by a
 torch DataLoader with PIL and timm's transforms of DeiT's recipe, and the device's side of our augmentation alone
 (RandAugment, normalisation, random erasing). Whole epochs, in turns, so that what else the machine does falls on all;
-compiling and the first epoch are kept out. Prints the medians of images a second and of the rounds' ratios to bare FFCV.
+compiling and the first epoch are kept out. Prints medians of images a second and of the rounds' ratios to bare FFCV.
 `--caches` adds FFCV's process cache and the file in memory. With one worker the reading takes one core; leave another
 one to the process itself, which copies the batches.
 """
@@ -13,6 +13,7 @@ one to the process itself, which copies the batches.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--caches", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         make_tree(tree, arguments.images)

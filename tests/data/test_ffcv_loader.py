@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from data.augment import RandAugment
 from data.beton import BetonSettings
 from data.datamodule import ImageDataModule
 from data.digits import Digits
@@ -88,14 +89,14 @@ def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(ca
 
 
 class Sees(LightningModule):
-    """Notes the labels of every step, by epoch."""
+    """Notes the images and labels of every step, by epoch."""
 
     def __init__(self):
         super().__init__()
         self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), {}
 
     def training_step(self, batch, *_):
-        self.seen.setdefault(self.current_epoch, []).append(batch[1])
+        self.seen.setdefault(self.current_epoch, []).append(batch)
         return self.weight.sum()
 
     def test_step(self, batch, *_):
@@ -106,7 +107,8 @@ class Sees(LightningModule):
 
 
 def datamodule(cache):
-    return ImageDataModule("d", Digits(), FFCVReader(), View(8, 1.0), 128, str(cache), 0, [0.5] * 3, [0.5] * 3)
+    view, scale, augment = View(8, crop_scale=(0.3, 1.0), flip=True), [0.5] * 3, RandAugment(inplace=True)
+    return ImageDataModule("d", Digits(), FFCVReader(), view, 128, str(cache), 0, scale, scale, augment=augment)
 
 
 def trainer(folder, epochs=1):
@@ -114,17 +116,19 @@ def trainer(folder, epochs=1):
     return Trainer(max_epochs=epochs, default_root_dir=folder, use_distributed_sampler=False, **quiet)
 
 
-def test_a_resumed_run_goes_on_with_the_order_of_its_epoch(cache, tmp_path):
+def test_a_resumed_run_goes_on_with_the_images_of_its_epoch(cache, tmp_path):
     labels, order = torch.tensor(Digits().split("train").labels), EpochOrder(1437, 128, seed=0)
-    stopped = trainer(tmp_path, 2)
+    whole, resumed, stopped = Sees(), Sees(), trainer(tmp_path, 2)
     stopped.fit(Sees(), datamodule=datamodule(cache))
     stopped.save_checkpoint(tmp_path / "a.ckpt")
-    resumed = Sees()
     trainer(tmp_path, 4).fit(resumed, datamodule=datamodule(cache), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path, 4).fit(whole, datamodule=datamodule(cache))
     assert list(resumed.seen) == [2, 3]
-    for epoch, found in resumed.seen.items():
-        order.epoch = epoch
-        assert torch.equal(torch.cat(found), labels[order.indices()])
+    for epoch, batches in resumed.seen.items():
+        order.set_epoch(epoch)
+        assert torch.equal(torch.cat([found for _, found in batches]), labels[order.indices()])
+        for ours, theirs in zip(batches, whole.seen[epoch], strict=True):
+            assert torch.equal(ours[0], theirs[0])  # crops, flips and RandAugment
 
 
 def test_a_run_that_only_tests_writes_no_beton(tmp_path):

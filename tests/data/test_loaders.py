@@ -1,9 +1,13 @@
 """The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 
 from data.beton import BetonSettings, beton_path, check_beton, write_beton
 from data.datamodule import ImageDataModule
@@ -86,6 +90,12 @@ def test_every_cache_gives_what_the_operating_systems_gives(ffcv, cache, cache_o
     other = loader(type(ffcv)(cache=cache_of), images, cache, view, order)
     for _ in range(2):
         assert all(torch.equal(a, b[0]) for a, b in zip(expected, other, strict=True))
+
+
+@pytest.mark.usefixtures("ffcv")
+def test_each_cache_is_a_choice_of_conf():
+    files = (Path(__file__).parents[2] / "conf/data/loader").glob("ffcv*.yaml")
+    assert sorted(instantiate(OmegaConf.load(file)).cache for file in files) == ["memory", "os", "process"]
 
 
 def test_a_cache_that_is_unknown_or_does_not_fit_is_told(ffcv, cache, monkeypatch):
