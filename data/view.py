@@ -60,7 +60,7 @@ class View:
         """
         if self.crop_scale is not None:
             return random_boxes(keys, widths, heights, self.crop_scale)
-        side = (torch.minimum(widths, heights) * self.crop_ratio).long()
+        side = (torch.minimum(widths, heights).double() * self.crop_ratio).long()
         return torch.stack([(widths - side) // 2, (heights - side) // 2, side, side], dim=1)
 
     def flips(self, keys: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def random_boxes(
     fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
     tries = torch.stack([(x * (widths - w + 1)).long(), (y * (heights - h + 1)).long(), w, h])
     first = fits.int().argmax(0).expand(4, 1, -1)
-    w = torch.minimum(widths, (heights * ratio[1]).round().long())
-    h = torch.minimum(heights, (widths / ratio[0]).round().long())
+    w = torch.minimum(widths, (heights.double() * ratio[1]).round().long())
+    h = torch.minimum(heights, (widths.double() / ratio[0]).round().long())
     centre = torch.stack([(widths - w) // 2, (heights - h) // 2, w, h])
     return torch.where(fits.any(0), tries.gather(1, first)[:, 0], centre).T
