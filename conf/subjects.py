@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -62,7 +61,7 @@ class Subjects:
         model = instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
         model.load_state_dict(weights)
         images = run.data.module
-        view = partial(instantiate(images.view).evaluation(), rng=np.random.default_rng())  # of which it draws nothing
+        view = instantiate(images.view).evaluation()
         return Network(model, classes, images.mean, images.std, view, run.model.name)
 
     def trained(self, checkpoint: str) -> Trained:

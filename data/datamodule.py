@@ -26,7 +26,7 @@ from data.view import View
 from infvit.errors import UsageError
 
 Batch = tuple[Tensor, Tensor]
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class ImageDataModule(LightningDataModule):
@@ -43,12 +43,12 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per optimizer step, over all devices and accumulated batches together.
         eval_batch_size: images per batch and device in validation and test.
         cache_dir: where files are written once.
-        seed: of the order of the images and, with the torch loader, of crops and flips.
+        seed: of the order of the images and of all that is random in one image.
         mean, std: of the channels, for normalisation, on the scale [0, 1].
         workers: threads (FFCV) or processes (torch) per device that read.
         beton: how FFCV's files are written.
-        augment: uint8 images (B, 3, h, w) → the same, on the device, in training.
-        erasing: normalised images → the same, likewise.
+        augment: uint8 images (B, 3, h, w), keys (B,) → such images, on the device, in training.
+        erasing: normalised images, keys → such images, likewise.
         repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
         progressive: sides of the training images that grow with the epochs; None for the view's in all.
         validation_fraction: share of the training images to validate with instead of the source's validation images,
@@ -169,8 +169,8 @@ class ImageDataModule(LightningDataModule):
 
     def examples(self, count: int) -> Tensor:
         """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
-        images, view, rng = self.source.split("val"), self.view.evaluation(), np.random.default_rng(0)
-        return torch.stack([view(images[place][0], rng) for place in self._spread(count)])
+        images, view = self.source.split("val"), self.view.evaluation()
+        return torch.stack([view(images[place][0]) for place in self._spread(count)])
 
     def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """The validation images, or `count` of them as `examples` has them, by the exact pipeline, without a trainer.
@@ -178,16 +178,16 @@ class ImageDataModule(LightningDataModule):
         Yields uint8 (B, 3, h, w), labels (B,), and the places of the images in their set (B,).
         """
         places = self._spread(self.val_size if count is None else count)
-        views = Views(self.source.split("val"), self.view.evaluation(), self.seed)
-        draws = [(0, place, place) for place in places]
+        views = Views(self.source.split("val"), self.view.evaluation(), with_keys=False)
+        draws = [(place, 0) for place in places]
         loader = DataLoader(views, batch_size, sampler=draws, num_workers=self.workers)
         parts = torch.tensor(places).split(batch_size)
         for (images, labels), part in zip(loader, parts, strict=True):
             yield images, labels, part
 
     def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
-        """Boxes in an image of that size as boxes in its view by the exact pipeline, see `View.boxes`."""
-        return self.view.evaluation().boxes(boxes, width, height)
+        """Boxes in an image of that size as boxes in its view by the exact pipeline, see `View.placed`."""
+        return self.view.evaluation().placed(boxes, width, height)
 
     def _spread(self, count: int) -> list[int]:
         """Places of so many validation images, evenly spread."""
@@ -208,20 +208,24 @@ class ImageDataModule(LightningDataModule):
         files = (self.name, split, self.cache_dir, self.beton)
         return reader.loader(images, *files, view, order, batch_size, self.workers, device)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone."""
-        images, labels = batch
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> Batch:
+        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone.
+
+        A batch of training has the keys of its images: what happens to an image depends on (seed, epoch, image, which
+        of its repeats) alone, whatever the loader, the processes and the batch size are.
+        """
+        images, labels, *keys = batch
         training: Any = self.trainer is not None and self.trainer.training
         if training and self.augment is not None:
-            images = self.augment(images)
+            images = self.augment(images, *keys)
         images = self.normalised(images)
         if training and self.erasing is not None:
-            images = self.erasing(images)
+            images = self.erasing(images, *keys)
         return images, labels
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, h, w) → float32 with the mean and the standard deviation of the channels taken out."""
-        return (images.float() / 255 - self.mean.to(images.device)) / self.std.to(images.device)
+        return images.div(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
 
 def _short(*fingerprints: str) -> str:

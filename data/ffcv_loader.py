@@ -5,9 +5,9 @@ import functools
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,27 +19,35 @@ from data.source import ImageSet, Split
 from data.view import View
 from infvit.errors import UsageError
 
+if TYPE_CHECKING:
+    from data.ffcv_decoder import BoxDecoder
+
+Cache = Literal["os", "process", "memory"]
+
 
 @dataclass(frozen=True)
 class FFCVReader:
     """Writes .beton files and reads them through FFCV.
 
     Crops are resized by OpenCV's area filter, not by PIL's bicubic one: training and validation while training use it,
-    reported numbers come from the torch loader. Random crops and flips draw from numba's per-thread generators, which
-    no seed reaches; the order of the images is seeded.
+    reported numbers come from the torch loader. Crops and flips are drawn from the keys of the images, as with the
+    torch loader: the same boxes, for any number of threads, processes and any batch size.
 
     Args:
-        os_cache: leave caching to the operating system (one copy for all processes); otherwise each process keeps
-            what it reads.
+        cache: who keeps what was read of a file. "os": the operating system, one copy for all processes of a machine,
+            given up when memory is short. "process": each process reads pages of 8 MB ahead of time and keeps each for
+            as long as an epoch needs it. "memory": each process reads the whole file once and keeps it.
         batches_ahead: batches prepared in advance.
     """
 
-    os_cache: bool = True
+    cache: Cache = "os"
     batches_ahead: int = 3
 
     name = "ffcv"
 
     def __post_init__(self) -> None:
+        if self.cache not in get_args(Cache):
+            raise UsageError(f"data.loader.cache={self.cache} is unknown: expected one of {', '.join(get_args(Cache))}")
         try:
             with _torch_threads_kept():
                 import ffcv.loader  # noqa: F401
@@ -66,15 +74,16 @@ class FFCVReader:
         workers: int,
         device: torch.device,
     ) -> Iterable:
-        """Batches of (uint8 (B, 3, size, size), int64 (B,)); its `sampler` is the order."""
+        """Batches of (uint8 (B, 3, size, size), labels int64 (B,)), in training with keys int64 (B,) as third.
+
+        Its `sampler` is the order.
+        """
         path = beton_path(images, name, split, cache_dir, settings)
         check_beton(path, len(images), images.labels)
-        if view.crop_scale is not None:
-            view = replace(view, crop_scale=(view.crop_scale[0], view.crop_scale[1]))  # hashable, for the cache
         written = path.stat().st_mtime_ns
         with _torch_threads_kept():
-            ffcv = _compiled(self, path, written, view, len(order), batch_size, max(workers, 1), device)
-        return _Batches(ffcv, path, order, batch_size)
+            ffcv, decoder = _compiled(self, path, written, view.size, max(workers, 1), device)
+        return _Batches(ffcv, decoder, path, view, order, batch_size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,60 +91,90 @@ def _compiled(
     reader: FFCVReader,
     path: Path,
     written: int,  # noqa: ARG001 - a file that was written anew is another file
-    view: View,
-    length: int,
-    batch_size: int,
+    size: int,
     workers: int,
     device: torch.device,
-) -> Any:
-    """FFCV's loader with its compiled code, kept for the later jobs of a sweep: random crops compile for 10 s or more.
+) -> tuple[Any, "BoxDecoder"]:
+    """FFCV's loader with its compiled code, kept for the later jobs of a sweep: compiling takes seconds.
 
-    It may be shared: each epoch has buffers and a thread of its own, and `_Batches` puts its order in.
+    It may be shared: each epoch has an order, a batch size, buffers and a thread of its own.
     """
     from ffcv.fields.decoders import IntDecoder
     from ffcv.loader import Loader
-    from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor
+    from ffcv.transforms import Squeeze, ToDevice, ToTensor
+
+    from data.ffcv_decoder import BoxDecoder
 
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-    flip = [RandomHorizontalFlip()] if view.flip else []
-    return Loader(
+    decoder = BoxDecoder(size)
+    loader = Loader(
         str(path),
-        batch_size=batch_size,
+        batch_size=1,  # an epoch has its own
         num_workers=workers,
-        os_cache=reader.os_cache,
-        order=_traversal(np.arange(length, dtype=np.uint64)),
+        os_cache=reader.cache != "process",
         drop_last=False,  # the order decides what is left out
         batches_ahead=reader.batches_ahead,
         pipelines={
-            "image": [_decoder(path, view), *flip, ToTensor(), *to_device],
+            "image": [decoder, ToTensor(), *to_device],
             "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
         },
     )
+    if reader.cache == "memory":
+        loader.memory_manager.context.mmap = _whole(path)  # where FFCV would map the file
+    return loader, decoder
+
+
+def _whole(path: Path) -> np.ndarray:
+    """The bytes of the file, read-only; UsageError if they would not fit into memory."""
+    size, free = path.stat().st_size, _free_memory()
+    if size > free:
+        raise UsageError(
+            f"{path} has {size / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free: data/loader=ffcv_memory keeps "
+            "all of it in every process, data/loader=ffcv leaves that to the operating system"
+        )
+    content = np.fromfile(path, np.uint8)
+    content.setflags(write=False)
+    return content
+
+
+def _free_memory() -> float:
+    """Bytes that can be had without swapping; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 class _Batches:
     batch_sampler = None  # Lightning asks for it wherever it finds a `sampler`
 
-    def __init__(self, ffcv: Any, path: Path, order: EpochOrder, batch_size: int) -> None:
-        self.loader, self.path, self.sampler, self.batch_size = ffcv, path, order, batch_size
+    def __init__(
+        self, ffcv: Any, decoder: "BoxDecoder", path: Path, view: View, order: EpochOrder, batch_size: int
+    ) -> None:
+        self.loader, self.decoder, self.path = ffcv, decoder, path
+        self.view, self.sampler, self.batch_size = view, order, batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.loader.traversal_order.indices = self.sampler.indices().astype(np.uint64)
-        with _torch_threads_kept():
-            batches = iter(self.loader)
-        try:
-            while (batch := self._next(batches)) is not None:
-                images, labels = batch
-                # FFCV fills a ring of buffers anew after a few steps, also while a batch is still in use.
-                yield images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format), labels.clone()
-        finally:
-            batches.close()  # a consumer that stops early would leave the reading thread and its buffers behind
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        from data.ffcv_decoder import Epoch
 
-    def _next(self, batches: Any) -> tuple[Tensor, Tensor] | None:
-        """The next batch, or None at the end. A reading thread that died is an error, not an endless wait."""
+        keys = self.sampler.keys()
+        with _torch_threads_kept():
+            batches = Epoch(self.loader, self.decoder, self.sampler.indices(), keys, self.view, self.batch_size)
+        try:
+            for start in range(0, len(keys), self.batch_size):
+                # FFCV fills a ring of buffers anew after a few steps, also while a batch is still in use.
+                images, labels = (part.clone() for part in self._next(batches))
+                own = keys[start : start + self.batch_size]
+                yield (images, labels, own) if self.sampler.shuffle else (images, labels)
+        finally:
+            batches.stop()  # a consumer that stops early would leave the reading thread and its buffers behind
+
+    def _next(self, batches: Any) -> tuple[Tensor, Tensor]:
+        """The next batch. A reading thread that died is an error, not an endless wait."""
         queue, start = batches.output_queue, time.perf_counter()
         first = not getattr(self.loader, "has_read", False) and self.sampler.rank == 0
         announced = False
@@ -150,7 +189,7 @@ class _Batches:
         if announced:
             print(f"FFCV compiled its reading code in {time.perf_counter() - start:.1f} s", flush=True)
         self.loader.has_read = True
-        return next(batches, None)
+        return next(batches)
 
 
 @contextlib.contextmanager
@@ -161,42 +200,3 @@ def _torch_threads_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _decoder(path: Path, view: View) -> Any:
-    from ffcv.fields.rgb_image import (
-        CenterCropRGBImageDecoder,
-        RandomResizedCropRGBImageDecoder,
-        SimpleRGBImageDecoder,
-    )
-    from ffcv.reader import Reader
-
-    size = (view.size, view.size)
-    if view.crop_scale is not None:
-        return RandomResizedCropRGBImageDecoder(size, scale=tuple(view.crop_scale))
-    metadata = Reader(str(path)).metadata
-    fields = metadata[metadata.dtype.names[0]]
-    if view.crop_ratio == 1 and (fields["width"] == view.size).all() and (fields["height"] == view.size).all():
-        return SimpleRGBImageDecoder()
-    return CenterCropRGBImageDecoder(size, ratio=view.crop_ratio)
-
-
-def _traversal(indices: np.ndarray) -> Any:
-    """FFCV's traversal order with indices that are put in from outside; FFCV counts epochs itself, we follow Lightning.
-
-    Args:
-        indices: (n,) uint64; n stays the same.
-    """
-    from ffcv.traversal_order.base import TraversalOrder
-
-    class Traversal(TraversalOrder):
-        def __init__(self) -> None:
-            self.indices, self.sampler = indices, None
-
-        def __call__(self, loader: Any) -> "Traversal":
-            return self
-
-        def sample_order(self, epoch: int) -> np.ndarray:
-            return self.indices
-
-    return Traversal()

@@ -3,16 +3,21 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from data.draws import sample_keys
 
 
 class EpochOrder:
     """The images that one process sees in an epoch, in order.
 
-    Training (`shuffle`): a permutation drawn from (seed, epoch) is cut into global batches of `batch_size`; each
-    process takes its equal part of every global batch, so a step trains on the same images however many processes
-    share it. The incomplete last global batch is left out, other images in each epoch. With `repeats` = 3 each epoch
-    takes a third of the images, each three times in a row of the permutation (DeiT's repeated augmentation; DeiT pads
-    to equal parts with repeated images, here nothing is padded).
+    Training (`shuffle`): a permutation drawn from (seed, epoch) is cut into global batches of `batch_size`; process r
+    takes the images r, r + world_size, ... of every global batch, so a step trains on the same images however many
+    processes share it. No image comes twice; the incomplete last global batch is left out, other images in each epoch.
+    With `repeats` = 3 each epoch takes a third of the images, each three times in a row of the permutation, so the
+    three go to different processes and into one step, as with DeiT's RASampler (which pads to equal parts with repeated
+    images where here nothing is padded).
 
     Evaluation: process r takes the images r, r + world_size, ...; every image once, nothing padded, also for sizes
     that do not divide.
@@ -48,10 +53,17 @@ class EpochOrder:
         """This process's images of the epoch, in order: (len(self),) int64."""
         return self._whole()[self._mine()]
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """(epoch, place in the whole epoch's order, image): what the random augmentation of one image depends on."""
-        whole, mine = self._whole(), self._mine()
-        return zip([self.epoch] * len(mine), mine.tolist(), whole[mine].tolist(), strict=True)
+    def keys(self) -> Tensor:
+        """What the random augmentation of each of `indices()` is drawn from: (len(self),) int64, see data/draws.py.
+
+        A key is made of (seed, epoch, image, which of its repeats); rank and batch size do not enter.
+        """
+        repeats = torch.from_numpy(self._mine() % self.repeats)
+        return sample_keys(self.seed, self.epoch, torch.from_numpy(self.indices()), repeats)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(image, key) of each of `indices()`."""
+        return zip(self.indices().tolist(), self.keys().tolist(), strict=True)
 
     def __len__(self) -> int:
         return len(self._mine())
@@ -67,5 +79,4 @@ class EpochOrder:
         if not self.shuffle:
             return np.arange(self.rank, self.size, self.world_size)
         steps = self.size // self.batch_size
-        places = np.arange(steps * self.batch_size).reshape(steps, self.world_size, -1)
-        return places[:, self.rank].reshape(-1)
+        return np.arange(self.rank, steps * self.batch_size, self.world_size)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -36,7 +35,7 @@ class TimmView(View):
         """Itself: nothing of it is random."""
         return self
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+    def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
         """PIL image → uint8 (3, size, size)."""
         return torch.as_tensor(self._transform(image))
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,15 +15,16 @@ from data.view import View
 
 
 class Views(Dataset):
-    """The images of a set as the model sees them; randomness depends on (seed, epoch, place in the epoch) alone."""
+    """The images of a set as the model sees them; randomness depends on the key of an image alone."""
 
-    def __init__(self, images: ImageSet, view: View, seed: int) -> None:
-        self.images, self.view, self.seed = images, view, seed
+    def __init__(self, images: ImageSet, view: View, with_keys: bool) -> None:
+        self.images, self.view, self.with_keys = images, view, with_keys
 
-    def __getitem__(self, draw: tuple[int, int, int]) -> tuple[Tensor, int]:
-        epoch, place, index = draw
+    def __getitem__(self, seen: tuple[int, int]) -> tuple[Tensor, int] | tuple[Tensor, int, int]:
+        index, key = seen
         image, label = self.images[index]
-        return self.view(image, np.random.default_rng((self.seed, epoch, place))), label
+        pixels = self.view(image, torch.tensor([key]))
+        return (pixels, label, key) if self.with_keys else (pixels, label)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -32,7 +32,7 @@ class Views(Dataset):
 
 @dataclass(frozen=True)
 class TorchReader:
-    """Makes torch DataLoaders; equal seeds give equal batches for any number of workers."""
+    """Makes torch DataLoaders; equal keys give equal crops for any number of workers, and those of FFCV."""
 
     name = "torch"
 
@@ -52,9 +52,12 @@ class TorchReader:
         workers: int,
         device: torch.device,
     ) -> Iterable:
-        """Batches of (uint8 (B, 3, size, size), int64 (B,)); its `sampler` is the order."""
+        """Batches of (uint8 (B, 3, size, size), labels int64 (B,)), in training with keys int64 (B,) as third.
+
+        Its `sampler` is the order.
+        """
         return DataLoader(
-            Views(images, view, order.seed),
+            Views(images, view, with_keys=order.shuffle),
             batch_size=batch_size,
             sampler=order,
             num_workers=workers,

@@ -4,12 +4,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from data.draws import CROP, FLIP, uniforms
+
+ATTEMPTS = 10
+"""How many random boxes are tried for an image before it gets the one in its centre."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,23 @@ class View:
         """The same without randomness."""
         return View(self.size, self.crop_ratio)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        """PIL image → uint8 (3, size, size), resized bicubically by PIL as timm and torchvision do."""
+    def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
+        """PIL image → uint8 (3, size, size), resized bicubically by PIL as timm and torchvision do.
+
+        `key`, (1,) int64, is what random crops and flips are drawn from; other views need none.
+        """
         if self.crop_scale is None:
             image = self._centre(image)
         else:
-            box = random_box(image.width, image.height, self.crop_scale, rng)
+            assert key is not None
+            left, top, width, height = self.boxes(key, *torch.tensor(image.size).view(2, 1))[0].tolist()
+            box = (left, top, left + width, top + height)
             image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if self.flip and rng.random() < 0.5:
+        if self.flip and key is not None and self.flips(key).item():
             image = F.horizontal_flip(image)
         return F.pil_to_tensor(image)
 
-    def boxes(self, boxes: Tensor, width: int, height: int) -> Tensor:
+    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes in an image as boxes in its view without randomness, scaled, shifted and clipped as its pixels are.
 
         Args:
@@ -66,22 +76,41 @@ class View:
         image = F.resize(image, [shorter], interpolation=v2.InterpolationMode.BICUBIC)
         return F.center_crop(image, [self.size, self.size])
 
+    def boxes(self, keys: Tensor, widths: Tensor, heights: Tensor) -> Tensor:
+        """(left, top, width, height) of what is cut out of images of these sizes and keys, all (n,): (n, 4) int64.
 
-def random_box(
-    width: int,
-    height: int,
+        Without `crop_scale` the centred square, as FFCV cuts it.
+        """
+        if self.crop_scale is not None:
+            return random_boxes(keys, widths, heights, self.crop_scale)
+        side = (torch.minimum(widths, heights).double() * self.crop_ratio).long()
+        return torch.stack([(widths - side) // 2, (heights - side) // 2, side, side], dim=1)
+
+    def flips(self, keys: Tensor) -> Tensor:
+        """Which of the images with these keys (n,) are mirrored: (n,) bool."""
+        return uniforms(keys, FLIP, 1)[0] < (0.5 if self.flip else 0)
+
+
+def random_boxes(
+    keys: Tensor,
+    widths: Tensor,
+    heights: Tensor,
     scale: tuple[float, float],
-    rng: np.random.Generator,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of Inception's random crop, by torchvision's rule: ten tries, then the centre."""
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+) -> Tensor:
+    """Inception's random crops by torchvision's rule, ten tries, then the centre: (left, top, width, height) (n, 4).
+
+    Each is drawn from the key of its image alone; `keys`, `widths` and `heights` are (n,) int64, as is the result.
+    """
+    size, shape, x, y = uniforms(keys, CROP, 4 * ATTEMPTS).double().view(4, ATTEMPTS, -1)
+    area = widths * heights * (scale[0] + (scale[1] - scale[0]) * size)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + (high - low) * shape).exp()
+    w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
+    tries = torch.stack([(x * (widths - w + 1)).long(), (y * (heights - h + 1)).long(), w, h])
+    first = fits.int().argmax(0).expand(4, 1, -1)
+    w = torch.minimum(widths, (heights.double() * ratio[1]).round().long())
+    h = torch.minimum(heights, (widths.double() / ratio[0]).round().long())
+    centre = torch.stack([(widths - w) // 2, (heights - h) // 2, w, h])
+    return torch.where(fits.any(0), tries.gather(1, first)[:, 0], centre).T

@@ -1,10 +1,11 @@
 """Augmentation of whole batches on their device, each image with its own draw.
 
-RandAugment comes before normalisation, on bytes; RandomErasing after it. Colour jitter is not here: with RandAugment,
-timm and DeiT leave it out.
+RandAugment and ColorJitter come before normalisation, on bytes; RandomErasing after it. A recipe takes one of the first
+two: with RandAugment, timm and DeiT leave colour jitter out.
 """
 
+from data.augment.color_jitter import ColorJitter
 from data.augment.erasing import RandomErasing
 from data.augment.rand_augment import RandAugment
 
-__all__ = ["RandAugment", "RandomErasing"]
+__all__ = ["ColorJitter", "RandAugment", "RandomErasing"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.draws import NOISE, RECTANGLES, advanced, fresh_keys, normals, uniforms
 from infvit.errors import UsageError
 
 ATTEMPTS = 10
@@ -34,7 +35,8 @@ class RandomErasing(nn.Module):
     `min_area` to `max_area` of the image, uniformly; its height / width is log-uniform in [min_aspect, 1 / min_aspect];
     rectangles that do not fit are drawn again, ten times at most.
 
-    All is drawn from the default generator of the images' device. One wait for the device per call.
+    All is drawn from the key of each image, so its neighbours in the batch do not matter. One wait for the device per
+    call.
     """
 
     def __init__(
@@ -64,27 +66,29 @@ class RandomErasing(nn.Module):
             f"min_aspect={self.min_aspect}"
         )
 
-    def draw(self, n: int, height: int, width: int, device: torch.device | str = "cpu") -> Rectangles:
-        """Draws the rectangles of `n` images of `height` x `width` pixels on `device`."""
-        low, high, shape = self.min_area, self.max_area, (ATTEMPTS, n)
-        area = (low + (high - low) * torch.rand(shape, device=device)) * (height * width)
-        log_aspect = math.log(self.min_aspect) * (1 - 2 * torch.rand(shape, device=device))
+    def draw(self, keys: Tensor, height: int, width: int) -> Rectangles:
+        """The rectangles of images of `height` x `width` pixels with these keys (n,); see data/draws.py."""
+        low, high = self.min_area, self.max_area
+        u = uniforms(keys, RECTANGLES, 2 * ATTEMPTS + 3)
+        area = (low + (high - low) * u[:ATTEMPTS]) * (height * width)
+        log_aspect = math.log(self.min_aspect) * (1 - 2 * u[ATTEMPTS:-3])
         h = (area * log_aspect.exp()).sqrt_().round_().long()
         w = (area / log_aspect.exp()).sqrt_().round_().long()
         fits = (h < height) & (w < width)
         first = fits.int().argmax(0, keepdim=True)
-        erased = fits.any(0) & (torch.rand(n, device=device) < self.probability)
+        erased = fits.any(0) & (u[-3] < self.probability)
         h, w = h.gather(0, first)[0] * erased, w.gather(0, first)[0] * erased
-        top = (torch.rand(n, device=device) * (height - h + 1)).long()
-        left = (torch.rand(n, device=device) * (width - w + 1)).long()
+        top = (u[-2] * (height - h + 1)).long()
+        left = (u[-1] * (width - w + 1)).long()
         return Rectangles(top, left, h, w)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, rectangles: Rectangles | None = None) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor | None = None, rectangles: Rectangles | None = None) -> Tensor:
         """Erases in normalised floating `images` (B, C, H, W); gives the same shape and dtype.
 
-        With `inplace`, the images are overwritten and returned. `rectangles` says where to erase instead of a new
-        `self.draw(B, H, W)`. Raises UsageError for another shape or for integers.
+        With `inplace`, the images are overwritten and returned. `keys` (B,) are those of the images; without, they come
+        from the default generator of the device. `rectangles` says where to erase instead of `self.draw(keys, H, W)`.
+        Raises UsageError for another shape or for integers.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise UsageError(
@@ -92,12 +96,20 @@ class RandomErasing(nn.Module):
                 "floating (B, C, H, W): call it after normalisation."
             )
         n, channels, H, W = images.shape
-        top, left, height, width = rectangles or self.draw(n, H, W, images.device)
+        keys = fresh_keys(n, images.device) if keys is None else keys
+        top, left, height, width = rectangles or self.draw(keys, H, W)
         y, x = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
         rows = (y >= top.view(n, 1)) & (y < (top + height).view(n, 1))
         columns = (x >= left.view(n, 1)) & (x < (left + width).view(n, 1))
         mask = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
-        count = channels * int((height * width).sum())
-        noise = torch.randn(count, device=images.device, dtype=images.dtype)
+        counts = channels * height * width
+        ends = counts.cumsum(0)
+        total = int(ends[-1]) if n else 0
+        # The values of all images in one row; each is drawn by its place in its own image.
+        own = advanced(keys, NOISE - (ends - counts)).repeat_interleave(counts, output_size=total)
+        places = torch.arange(total, device=images.device)
+        # In parts that stay in a CPU's caches.
+        part = 1 << 15 if images.device.type == "cpu" else max(total, 1)
+        noise = torch.cat([normals(*both) for both in zip(own.split(part), places.split(part), strict=True)])
         out = images if self.inplace else images.clone()
-        return out.masked_scatter_(mask, noise)
+        return out.masked_scatter_(mask, noise.to(images.dtype))

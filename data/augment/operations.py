@@ -117,16 +117,19 @@ def rotate(images: Tensor, degrees: Tensor, *, fill: tuple[int, int, int], inter
     Bicubic is torch's (a = -0.75) where Pillow's is a = -1: a difference of less than 1/255 on photographs.
     """
     n, _, H, W = images.shape
-    angle = torch.deg2rad(-degrees.float()).view(n, 1, 1)
-    x = (torch.arange(W, device=images.device) + 0.5) * (2 / W) - 1
-    y = ((torch.arange(H, device=images.device) + 0.5) * (2 / H) - 1).view(H, 1)
-    grid_x = angle.cos() * x + angle.sin() * (H / W) * y
-    grid_y = angle.cos() * y - angle.sin() * (W / H) * x
-    grid = torch.stack([grid_x, grid_y], dim=-1)
-    turned = F.grid_sample(images.float(), grid, interpolation, padding_mode="border", align_corners=False)
-    inside = torch.maximum(grid_x.abs_(), grid_y.abs_()).le_(1).unsqueeze(1)
+    angle = torch.deg2rad(degrees.float()).view(n, 1, 1)
+    x = torch.arange(W, device=images.device) + (0.5 - W / 2)
+    y = (torch.arange(H, device=images.device) + (0.5 - H / 2)).view(H, 1)
+    # Where each pixel comes from, in pixels from the centre.
+    source_x, source_y = angle.cos() * x - angle.sin() * y, angle.cos() * y + angle.sin() * x
+    inside = torch.maximum(source_x.abs() / W, source_y.abs() / H).le_(0.5).unsqueeze(1)
+    # Beyond a border the outermost pixels go on; grid_sample's own borders take a tenth longer on CPUs, as a stack of
+    # the two coordinates does.
+    padded = F.pad(images.float(), (2, 2, 2, 2), "replicate")
+    grid = torch.view_as_real(torch.complex(source_x.mul_(2 / (W + 4)), source_y.mul_(2 / (H + 4))))
+    turned = F.grid_sample(padded, grid, interpolation, align_corners=False)
     colour = torch.tensor(fill, device=images.device, dtype=torch.float32).view(3, 1, 1)
-    return to_bytes(turned.clamp_(0, 255).sub_(colour).mul_(inside).add_(colour + _EPSILON))
+    return to_bytes(turned.sub_(colour).mul_(inside).add_(colour + _EPSILON))
 
 
 def shear_x(images: Tensor, factor: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
@@ -148,7 +151,9 @@ def translate_x(images: Tensor, part: Tensor, *, fill: tuple[int, int, int], int
 
 def translate_y(images: Tensor, part: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
     """Moves the image up by `part` of its height."""
-    return translate_x(images.mT.contiguous(), part, fill=fill, interpolation=interpolation).mT
+    n, _, H, W = images.shape
+    # All rows move alike, so a whole plane is one line, in which the next row's pixel lies W further.
+    return _slide(images.view(n, 3, 1, H * W), (part * H).view(n, 1), fill, interpolation, step=W).view(n, 3, H, W)
 
 
 # ----------------------------------------------------------------------------------------------------------- primitives
@@ -172,27 +177,31 @@ def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     return to_bytes(images.float().sub_(degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
 
 
-def _slide(images: Tensor, offset: Tensor, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
-    """out[..., y, x] = images[..., y, x + offset[y]] for `offset` (n, H) in pixels, between pixels interpolated.
+def _slide(
+    lines: Tensor, offset: Tensor, fill: tuple[int, int, int], interpolation: Interpolation, step: int = 1
+) -> Tensor:
+    """out[..., y, x] = lines[..., y, x + step * offset[y]] for `offset` (n, R), between pixels interpolated.
 
-    Along one line the fraction of a pixel is the same everywhere: one filter of few taps, then a move by whole pixels.
+    `lines` are (n, 3, R, L), `step` is the distance of neighbouring pixels. Along one line the fraction of a pixel is
+    the same everywhere: one filter of few taps, then a move by whole pixels.
     """
-    n, _, H, W = images.shape
+    n, _, R, L = lines.shape
     reach, kernel = KERNELS[interpolation]
     whole = (offset + 0.5).floor()
-    fraction = (offset - whole).view(n, 1, H, 1)
-    first, last = images[..., :1].expand(n, 3, H, reach), images[..., -1:].expand(n, 3, H, reach)
-    padded = torch.cat([first, images, last], dim=-1).float()
-    moved = padded[..., :W] * kernel((fraction + reach).abs())
-    for tap in range(1, 2 * reach + 1):
-        moved.addcmul_(padded[..., tap : tap + W], kernel((fraction + reach - tap).abs()))
-    moved = to_bytes(moved.add_(_EPSILON))
-    empty = torch.tensor(fill, device=images.device, dtype=torch.uint8).view(1, 3, 1, 1).expand(n, 3, H, W)
+    taps = torch.arange(-reach, reach + 1, device=lines.device)
+    weights = kernel(((offset - whole).view(n, 1, R, 1, 1) - taps).abs()).unbind(-1)
+    first, last = [lines[..., :step]] * reach, [lines[..., -step:]] * reach
+    padded = torch.cat([*first, lines, *last], dim=-1).float()
+    moved = torch.addcmul(torch.tensor(_EPSILON, device=lines.device), padded[..., :L], weights[0])
+    for tap, weight in enumerate(weights[1:], 1):
+        moved.addcmul_(padded[..., tap * step : tap * step + L], weight)
+    moved = to_bytes(moved)
+    empty = torch.tensor(fill, device=lines.device, dtype=torch.uint8).view(1, 3, 1, 1).expand(n, 3, R, L)
     framed = torch.cat([empty, moved, empty], dim=-1).flatten()
-    line = torch.arange(n * 3 * H, device=images.device).view(n, 3, H)
-    start = line * (3 * W) + W + whole.clamp_(-W, W).long().view(n, 1, H)
-    # One copy of W neighbours per line; a gather would look up every pixel, ten times slower on CPUs.
-    return framed.unfold(0, W, 1).index_select(0, start.flatten()).view(n, 3, H, W)
+    line = torch.arange(n * 3 * R, device=lines.device).view(n, 3, R)
+    start = line * (3 * L) + L + (step * whole.long()).clamp_(-L, L).view(n, 1, R)
+    # One copy of L neighbours per line; a gather would look up every pixel, ten times slower on CPUs.
+    return framed.unfold(0, L, 1).index_select(0, start.flatten()).view(n, 3, R, L)
 
 
 def _triangle(t: Tensor) -> Tensor:

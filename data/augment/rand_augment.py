@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from data.augment.grouping import apply_in_groups
 from data.augment.operations import FULL, IMAGENET_MEAN, INCREASING, KERNELS, ORIGINAL, Interpolation, to_bytes
+from data.draws import OPERATIONS, fresh_keys, normals, uniforms
 from infvit.errors import UsageError
 
 
@@ -32,8 +34,9 @@ class RandAugment(nn.Module):
     take one by a fair coin. `fill` (bytes) and `interpolation` are for the geometric operations. DeiT's recipe uses
     bicubic, where timm without a hint tosses a coin between bilinear and bicubic.
 
-    All is drawn from the default generator of the images' device. The batch is grouped by operation, so the number of
-    operations launched does not depend on the batch; the host waits for the device to learn the groups' sizes.
+    All is drawn from the key of each image, so its neighbours in the batch do not matter. The batch is grouped by
+    operation, so the number of operations launched on a GPU does not depend on the batch; the host waits for the device
+    to learn the groups' sizes.
     """
 
     def __init__(
@@ -69,27 +72,31 @@ class RandAugment(nn.Module):
             f"probability={self.probability}, interpolation={self.interpolation!r}"
         )
 
-    def draw(self, n: int, device: torch.device | str = "cpu") -> Draw:
-        """Draws what `n` images on `device` will undergo."""
-        shape = (self.num_layers, n)
-        operation = torch.randint(len(self.operations), shape, device=device)
-        passes = torch.rand(shape, device=device) >= self.probability
-        magnitude = (self.magnitude + self.magnitude_std * torch.randn(shape, device=device)).clamp_(0, FULL)
-        signed = torch.tensor([op.signed for op in self.operations], device=device)[operation]
-        negative = signed & (torch.rand(shape, device=device) < 0.5)
+    def draw(self, keys: Tensor) -> Draw:
+        """What the images with these keys (n,) undergo; see data/draws.py."""
+        layers, choices = self.num_layers, len(self.operations)
+        u = uniforms(keys, OPERATIONS, 3 * layers)
+        operation = (u[:layers] * choices).long()
+        passes = u[layers : 2 * layers] >= self.probability
+        normal = normals(keys, OPERATIONS + torch.arange(3 * layers, 4 * layers, device=keys.device).view(-1, 1))
+        magnitude = (self.magnitude + self.magnitude_std * normal).clamp_(0, FULL)
+        signed = torch.tensor([op.signed for op in self.operations], device=keys.device)[operation]
+        negative = signed & (u[2 * layers :] < 0.5)
         return Draw(operation.masked_fill(passes, -1), torch.where(negative, -magnitude, magnitude))
 
     @torch.no_grad()
-    def forward(self, images: Tensor, draw: Draw | None = None) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor | None = None, draw: Draw | None = None) -> Tensor:
         """Augments `images` (B, 3, H, W), uint8 in [0, 255] or floating in [0, 1]; gives the same shape and dtype.
 
         The work is done on bytes, as Pillow does it: uint8 is the fast way in, and floating values are rounded to the
-        nearest 1/255. With `inplace`, contiguous uint8 images are overwritten and returned. `draw` says what to do
-        instead of a new `self.draw(B)`. Raises UsageError for another shape or dtype.
+        nearest 1/255. With `inplace`, contiguous uint8 images are overwritten and returned. `keys` (B,) are those of
+        the images; without, they come from the default generator of the device. `draw` says what to do instead of
+        `self.draw(keys)`. Raises UsageError for another shape or dtype.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise UsageError(f"RandAugment got images of shape {tuple(images.shape)}; expected (B, 3, H, W).")
-        draw = draw or self.draw(len(images), images.device)
+        if draw is None:
+            draw = self.draw(fresh_keys(len(images), images.device) if keys is None else keys)
         if images.dtype == torch.uint8:
             own = self.inplace and images.is_contiguous()
             return self._augment(images if own else images.clone(memory_format=torch.contiguous_format), draw)
@@ -99,25 +106,7 @@ class RandAugment(nn.Module):
         raise UsageError(f"RandAugment got images of {images.dtype}; expected uint8, or floating in [0, 1].")
 
     def _augment(self, images: Tensor, draw: Draw) -> Tensor:
-        # On CPUs, whole-batch temporaries would be fetched from the kernel page by page at every operation.
-        block = 64 if images.device.type == "cpu" else max(len(images), 1)
-        parts = zip(images.split(block), draw.operation.split(block, 1), draw.magnitude.split(block, 1), strict=True)
-        for part, operation, magnitude in parts:
-            self._augment_block(part, operation, magnitude)
-        return images
+        def apply(layer: int, kind: int, chosen: Tensor, index: Tensor) -> Tensor:
+            return self.operations[kind](chosen, draw.magnitude[layer, index], self.fill, self.interpolation)
 
-    def _augment_block(self, images: Tensor, operation: Tensor, magnitude: Tensor) -> None:
-        positions = torch.arange(-1, len(self.operations), device=images.device)
-        counts = (operation.unsqueeze(2) == positions).sum(1).tolist()
-        for layer, count in enumerate(counts):
-            groups = operation[layer].argsort(stable=True).split(count)
-            for apply, index in zip(self.operations, groups[1:], strict=True):  # groups[0] passes
-                if len(index):
-                    chosen = images.index_select(0, index)
-                    _put(images, index, apply(chosen, magnitude[layer, index], self.fill, self.interpolation))
-
-
-def _put(images: Tensor, index: Tensor, changed: Tensor) -> None:
-    # CPUs copy by element here, so the fewer and wider the elements, the better.
-    wide = torch.int64 if images[0].numel() % 8 == 0 and images.storage_offset() % 8 == 0 else torch.uint8
-    images.flatten(1).view(wide).index_copy_(0, index, changed.flatten(1).view(wide))
+        return apply_in_groups(images, draw.operation, len(self.operations), apply)

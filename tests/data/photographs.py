@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.data.timm_in_pillow import to_tensor
 
 
-def photographs(n: int, height: int, width: int) -> Tensor:
+def photographs(n: int, height: int, width: int, seed: int = 0) -> Tensor:
     """`n` different cut-outs, scaled as a training crop would be: uint8 (n, 3, height, width)."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     sources = [Image.fromarray(image) for image in load_sample_images().images]
     cuts = []
     for i in range(n):

@@ -96,7 +96,7 @@ def main() -> None:
     for page in pages:
         sheet.paste(page, (0, top))
         top += page.height + GAP
-    sheet.save(out)
+    sheet.quantize(256).save(out, optimize=True)
     print(out)
 
 

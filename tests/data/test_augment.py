@@ -7,16 +7,18 @@ import random
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest
 from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms import functional
 
-from data.augment import RandAugment, RandomErasing
+from data.augment import ColorJitter, RandAugment, RandomErasing
 from data.augment.erasing import Rectangles
 from data.augment.operations import INCREASING, ORIGINAL, Operation, posterize
 from data.augment.rand_augment import Draw
+from data.draws import fresh_keys
 from infvit.errors import UsageError
 from tests.data import timm_in_pillow
 from tests.data.photographs import photographs
@@ -106,7 +108,7 @@ def test_operation_is_the_same_on_the_gpu(name: str) -> None:
 def test_each_image_of_a_batch_gets_its_own_operations_in_its_own_order() -> None:
     augment = RandAugment(num_layers=2, interpolation="bilinear")
     images = photographs(100, 64, 72)
-    draw = augment.draw(len(images))
+    draw = augment.draw(fresh_keys(len(images)))
     theirs = []
     for i, image in enumerate(images):
         for operation, magnitude in zip(draw.operation[:, i].tolist(), draw.magnitude[:, i].tolist(), strict=True):
@@ -114,7 +116,7 @@ def test_each_image_of_a_batch_gets_its_own_operations_in_its_own_order() -> Non
                 image = timm_in_pillow.operation(augment.operations[operation].name, image, magnitude, "bilinear")
         theirs.append(image)
     # A threshold after an interpolation turns differences of one level into more.
-    assert distance(augment(images, draw), torch.stack(theirs)) <= 0.5
+    assert distance(augment(images, draw=draw), torch.stack(theirs)) <= 0.5
 
 
 def timms_draws(trials: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
@@ -137,7 +139,7 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch: pyte
     trials = 40_000
     theirs = timms_draws(trials, monkeypatch)
     augment = RandAugment()
-    draw = augment.draw(trials)
+    draw = augment.draw(fresh_keys(trials))
     assert draw.magnitude.abs().max() <= 10
     for index, op in enumerate(augment.operations):
         magnitude = draw.magnitude[draw.operation == index]
@@ -151,11 +153,11 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch: pyte
 
 
 def test_layers_and_images_draw_independently() -> None:
-    draw = RandAugment(probability=1.0).draw(30_000)
+    draw = RandAugment(probability=1.0).draw(fresh_keys(30_000))
     first, second = draw.operation
     assert abs((first == second).float().mean().item() - 1 / 15) < 0.01
     assert abs((first[1:] == first[:-1]).float().mean().item() - 1 / 15) < 0.01
-    passing = RandAugment().draw(30_000).operation < 0
+    passing = RandAugment().draw(fresh_keys(30_000)).operation < 0
     assert abs(passing.all(0).float().mean().item() - 1 / 4) < 0.015
 
 
@@ -170,24 +172,24 @@ def test_the_same_seed_gives_the_same_images() -> None:
 
 def test_floats_and_channels_last_give_what_bytes_give() -> None:
     images, augment = photographs(70, 48, 44), RandAugment()
-    draw = augment.draw(len(images))
-    expected = augment(images, draw)
-    assert torch.equal(augment(images.to(memory_format=torch.channels_last), draw), expected)
-    floats = augment(images.float() / 255, draw)
+    draw = augment.draw(fresh_keys(len(images)))
+    expected = augment(images, draw=draw)
+    assert torch.equal(augment(images.to(memory_format=torch.channels_last), draw=draw), expected)
+    floats = augment(images.float() / 255, draw=draw)
     assert floats.dtype == torch.float32
     assert torch.equal(floats, expected.float() / 255)
-    halves = augment((images.float() / 255).half(), draw)
+    halves = augment((images.float() / 255).half(), draw=draw)
     assert (halves.float() * 255 - expected).abs().max() <= 0.2
 
 
 @pytest.mark.parametrize("size", [(48, 48), (33, 35)])
 def test_the_input_is_overwritten_only_on_request(size: tuple[int, int]) -> None:
     images = photographs(20, *size)
-    before, draw = images.clone(), RandAugment().draw(20)
-    expected = RandAugment()(images, draw)
+    before, draw = images.clone(), RandAugment().draw(fresh_keys(20))
+    expected = RandAugment()(images, draw=draw)
     assert torch.equal(images, before)
     assert not torch.equal(expected, before)
-    assert RandAugment(inplace=True)(images, draw) is images
+    assert RandAugment(inplace=True)(images, draw=draw) is images
     assert torch.equal(images, expected)
 
 
@@ -214,7 +216,7 @@ def test_the_work_is_batched() -> None:
         images = photographs(n, 32, 32)
         draw = Draw(torch.arange(n).remainder(15).expand(2, n), torch.full((2, n), 9.0))
         with Counting() as counting:
-            augment(images, draw)
+            augment(images, draw=draw)
         calls.append(counting.calls)
     assert calls[0] == calls[1]
 
@@ -230,6 +232,8 @@ def test_the_work_is_batched() -> None:
         lambda: RandAugment(interpolation="lanczos"),  # type: ignore[arg-type]
         lambda: RandomErasing()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),
         lambda: RandomErasing(probability=-1),
+        lambda: ColorJitter(brightness=-1),
+        lambda: ColorJitter()(torch.zeros(2, 3, 8, 8)),
         lambda: RandomErasing(min_area=0.5, max_area=0.2),
         lambda: RandomErasing(min_aspect=3.0),
     ],
@@ -238,6 +242,31 @@ def test_mistakes_are_told_in_one_line(mistake) -> None:
     with pytest.raises(UsageError) as told:
         mistake()
     assert "\n" not in str(told.value)
+
+
+# -------------------------------------------------------------------------------------------------------- colour jitter
+
+
+def test_colour_jitter_equals_torchvisions_in_any_order() -> None:
+    changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    images, jitter = photographs(40, 40, 56), ColorJitter(0.4, 0.5, 0.6)
+    draw = jitter.draw(fresh_keys(40))
+    theirs = []
+    for i, image in enumerate(images):
+        picture = timm_in_pillow.to_pil(image)
+        for change in draw.order[:, i].tolist():
+            picture = changes[change](picture, draw.factor[change, i].item())
+        theirs.append(timm_in_pillow.to_tensor(picture))
+    assert distance(jitter(images, jitter=draw), torch.stack(theirs)) <= 0.2
+
+
+def test_colour_jitter_draws_as_torchvision_does() -> None:
+    order, factor = ColorJitter(0.4, 0.5, 0.6).draw(fresh_keys(30_000))
+    _, counts = order.T.unique(dim=0, return_counts=True)
+    assert len(counts) == 6
+    assert (counts / 30_000 - 1 / 6).abs().max() < 0.01
+    for reach, drawn in zip((0.4, 0.5, 0.6), factor, strict=True):
+        assert kstest(drawn.numpy(), "uniform", (1 - reach, 2 * reach)).pvalue > 1e-4
 
 
 # -------------------------------------------------------------------------------------------------------------- erasing
@@ -287,7 +316,7 @@ def test_erasing_follows_given_rectangles_and_seeds() -> None:
     erasing = RandomErasing(inplace=True)
     images = torch.zeros(2, 3, 10, 12, dtype=torch.float64)
     boxes = Rectangles(*(torch.tensor(v) for v in ([2, 0], [3, 0], [4, 0], [5, 0])))
-    assert erasing(images, boxes) is images
+    assert erasing(images, rectangles=boxes) is images
     assert (images[0, :, 2:6, 3:8] != 0).all()
     assert images.count_nonzero() == 3 * 4 * 5
     torch.manual_seed(3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from data.augment import RandAugment
 from data.beton import BetonSettings
 from data.datamodule import ImageDataModule
 from data.digits import Digits
@@ -16,6 +17,7 @@ from data.view import View
 from infvit.errors import UsageError
 
 pytest.importorskip("ffcv")
+from data.ffcv_decoder import Epoch
 from data.ffcv_loader import FFCVReader
 
 RAW, CPU = BetonSettings(), torch.device("cpu")
@@ -46,12 +48,13 @@ def test_torch_keeps_its_threads(cache):
         torch.set_num_threads(before)
 
 
-def test_stopping_early_leaves_no_reading_thread(cache):
-    batches = iter(loader(cache))
+@pytest.mark.parametrize("batch_size", [32, 400])  # of 45 batches, and of so few that all lie ready
+def test_stopping_early_leaves_no_reading_thread(cache, batch_size):
+    batches = iter(loader(cache, batch_size=batch_size))
     next(batches)
     batches.close()
     end = time.monotonic() + 5
-    while any(type(thread).__name__ == "EpochIterator" for thread in threading.enumerate()):
+    while any(isinstance(thread, Epoch) for thread in threading.enumerate()):
         assert time.monotonic() < end, "the reading thread goes on"
         time.sleep(0.05)
 
@@ -64,11 +67,10 @@ def test_the_jobs_of_a_sweep_share_compiled_code_and_keep_their_orders(cache):
     for turn in range(2):  # one after the other, then again: no order is taken from a neighbour
         for batches, order in zip((first, second), orders, strict=True):
             order.set_epoch(turn)
-            assert torch.equal(torch.cat([found for _, found in batches]), labels[order.indices()])
-    a, b = [found for _, found in zip(first, range(45), strict=False)], iter(second)
+            assert torch.equal(torch.cat([found for _, found, _ in batches]), labels[order.indices()])
+    a, b = list(first), iter(second)
     assert torch.equal(next(b)[1], labels[orders[1].indices()][:32])
     assert len(a) == 44
-    assert loader(cache, view=View(8, 0.875)).loader is not first.loader
 
 
 def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(cache, capfd, monkeypatch):
@@ -80,21 +82,21 @@ def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(ca
 
     run = EpochIterator.run_pipeline
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *given: (time.sleep(1.3), run(*given))[1])
-    slow = loader(cache, EpochOrder(1437, 1437, shuffle=False), batch_size=1437)
+    slow = loader(cache, EpochOrder(1437, 1437, shuffle=False), batch_size=1437, view=View(9, 1.0))
     list(slow)
     said = capfd.readouterr().out
     assert said.index("compiles its reading code") < said.index("compiled its reading code in")
 
 
 class Sees(LightningModule):
-    """Notes the labels of every step, by epoch."""
+    """Notes the images and labels of every step, by epoch."""
 
     def __init__(self):
         super().__init__()
         self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), {}
 
     def training_step(self, batch, *_):
-        self.seen.setdefault(self.current_epoch, []).append(batch[1])
+        self.seen.setdefault(self.current_epoch, []).append(batch)
         return self.weight.sum()
 
     def test_step(self, batch, *_):
@@ -105,7 +107,8 @@ class Sees(LightningModule):
 
 
 def datamodule(cache):
-    return ImageDataModule("d", Digits(), FFCVReader(), View(8, 1.0), 128, str(cache), 0, [0.5] * 3, [0.5] * 3)
+    view, scale, augment = View(8, crop_scale=(0.3, 1.0), flip=True), [0.5] * 3, RandAugment(inplace=True)
+    return ImageDataModule("d", Digits(), FFCVReader(), view, 128, str(cache), 0, scale, scale, augment=augment)
 
 
 def trainer(folder, epochs=1):
@@ -113,17 +116,19 @@ def trainer(folder, epochs=1):
     return Trainer(max_epochs=epochs, default_root_dir=folder, use_distributed_sampler=False, **quiet)
 
 
-def test_a_resumed_run_goes_on_with_the_order_of_its_epoch(cache, tmp_path):
+def test_a_resumed_run_goes_on_with_the_images_of_its_epoch(cache, tmp_path):
     labels, order = torch.tensor(Digits().split("train").labels), EpochOrder(1437, 128, seed=0)
-    stopped = trainer(tmp_path, 2)
+    whole, resumed, stopped = Sees(), Sees(), trainer(tmp_path, 2)
     stopped.fit(Sees(), datamodule=datamodule(cache))
     stopped.save_checkpoint(tmp_path / "a.ckpt")
-    resumed = Sees()
     trainer(tmp_path, 4).fit(resumed, datamodule=datamodule(cache), ckpt_path=tmp_path / "a.ckpt")
+    trainer(tmp_path, 4).fit(whole, datamodule=datamodule(cache))
     assert list(resumed.seen) == [2, 3]
-    for epoch, found in resumed.seen.items():
-        order.epoch = epoch
-        assert torch.equal(torch.cat(found), labels[order.indices()])
+    for epoch, batches in resumed.seen.items():
+        order.set_epoch(epoch)
+        assert torch.equal(torch.cat([found for _, found in batches]), labels[order.indices()])
+        for ours, theirs in zip(batches, whole.seen[epoch], strict=True):
+            assert torch.equal(ours[0], theirs[0])  # crops, flips and RandAugment
 
 
 def test_a_run_that_only_tests_writes_no_beton(tmp_path):

@@ -1,9 +1,13 @@
 """The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 
 from data.beton import BetonSettings, beton_path, check_beton, write_beton
 from data.datamodule import ImageDataModule
@@ -42,13 +46,13 @@ def test_both_give_the_same_digits_in_the_same_order(ffcv, cache):
     order.set_epoch(4)
     batches = [list(loader(reader, images, cache, view, order)) for reader in (ffcv, TorchReader())]
     assert len(batches[0]) == len(batches[1]) == 22
-    for (a, a_labels), (b, b_labels) in zip(*batches, strict=True):
-        assert a.dtype == b.dtype == torch.uint8
-        assert a.shape == b.shape == (64, 3, 8, 8)
-        assert torch.equal(a, b)
-        assert torch.equal(a_labels, b_labels)
+    for ours, theirs in zip(*batches, strict=True):
+        assert ours[0].dtype == torch.uint8
+        assert ours[0].shape == (64, 3, 8, 8)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     indices = order.indices()
-    assert torch.equal(torch.cat([labels for _, labels in batches[0]]), torch.tensor(images.labels[indices]))
+    assert torch.equal(torch.cat([batch[1] for batch in batches[0]]), torch.tensor(images.labels[indices]))
+    assert torch.equal(torch.cat([batch[2] for batch in batches[0]]), order.keys())
 
 
 def test_ffcv_batches_stay_what_they_were(ffcv, cache):
@@ -56,7 +60,7 @@ def test_ffcv_batches_stay_what_they_were(ffcv, cache):
     images = Digits().split("train")
     order = EpochOrder(len(images), 32, seed=0)
     kept = list(loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32))
-    again = [(i.clone(), x.clone()) for i, x in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32)]
+    again = [(b[0].clone(), b[1].clone()) for b in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32)]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(kept, again, strict=True))
 
 
@@ -67,29 +71,40 @@ def test_ffcv_evaluation_gives_every_image_once(ffcv, cache):
     assert labels.tolist() == images.labels.tolist()
 
 
-def test_both_crop_and_resize_a_tree_of_jpegs(ffcv, tree, tmp_path):
+def test_both_cut_the_same_boxes_and_mirror_the_same_images(ffcv, tree, tmp_path):
     images = ImageFolder(str(tree), str(tmp_path)).split("train")
     jpg = BetonSettings(mode="jpg", max_resolution=500)
     view, order = View(16, crop_scale=(0.3, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
     for reader in (ffcv, TorchReader()):
         batches = list(loader(reader, images, tmp_path, view, order, batch_size=6, settings=jpg))
-        assert torch.cat([labels for _, labels in batches]).tolist() == images.labels[order.indices()].tolist()
-        means = torch.cat([x.float().mean((1, 2, 3)) for x, _ in batches])
+        assert torch.cat([labels for _, labels, _ in batches]).tolist() == images.labels[order.indices()].tolist()
+        means = torch.cat([x.float().mean((1, 2, 3)) for x, *_ in batches])
         brightness = torch.tensor(images.labels[order.indices()]).float() * 60 + 31  # as the tree's classes are made
         assert (means - brightness).abs().max() < 12
 
 
-def test_torch_batches_do_not_depend_on_the_number_of_workers(tree, tmp_path):
-    images = ImageFolder(str(tree), str(tmp_path)).split("train")
-    view, order = View(16, crop_scale=(0.1, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
-    runs = [
-        torch.cat([x for x, _ in loader(TorchReader(), images, tmp_path, view, order, 6, workers)])
-        for workers in (0, 2)
-    ]
-    assert torch.equal(*runs)
-    order.set_epoch(1)
-    other = torch.cat([x for x, _ in loader(TorchReader(), images, tmp_path, view, order, 6, 0)])
-    assert not torch.equal(runs[0], other)
+@pytest.mark.parametrize("cache_of", ["process", "memory"])
+def test_every_cache_gives_what_the_operating_systems_gives(ffcv, cache, cache_of):
+    images, view, order = Digits().split("train"), View(8, 1.0), EpochOrder(1437, 128, seed=3)
+    expected = [batch[0] for batch in loader(ffcv, images, cache, view, order)]
+    other = loader(type(ffcv)(cache=cache_of), images, cache, view, order)
+    for _ in range(2):
+        assert all(torch.equal(a, b[0]) for a, b in zip(expected, other, strict=True))
+
+
+@pytest.mark.usefixtures("ffcv")
+def test_each_cache_is_a_choice_of_conf():
+    files = (Path(__file__).parents[2] / "conf/data/loader").glob("ffcv*.yaml")
+    assert sorted(instantiate(OmegaConf.load(file)).cache for file in files) == ["memory", "os", "process"]
+
+
+def test_a_cache_that_is_unknown_or_does_not_fit_is_told(ffcv, cache, monkeypatch):
+    with pytest.raises(UsageError, match=r"data.loader.cache=disk is unknown: expected one of os, process, memory"):
+        type(ffcv)(cache="disk")
+    monkeypatch.setattr("data.ffcv_loader._free_memory", lambda: 1e4)
+    images, order = Digits().split("val"), EpochOrder(360, 64)
+    with pytest.raises(UsageError, match=r"has 0.\d GB and 0.0 GB of memory are free: .* data/loader=ffcv leaves"):
+        loader(type(ffcv)(cache="memory"), images, cache, View(8, 1.0), order)
 
 
 def test_the_exact_view_is_timms():
@@ -100,7 +115,7 @@ def test_the_exact_view_is_timms():
     theirs = create_transform((3, 32, 32), interpolation="bicubic", crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))(
         image
     )
-    ours = View(32)(image, np.random.default_rng(0))
+    ours = View(32)(image)
     assert torch.equal((theirs * 255).round().to(torch.uint8), ours)
 
 
@@ -166,14 +181,20 @@ def test_the_batch_is_global_and_must_divide(cache):
 
 def test_augmentation_acts_on_bytes_in_training_alone_and_erasing_on_normalised_images(cache):
     seen = []
-    spy = {
-        name: lambda images, name=name: (seen.append((name, images.min(), images.max())), images)[1] for name in "ab"
-    }
-    module = attached(datamodule(cache, augment=spy["a"], erasing=spy["b"]))
-    batch = (torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8), torch.zeros(2))
+
+    def spy(name):
+        def transform(images, keys):
+            seen.append((name, images.min(), images.max(), keys.tolist()))
+            return images
+
+        return transform
+
+    module = attached(datamodule(cache, augment=spy("a"), erasing=spy("b")))
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    batch = (pixels, torch.zeros(2), torch.tensor([7, 9]))
     images, _ = module.on_after_batch_transfer(batch, 0)
     assert not seen
     assert (images.min(), images.max()) == (-1, 1)
     module.trainer.training = True
     module.on_after_batch_transfer(batch, 0)
-    assert seen == [("a", 0, 255), ("b", -1, 1)]
+    assert seen == [("a", 0, 255, [7, 9]), ("b", -1, 1, [7, 9])]

@@ -1,11 +1,9 @@
 """What a gallery or a figure shows: the models of checkpoints, and the images that all of them see."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
@@ -90,7 +88,7 @@ def _named(loaded: list[Network], checkpoints: list[str]) -> dict[str, Network]:
 
 def network_of(model: nn.Module, data: Any, name: str) -> Network:
     """A run's model as galleries show it, where its data module is there already."""
-    view = partial(data.view.evaluation(), rng=np.random.default_rng())  # of which it draws nothing
+    view = data.view.evaluation()
     mean, std = (values.flatten().tolist() for values in (data.mean, data.std))
     return Network(model.eval(), data.classes, mean, std, view, name)
 

@@ -73,7 +73,7 @@ def test_the_scaling_is_that_of_the_view_to_a_tenth_of_a_pixel(size, crop_ratio)
         shown = view._centre(Image.fromarray(values))  # the same resizing and crop on floats
         at = np.asarray(shown)[size // 2] if axis == 0 else np.asarray(shown)[:, size // 2]
         box = torch.tensor([[60.0, 50.0, 140.0, 90.0]])
-        left, right = view.boxes(box, width, height)[0, [axis, axis + 2]].tolist()
+        left, right = view.placed(box, width, height)[0, [axis, axis + 2]].tolist()
         centres = np.arange(size) + 0.5
         assert np.interp(left, centres, at) == pytest.approx(float(box[0, axis]), abs=0.1 * width / size)
         assert np.interp(right, centres, at) == pytest.approx(float(box[0, axis + 2]), abs=0.1 * width / size)

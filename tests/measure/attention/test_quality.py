@@ -87,7 +87,7 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
     (folder,) = tmp_path.glob("runs/eval/attention/*")
     assert (folder / "attention_curves.png").stat().st_size > 10_000
     assert "gallery.html" in done.out
-    assert "data-method=0" in (folder / "gallery.html").read_text()
+    assert 'data-method="0"' in (folder / "gallery.html").read_text()
     for file in folder.glob("*.json"):  # as W&B's tables ask
         found = json.loads(file.read_text())["rows"]
         assert all(list(row) == list(found[0]) for row in found)

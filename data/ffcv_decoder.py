@@ -1,0 +1,129 @@
+"""What FFCV runs for every image: decode, cut out, resize and mirror, into planes; the randomness is drawn outside.
+
+FFCV's own random crop and flip draw from generators of its threads, so that no seed reaches them. Here the box and the
+flip of each image are numbers, drawn from the keys of the batch just before it is read. An image is worked on while it
+lies in the caches of its core, and the planes that the device wants are written in the same pass as the flip.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.libffcv import imdecode, resize_crop
+from ffcv.loader import Loader
+from ffcv.loader.epoch_iterator import EpochIterator
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.state import State
+from torch import Tensor
+
+from data.view import View
+
+
+class BoxDecoder(SimpleRGBImageDecoder):
+    """Decodes images into uint8 (B, 3, size, size), each cut to a box, resized by OpenCV's area filter and mirrored.
+
+    The second of its memories holds (left, top, width, height, mirrored) of every image of the batch.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        shape, bytes_, words = (3, self.size, self.size), np.dtype("u1"), np.dtype("i8")
+        state = replace(previous_state, jit_mode=True, shape=shape, dtype=bytes_)
+        return state, (AllocationQuery(shape, bytes_), AllocationQuery((5,), words))
+
+    def generate_code(self) -> Callable:
+        jpg, size, threads = IMAGE_MODES["jpg"], self.size, Compiler.num_threads
+        largest = 3 * int(self.metadata["width"].max()) * int(self.metadata["height"].max())
+        read, each = self.memory_read, Compiler.get_iterator()
+        decoded_by, resized_by = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+        separated = Compiler.compile(_into_planes)
+
+        def decode(indices, memory, metadata, storage):  # type: ignore[no-untyped-def]
+            planes, boxes = memory
+            for thread in each(threads):
+                decoded = np.empty(largest, np.uint8)
+                square = np.empty((size, size, 3), np.uint8)
+                for place in range(thread, len(indices), threads):
+                    field = metadata[indices[place]]
+                    stored = read(field["data_ptr"], storage)
+                    height, width = np.uint32(field["height"]), np.uint32(field["width"])
+                    if field["mode"] == jpg:
+                        decoded_by(stored, decoded, height, width, height, width, 0, 0, 1, 1, False, False)
+                        pixels = decoded[: 3 * height * width].reshape(height, width, 3)
+                    else:
+                        pixels = stored.reshape(height, width, 3)
+                    left, top, w, h, mirrored = boxes[place]
+                    resized_by(pixels, top, top + h, left, left + w, square)
+                    separated(square, planes[place], mirrored)
+            return planes[: len(indices)]
+
+        decode.is_parallel = True  # type: ignore[attr-defined]
+        return decode
+
+
+def _into_planes(square, planes, mirrored):  # type: ignore[no-untyped-def]
+    """(h, w, 3) → (3, h, w), with left and right exchanged or not."""
+    # In flat places, which LLVM vectorises: eleven times as fast as with three indices.
+    height, width, _ = square.shape
+    source, destination, area = square.reshape(-1), planes.reshape(-1), height * width
+    for y in range(height):
+        if mirrored:
+            for x in range(width):
+                to, place = y * width + width - 1 - x, 3 * (y * width + x)
+                destination[to] = source[place]
+                destination[area + to] = source[place + 1]
+                destination[2 * area + to] = source[place + 2]
+        else:
+            for x in range(width):
+                to, place = y * width + x, 3 * (y * width + x)
+                destination[to] = source[place]
+                destination[area + to] = source[place + 1]
+                destination[2 * area + to] = source[place + 2]
+
+
+class Epoch(EpochIterator):
+    """FFCV's reading thread for one epoch, which draws boxes and flips batch by batch.
+
+    Args:
+        loader: whose image pipeline begins with `decoder`.
+        indices: (n,) the images in order.
+        keys: (n,) int64, what each is drawn from.
+        view: what is drawn.
+        batch_size: images per batch; the last one may have fewer.
+    """
+
+    def __init__(
+        self, loader: Loader, decoder: BoxDecoder, indices: np.ndarray, keys: Tensor, view: View, batch_size: int
+    ) -> None:
+        (self.node,) = loader.graph.operation_to_node[decoder]
+        self.keys, self.view, self.fields = keys.split(batch_size), view, decoder.metadata
+        loader.batch_size = batch_size  # read while an epoch is made, not later
+        Compiler.set_num_threads(loader.num_workers)
+        super().__init__(loader, indices.astype(np.uint64))
+
+    def stop(self) -> None:
+        """Ends the thread, also while it waits for room, and then what it reads from."""
+        self.terminate_event.set()
+        with self.output_queue.not_full:
+            self.output_queue.maxsize = sys.maxsize
+            self.output_queue.not_full.notify()
+        self.join()
+        self.close()
+
+    def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
+        if self.terminate_event.is_set():
+            raise StopIteration  # the end of an epoch, as FFCV tells it to its thread
+        keys, fields = self.keys[b_ix], self.fields[batch_indices]
+        widths, heights = (torch.from_numpy(fields[side].astype(np.int64)) for side in ("width", "height"))
+        boxes = self.memory_allocations["operation"][self.node.id][1][batch_slot]
+        boxes[: len(keys), :4] = self.view.boxes(keys, widths, heights)
+        boxes[: len(keys), 4] = self.view.flips(keys)
+        return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)

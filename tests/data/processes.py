@@ -1,0 +1,85 @@
+"""What each process of test_processes does: a module of its own, because new processes import it by name."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from callbacks.epoch_seed import EpochSeed, seed_run
+from data.augment import RandAugment, RandomErasing
+from data.datamodule import ImageDataModule
+from data.digits import Digits
+from data.torch_loader import TorchReader
+from data.view import View
+from infvit.module import Classifier
+
+VALIDATION = 361
+"""Images to test on: a number that neither two nor three processes divide."""
+
+
+class Recording(ImageDataModule):
+    """Keeps what the model sees in training, by the keys of the images."""
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
+        if len(batch) == 3:
+            self.seen = getattr(self, "seen", {}) | dict(zip(batch[2].tolist(), images, strict=True))
+        return images, labels
+
+
+def run(reader: object, cache: Path, world: int = 1) -> dict:
+    """Initial weights, what an epoch trains on, and what the untrained model scores in this process."""
+    seed_run(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
+    weights = net[1].weight.detach().clone()
+    data = Recording(
+        "d",
+        Digits(VALIDATION / 1797),
+        reader,  # type: ignore[arg-type]
+        View(8, crop_scale=(0.3, 1.0), flip=True),
+        batch_size=72,
+        cache_dir=str(cache),
+        seed=3,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        eval_batch_size=50,
+        workers=0,
+        augment=RandAugment(inplace=True),
+        erasing=RandomErasing(inplace=True),
+        repeats=3,
+    )
+    module = Classifier(net, 10, partial(sgd), epochs=1, batch_size=72, base_lr=0.0)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy="ddp" if world > 1 else "auto",
+        max_epochs=1,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        callbacks=[EpochSeed(3)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    metrics = trainer.test(module, datamodule=data, verbose=False)[0]
+    return {"rank": trainer.global_rank, "weights": weights, "seen": data.seen, "metrics": metrics}
+
+
+def sgd(net: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr)
+
+
+def process(rank: int, world: int, port: int, ffcv: bool, folder: Path) -> None:
+    """One of `world` processes; leaves what `run` gives in `folder`."""
+    torch.set_num_threads(1)
+    place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    if ffcv:
+        from data.ffcv_loader import FFCVReader
+    reader = FFCVReader() if ffcv else TorchReader()
+    torch.save(run(reader, folder, world), folder / f"{rank}.pt")
