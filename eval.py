@@ -3,6 +3,7 @@
 Composes conf/eval.yaml and hands the measurement (conf/eval/, infvit/measure/) the models that it asks for.
 """
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from callbacks import failures
 from callbacks.checkpoint import matching_checkpoint, matching_classes, read_checkpoint, run_of
 from callbacks.devices import check_devices, workers_of_this_job
+from callbacks.epoch_seed import seed_run
 from callbacks.measurement import log_measurement
 from callbacks.progress import RunProgress
 from conf.resolvers import plain
@@ -27,7 +29,8 @@ from data.ffcv_loader import FFCVReader
 from data.timm_view import as_published
 from data.torch_loader import TorchReader
 from infvit.errors import UsageError
-from infvit.measure.subjects import Network, Trained
+from infvit.measure.subjects import Network, Studied, Trained
+from infvit.module import Classifier
 from infvit.whole import pretrained
 from train import build
 
@@ -64,16 +67,30 @@ class Subjects:
 
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
+        run, data, module, run_dir = self._built(checkpoint)
+        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
+        return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
+
+    def studied(self, checkpoint: str) -> Studied:
+        """The run's model with the checkpoint's weights and as its seed made it, and images likewise."""
+        run, data, module, run_dir = self._built(checkpoint)
+        start = copy.deepcopy(module.net).eval()
+        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
+        return Studied(module.net.eval(), start, data, row | {"images": data.val_size}, run_dir)
+
+    def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, Path]:
+        """The run's config, its data, its model as training started with it, and its folder."""
         run_dir, run = run_of(checkpoint)
         if self.cfg.get("data"):
             run.data = self.cfg.data
         run.data.loader = EXACT
+        seed_run(run.seed)
         data, module = build(run)
         matching_classes(checkpoint, data.classes, data.name)
         matching_checkpoint(checkpoint, module)
-        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-        row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
-        return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
+        return run, data, module, run_dir
 
     def pretrained(self, name: str, weights: str | None) -> Trained:
         """timm's model on the data that `data=` names, which it sees as its published configuration says."""

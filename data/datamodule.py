@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from data.arrays import HeldOut
 from data.beton import BetonSettings
 from data.ffcv_loader import FFCVReader
+from data.image_files import ImageFiles
 from data.order import EpochOrder
 from data.progressive import GrowingBatches, Ramp
 from data.source import Source, Split
-from data.torch_loader import TorchReader
+from data.torch_loader import TorchReader, Views
 from data.view import View
 from infvit.errors import UsageError
 
@@ -175,8 +177,34 @@ class ImageDataModule(LightningDataModule):
     def examples(self, count: int) -> Tensor:
         """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
         images, view, rng = self.source.split("val"), self.view.evaluation(), np.random.default_rng(0)
-        places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
-        return torch.stack([view(images[int(place)][0], rng) for place in places])
+        return torch.stack([view(images[place][0], rng) for place in self._spread(count)])
+
+    def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """The validation images, or `count` of them as `examples` has them, by the exact pipeline, without a trainer.
+
+        Yields uint8 (B, 3, h, w), labels (B,), and the places of the images in their set (B,).
+        """
+        places = self._spread(self.val_size if count is None else count)
+        views = Views(self.source.split("val"), self.view.evaluation(), self.seed)
+        draws = [(0, place, place) for place in places]
+        loader = DataLoader(views, batch_size, sampler=draws, num_workers=self.workers)
+        parts = torch.tensor(places).split(batch_size)
+        for (images, labels), part in zip(loader, parts, strict=True):
+            yield images, labels, part
+
+    @property
+    def files(self) -> list[Path] | None:
+        """The files of the validation images, None where the images lie in no files of their own."""
+        images = self.source.split("val")
+        return [images.root / path for path in images.paths] if isinstance(images, ImageFiles) else None
+
+    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes in an image of that size as boxes in its view by the exact pipeline, see `View.boxes`."""
+        return self.view.evaluation().boxes(boxes, width, height)
+
+    def _spread(self, count: int) -> list[int]:
+        """Places of so many validation images, evenly spread."""
+        return np.linspace(0, self.val_size - 1, min(count, self.val_size)).round().astype(int).tolist()
 
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
         trainer = self.trainer

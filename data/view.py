@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -36,15 +38,33 @@ class View:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
         """PIL image → uint8 (3, size, size), resized bicubically by PIL as timm and torchvision do."""
         if self.crop_scale is None:
-            shorter = math.floor(self.size / self.crop_ratio)
-            image = F.resize(image, [shorter], interpolation=v2.InterpolationMode.BICUBIC)
-            image = F.center_crop(image, [self.size, self.size])
+            image = self._centre(image)
         else:
             box = random_box(image.width, image.height, self.crop_scale, rng)
             image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
         if self.flip and rng.random() < 0.5:
             image = F.horizontal_flip(image)
         return F.pil_to_tensor(image)
+
+    def boxes(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes in an image as boxes in its view without randomness, scaled, shifted and clipped as its pixels are.
+
+        Args:
+            boxes: (n, 4) of left, top, right, bottom in pixels of an image of `width` × `height`.
+
+        Returns:
+            (n, 4) float32, in pixels of the view; what lies outside of it has no area.
+        """
+        placed = tv_tensors.BoundingBoxes(
+            boxes.float(), format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
+        )
+        return self._centre(placed).as_subclass(Tensor)
+
+    def _centre(self, image: Any) -> Any:
+        """The shorter side resized, the centre cropped: of a PIL image or of torchvision's boxes."""
+        shorter = math.floor(self.size / self.crop_ratio)
+        image = F.resize(image, [shorter], interpolation=v2.InterpolationMode.BICUBIC)
+        return F.center_crop(image, [self.size, self.size])
 
 
 def random_box(

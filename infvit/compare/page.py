@@ -47,6 +47,8 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
         "points": render.points,
         "speed": render.speed,
         "as_published": render.as_published,
+        "map_heading": render.map_heading,
+        "maps_as_published": render.maps_as_published,
         "plain": render.plain,
         "rate": render.rate,
         "amount": render.amount,

@@ -18,12 +18,15 @@ PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 @dataclass(frozen=True)
 class Published:
-    """One published row; accuracies are fractions, as in `Result`."""
+    """One published row; accuracies and the quality of maps are fractions, as in `Result`."""
 
     source: str
     top1: float | None = None
     v2_top1: float | None = None
     parameters: int | None = None
+    morf_aoc: float | None = None
+    roc_auc: float | None = None
+    pr_auc: float | None = None
 
 
 def published(config: Result) -> Published | None:

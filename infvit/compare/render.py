@@ -7,6 +7,7 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 
+from infvit.compare.evaluation import MAP_FIGURES
 from infvit.compare.interval import Estimate
 from infvit.compare.subject import EVERY_ROW, subject
 from infvit.compare.table import Comparison, Row
@@ -29,6 +30,7 @@ TITLES = {
     "imagenet_v2_top-images": "V2 top images",
 }
 """Headings of further test sets."""
+MAPS = "{figures}: of the maps that the attention of each model is by itself, {how}."
 NOTHING = "–"
 
 
@@ -77,6 +79,12 @@ def as_published(row: Row) -> str:
     words += [f"V2 {100 * row.published.v2_top1:.1f}"] if row.published.v2_top1 is not None else []
     words += [f"({amount(row.published.parameters)})"] if row.published.parameters is not None else []
     return " ".join(words)
+
+
+def maps_as_published(row: Row) -> str:
+    """The published quality of maps in percent, under the names of its figures."""
+    known = {title: getattr(row.published, name, None) for name, title in MAP_FIGURES.items()}
+    return " ".join(f"{title} {100 * value:.1f}" for title, value in known.items() if value is not None) or NOTHING
 
 
 def amount(number: float | None) -> str:
@@ -128,6 +136,8 @@ def notes(comparison: Comparison) -> list[str]:
     if len(comparison.rows) > 1 and not any(row.paired for row in comparison.rows):
         lines.append(f"no finished run of {comparison.baseline} compares with another row: no paired differences")
     measured = [run for run in comparison.runs if run.train_images_per_second is not None]
+    if len({run.extra["maps"] for run in comparison.runs if "maps" in run.extra}) > 1:
+        lines.append("the quality of maps was measured in different ways: it does not compare")
     for what in ("hardware", "loader", "precision"):
         if len({str(getattr(run, what)) for run in measured}) > 1:
             lines.append(f"images/s were measured with different {what}: they do not compare")
@@ -150,6 +160,11 @@ def heading(test_set: str) -> str:
     return f"{TITLES.get(test_set, test_set)} top-1 %"
 
 
+def map_heading(figure: str) -> str:
+    """The heading of the quality of maps: "MoRF-AOC %"."""
+    return f"{MAP_FIGURES[figure]} %"
+
+
 def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
     """The columns of the table by their headings; those of which no row has anything are left out."""
     rows = comparison.rows
@@ -164,8 +179,12 @@ def columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         found["Δ top-1"] = points
     for name in comparison.elsewhere:
         found[heading(name)] = lambda row, name=name: percent(row.elsewhere.get(name, Estimate()))  # type: ignore[misc]
+    for name in comparison.maps:
+        found[map_heading(name)] = lambda row, name=name: percent(row.maps.get(name, Estimate()))  # type: ignore[misc]
     if any(row.published for row in rows):
         found["published"] = as_published
+        if comparison.maps:
+            found["published maps"] = maps_as_published
     found |= {
         "top-5 %": lambda row: percent(row.top5),
         "test loss": lambda row: plain(row.loss),
@@ -192,6 +211,11 @@ def explained(comparison: Comparison) -> list[str]:
     lines = [INTERVALS]
     if baselines:
         lines.append(PAIRED.format(baseline=next(iter(baselines)) if len(baselines) == 1 else comparison.baseline))
+    if comparison.maps:
+        how = dict.fromkeys(str(run.extra["maps"]) for run in comparison.runs if "maps" in run.extra)
+        lines.append(
+            MAPS.format(figures=", ".join(MAP_FIGURES[name] for name in comparison.maps), how=" or ".join(how))
+        )
     if sources:
         lines.append(PUBLISHED.format(sources=", ".join(sources)))
     return lines
@@ -239,9 +263,9 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     """A table for a terminal: as many columns as fit, the rest left to the files; no line is longer than `width`."""
     every = columns(comparison)
     # In the order in which they are given up when there is no room, the last first.
-    extra = [heading(name) for name in comparison.elsewhere]
+    extra = [heading(name) for name in comparison.elsewhere] + [map_heading(name) for name in comparison.maps]
     wanted = ["top-1 %", "Δ top-1", "seeds", *extra, "speed", "published", "params", "FLOPs", "images/s", "training"]
-    wanted = [name for name in [*wanted, "test loss", "top-5 %"] if name in every]
+    wanted = [name for name in [*wanted, "test loss", "top-5 %", "published maps"] if name in every]
     cells = {name: [name, *(every[name](row) for row in comparison.rows)] for name in wanted}
     names = ["model", *(("✓ " if row.comparable else "≠ ") + _printable(row.name) for row in comparison.rows)]
     room = width - min(max(map(len, names)), max(16, width - 60))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infvit.compare.evaluation import with_evaluations
+from infvit.compare.evaluation import MAP_FIGURES, with_evaluations, with_maps
 from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
 from infvit.compare.interval import Estimate
 from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
@@ -103,6 +103,14 @@ class Row:
             name: Estimate.of(run.metrics.get(f"{name}/top1") for run in self.counted)
             for name in sorted(names - {"train", "val", "test"})
         }
+
+    @property
+    def maps(self) -> dict[str, Estimate]:
+        """How good the maps of the model's own attention are, those of `MAP_FIGURES` that were measured."""
+        found = {
+            name: Estimate.of(run.metrics.get(f"attention/{name}") for run in self.counted) for name in MAP_FIGURES
+        }
+        return {name: estimate for name, estimate in found.items() if estimate.n}
 
     @property
     def troubles(self) -> str:
@@ -201,7 +209,8 @@ class Comparison:
                 except UnreadableResultError as error:
                     unreadable.append(Unreadable(error.path, error.reason))
         results, no_evaluations = with_evaluations(results)
-        unreadable += [Unreadable(error.path, error.reason) for error in no_evaluations]
+        results, no_maps = with_maps(results)
+        unreadable += [Unreadable(error.path, error.reason) for error in (*no_evaluations, *no_maps)]
         return cls.from_results(results, unreadable, baseline)
 
     @property
@@ -223,6 +232,11 @@ class Comparison:
     def elsewhere(self) -> list[str]:
         """The further test sets on which any row was measured."""
         return sorted({name for row in self.rows for name in row.elsewhere})
+
+    @property
+    def maps(self) -> list[str]:
+        """Those of `MAP_FIGURES` that any row has."""
+        return [name for name in MAP_FIGURES if any(name in row.maps for row in self.rows)]
 
     def distinct(self, name: str) -> list[Any]:
         """The different values of a field over all runs, in the order of the rows."""
@@ -247,8 +261,11 @@ class Comparison:
             estimate = row.elsewhere.get(name, Estimate())
             record |= {f"{name}_top1": estimate.mean, f"{name}_top1_ci95_half_width": estimate.half_width}
             record[f"{name}_top1_n"] = estimate.n
+        for name in self.maps:
+            estimate = row.maps.get(name, Estimate())
+            record |= {name: estimate.mean, f"{name}_ci95_half_width": estimate.half_width, f"{name}_n": estimate.n}
         if any(other.published for other in self.rows):
-            for name in ("top1", "v2_top1", "parameters", "source"):
+            for name in ("top1", "v2_top1", "parameters", *self.maps, "source"):
                 record[f"published_{name}"] = getattr(row.published, name, None)
         return record
 

@@ -1,6 +1,6 @@
 """What a measurement is given to work on. `eval.py` supplies it; the library itself reads no configuration."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -68,6 +68,41 @@ class Network(NamedTuple):
     name: str
 
 
+class Images(Protocol):
+    """The validation images of a data set by the exact pipeline, without a trainer."""
+
+    @property
+    def files(self) -> list[Path] | None:
+        """Their files, None where they lie in none of their own."""
+
+    def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of all, or of `count` evenly spread: uint8 (B, 3, h, w), labels (B,) and places in the set (B,)."""
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 images as the model takes them."""
+
+    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Boxes (n, 4) in an image of that size → boxes in what `exact` makes of it."""
+
+
+class Studied(NamedTuple):
+    """A run's model before and after its training, and images to look into it with.
+
+    Attributes:
+        model: with the weights of the checkpoint, in evaluation mode.
+        start: as it was made from the run's seed, likewise.
+        images: of the run's data, or those that `data=` names.
+        row: as of `Trained`.
+        run_dir: the folder of the run that wrote the checkpoint.
+    """
+
+    model: nn.Module
+    start: nn.Module
+    images: Images
+    row: dict[str, Any]
+    run_dir: Path
+
+
 class Subjects(Protocol):
     """Models by their names in conf/model, and trained ones by their checkpoints."""
 
@@ -87,6 +122,9 @@ class Subjects(Protocol):
 
     def trained(self, checkpoint: str) -> Trained:
         """The model of a run's checkpoint; UsageError if it is none."""
+
+    def studied(self, checkpoint: str) -> Studied:
+        """The model of a run's checkpoint and the one that its training started from; UsageError if it is none."""
 
     def pretrained(self, name: str, weights: str | None) -> Trained:
         """timm's model with its published weights or those of a file; UsageError if there are none."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from infvit.compare import Comparison, Result, to_csv, to_html, to_latex, to_markdown, to_text
-from infvit.compare.evaluation import keep
+from infvit.compare.evaluation import keep, keep_maps
 from tests.compare.conftest import MakeResult, MakeSweep
 
 V2 = "imagenet_v2_matched-frequency"
@@ -79,3 +79,64 @@ def test_what_is_no_evaluation_of_this_run_is_named_and_not_counted(
     assert where == str(path)
     assert why.startswith(reason)
     assert comparison.rows[0].top1.mean == 0.9
+
+
+MAPS = {"morf_aoc": 0.6, "roc_auc": 0.75, "pr_auc": None}
+
+
+def test_the_quality_of_maps_is_columns_beside_what_is_published(
+    make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    paper = {"data": "imagenet", "dim": 1024, "heads": 16, "patch": 16, "image_size": 224, "num_classes": 1000}
+    folders = make_sweep([make_result(model, seed, **paper) for model in ("vit", "infvit") for seed in (0, 1)])
+    for folder, aoc in zip(folders, (0.60, 0.64), strict=False):
+        path = keep_maps(folder, MAPS | {"morf_aoc": aoc}, "9f3ac2d417b0", "patches blurred away")
+        assert path == folder / "attention.json"
+    comparison = Comparison.from_dirs(folders)
+    for text in (to_text(comparison, 250), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
+        plain = " ".join(text.replace(r"$\pm$", "±").replace(r"\%", "%").split())
+        assert "62.00 ± 25.41" in plain  # t(1) * 0.02
+        assert "75.00 ± 0.00" in plain
+        assert "MoRF-AOC 42.6 ROC-AUC 53.8 PR-AUC 56.2" in plain  # of softmax
+        assert "MoRF-AOC 71.7 ROC-AUC 77.3 PR-AUC 72.4" in plain
+        assert (
+            "MoRF-AOC, ROC-AUC: of the maps that the attention of each model is by itself, patches blurred away."
+            in plain
+        )
+        assert "PR-AUC %" not in plain  # which nobody measured
+    shown = {line["model"]: line for line in csv.DictReader(io.StringIO(to_csv(comparison)))}
+    assert (shown["vit"]["morf_aoc"], shown["vit"]["published_morf_aoc"]) == ("0.62", "0.426")
+    assert (shown["infvit"]["morf_aoc"], shown["infvit"]["published_morf_aoc"]) == ("", "0.717")
+    assert "in different ways" not in to_text(comparison, 250)
+    keep_maps(folders[2], MAPS, "9f3ac2d417b0", "patches dropped as tokens")
+    assert "the quality of maps was measured in different ways" in to_text(Comparison.from_dirs(folders), 250)
+
+
+def test_maps_of_other_data_and_of_an_unfinished_run_are_not_kept(
+    make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    done, running = make_sweep([make_result(seed=0), make_result(seed=1, status="running")])
+    assert keep_maps(done, MAPS, "f00d", "") is None
+    assert keep_maps(running, MAPS, "9f3ac2d417b0", "") is None
+    assert not (done / "attention.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "is not JSON"),
+        (json.dumps(MAPS), "is no quality of maps"),
+        (json.dumps(MAPS | {"how": "", "roc_auc": "good"}), "is no quality of maps"),
+        (json.dumps(MAPS | {"how": "", "run_started": "2020"}), "is of an earlier run in this folder"),
+    ],
+)
+def test_a_file_that_holds_no_maps_of_this_run_is_named(
+    content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    (folder,) = make_sweep([make_result()])
+    (folder / "attention.json").write_text(content)
+    comparison = Comparison.from_dirs([folder])
+    assert comparison.maps == []
+    ((where, why),) = [(bad.path, bad.reason) for bad in comparison.unreadable]
+    assert where == str(folder / "attention.json")
+    assert why.startswith(reason)

@@ -1,0 +1,162 @@
+"""Where the object of an image is: ImageNet's bounding boxes as they are published, or the box around the ink."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from xml.etree import ElementTree
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from infvit.errors import UsageError
+
+Placed = Callable[[Tensor, int, int], Tensor]
+"""Boxes (n, 4) in an image of (width, height) pixels → boxes in the square that the model sees."""
+
+FOLDERS = ("", "val", "CLS-LOC/val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
+"""Where the files of the validation images lie in what ImageNet's archives unpack to."""
+
+
+class Boxes(Protocol):
+    """Where the objects of images are."""
+
+    name: str
+
+    def __call__(self, images: Tensor, places: Tensor) -> Tensor:
+        """The pixels that lie in a box.
+
+        Args:
+            images: as the model sees them but for normalisation, uint8 (B, 3, H, W).
+            places: (B,), where they stand in the set.
+
+        Returns:
+            bool (B, H, W).
+        """
+
+    def notes(self) -> list[str]:
+        """What was wrong with the boxes given out so far, and what was done about it."""
+
+
+class Annotation(NamedTuple):
+    """What one XML file says.
+
+    Attributes:
+        width, height: of the image that was annotated, 0 if not said.
+        boxes: (n, 4), the edges of the pixels from `xmin` to `xmax` and `ymin` to `ymax`, both included.
+    """
+
+    width: int
+    height: int
+    boxes: Tensor
+
+
+class InkBoxes:
+    """The box around all pixels that are at least half as bright as an image's brightest: for white ink on black."""
+
+    name = "the ink's own"
+
+    def __call__(self, images: Tensor, places: Tensor) -> Tensor:  # noqa: ARG002
+        grey = images.float().mean(1)
+        peak = grey.amax((1, 2), keepdim=True)
+        ink = (grey >= peak / 2) & (peak > 0)
+        return _spanned(ink.any(1))[:, None, :] & _spanned(ink.any(2))[:, :, None]
+
+    def notes(self) -> list[str]:
+        return []
+
+
+class AnnotatedBoxes:
+    """ImageNet's XML annotations (PASCAL VOC's format), all boxes of an image together.
+
+    Where an annotation tells another size than its image has, its boxes are scaled with it. An image without an
+    annotation, or none of whose boxes has an area inside the image, has no pixel in a box.
+
+    Args:
+        root: the folder of the archive, or one of `FOLDERS` in it; files <image>.xml, or <class>/<image>.xml.
+        files: of the images, by their places.
+        placed: how boxes come into the view.
+
+    Raises:
+        UsageError: if no image has an annotation there; in use, for a file that is none.
+    """
+
+    name = "ImageNet's"
+
+    def __init__(self, root: str | Path, files: Sequence[Path], placed: Placed) -> None:
+        folders = [folder for name in FOLDERS if (folder := Path(root).expanduser() / name).is_dir()]
+        self.files, self.placed = files, placed
+        self.found = [_annotation_of(file, folders) for file in files]
+        if not any(self.found):
+            raise UsageError(
+                f"boxes={root} holds no annotation of the {len(files):,} images, such as {files[0].stem}.xml: give the "
+                f"folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
+            )
+        self.missing = self.rescaled = self.empty = 0
+
+    def __call__(self, images: Tensor, places: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+        inside = torch.zeros(len(images), height, width, dtype=torch.bool)
+        for mask, place in zip(inside, places.tolist(), strict=True):
+            left, top, right, bottom = self._in_view(place)[:, :, None].unbind(1)
+            columns, rows = (left <= x) & (x < right), (top <= y) & (y < bottom)  # of each box
+            mask |= (rows[:, :, None] & columns[:, None, :]).any(0)
+        return inside.to(images.device)
+
+    def notes(self) -> list[str]:
+        said = {
+            "images without an annotation": self.missing,
+            "annotations of another size than their image, whose boxes were scaled": self.rescaled,
+            "boxes that are empty or lie outside of their image, left out": self.empty,
+        }
+        return [f"{count:,} {what}" for what, count in said.items() if count]
+
+    def _in_view(self, place: int) -> Tensor:
+        """The boxes of an image in its view, (n, 4)."""
+        path = self.found[place]
+        if path is None:
+            self.missing += 1
+            return torch.zeros(0, 4)
+        annotation = read_annotation(path)
+        with Image.open(self.files[place]) as image:  # its header alone
+            width, height = image.size
+        boxes = annotation.boxes
+        if annotation.width and annotation.height and (annotation.width, annotation.height) != (width, height):
+            boxes = boxes * torch.tensor([width / annotation.width, height / annotation.height]).repeat(2)
+            self.rescaled += 1
+        limits = torch.tensor([width, height, width, height])
+        boxes = boxes.clamp_min(0).minimum(limits)
+        real = (boxes[:, :2] < boxes[:, 2:]).all(1)
+        self.empty += int((~real).sum())
+        return self.placed(boxes[real], width, height)
+
+
+def read_annotation(path: Path) -> Annotation:
+    """One XML file; UsageError if it is no annotation."""
+    try:
+        root = ElementTree.parse(path).getroot()
+        width, height = (int(root.findtext(f"size/{name}") or 0) for name in ("width", "height"))
+        boxes = [
+            [float(box.findtext(name) or "") for name in ("xmin", "ymin", "xmax", "ymax")]
+            for box in root.iterfind("object/bndbox")
+        ]
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is no annotation ({error}): expected XML with <size> and <object><bndbox><xmin>..., as ImageNet's"
+        ) from error
+    edges = torch.tensor(boxes).view(-1, 4)
+    edges[:, 2:] += 1
+    return Annotation(width, height, edges)
+
+
+def _annotation_of(file: Path, folders: Sequence[Path]) -> Path | None:
+    """The annotation of an image, beside others or in a folder of its class."""
+    name = f"{file.stem}.xml"
+    places = (folder / part for folder in folders for part in (name, f"{file.parent.name}/{name}"))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _spanned(marked: Tensor) -> Tensor:
+    """All places between the first and the last marked one: bool (B, n) → bool (B, n)."""
+    return marked.cummax(1).values & marked.flip(1).cummax(1).values.flip(1)

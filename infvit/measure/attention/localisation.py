@@ -1,0 +1,71 @@
+"""Whether a map lies on the object: against bounding boxes, pixel by pixel."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
+
+from infvit.measure.attention.removal import enlarged
+
+THRESHOLDS = tuple(i / 20 for i in range(20))
+"""Shares of a map's largest value among which the best one is looked for."""
+
+
+class Localisation(NamedTuple):
+    """Of each image, (B,) unless said; all lie in [0, 1].
+
+    A map of equal values (of zeros, say) has ROC-AUC 0.5 and in the rest the share of the pixels that lie in a box:
+    what guessing would have.
+
+    Attributes:
+        roc_auc: the chance that a pixel in a box has more than one outside, ties counting half.
+        pr_auc: average precision, Σ (recall_i − recall_i−1) precision_i over the map's values.
+        pointing: whether the map's largest value lies in a box; where several pixels share it, the part that does.
+        iou: (B, thresholds), the overlap of the pixels of at least that share of the map's largest value with the
+            pixels in boxes: intersection over union.
+        flat: whether all values of the map are equal, as in a map of zeros.
+        boxed: the share of pixels that lie in a box.
+    """
+
+    roc_auc: Tensor
+    pr_auc: Tensor
+    pointing: Tensor
+    iou: Tensor
+    flat: Tensor
+    boxed: Tensor
+
+
+@torch.no_grad()
+def localisation(
+    maps: Tensor, inside: Tensor, thresholds: tuple[float, ...], upsampling: str = "nearest"
+) -> Localisation:
+    """Compares maps with boxes.
+
+    Args:
+        maps: (B, h, w), nonnegative.
+        inside: bool (B, H, W), the pixels of the view that lie in any box; some but not all of each image's.
+        thresholds: of `iou`, shares of a map's largest value.
+        upsampling: from patches to pixels, see `removal.enlarged`.
+    """
+    size = (int(inside.shape[-2]), int(inside.shape[-1]))
+    flat = maps.flatten(1).amin(1) == maps.flatten(1).amax(1)
+    pixels = enlarged(maps.double(), size, upsampling).flatten(1)
+    # In [0, 1], where torchmetrics takes values as they are; equal values stay equal, and zeros count as any others.
+    pixels = torch.where(flat[:, None], 1, pixels / pixels.amax(1, keepdim=True))
+    target, peaks = inside.flatten(1), pixels == 1
+    # Images as labels and pixels as samples: one call for the batch.
+    as_labels = pixels.T, target.T.long()
+    images: dict[str, object] = {"num_labels": len(maps), "average": "none", "validate_args": False}
+    overlap = []
+    for threshold in thresholds:
+        marked = pixels >= threshold
+        overlap.append((marked & target).sum(1) / (marked | target).sum(1))
+    return Localisation(
+        multilabel_auroc(*as_labels, **images).double(),  # type: ignore[arg-type]
+        multilabel_average_precision(*as_labels, **images).double(),  # type: ignore[arg-type]
+        (peaks & target).sum(1) / peaks.sum(1),
+        torch.stack(overlap, 1),
+        flat,
+        target.double().mean(1),
+    )

@@ -1,0 +1,51 @@
+"""The curves of removal: what is left of the answer against the share of patches removed."""
+
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+
+from infvit.compare.interval import Estimate
+from infvit.compare.palette import PICTURE_THEME
+from infvit.compare.pictures import spec, vl_version
+from infvit.measure.attention.quality_rows import Rows
+
+ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
+
+
+def write_curves(rows: Rows, removal: str, path: Path) -> None:
+    """A row of pictures for each order, a picture for each configuration, a line for each method: mean over seeds.
+
+    Args:
+        rows: of `quality_rows.curve_rows`, each with the "name" of its configuration.
+        removal: what happens to a removed patch, in words.
+        path: of the PNG.
+    """
+    values: dict[tuple[str, str, str, float], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["name"], row["method"], row["order"], row["share"]), []).append(row["kept"])
+    points = [
+        {"name": name, "method": method, "order": ORDERS[order], "share": share, "kept": Estimate.of(kept).mean}
+        for (name, method, order, share), kept in values.items()
+    ]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    chart = (
+        alt.Chart(alt.InlineData(values=points))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("share:Q", title="share of patches removed", axis=alt.Axis(format="%", grid=True)),
+            y=alt.Y("kept:Q", title="probability kept", axis=alt.Axis(format="%", grid=True)),
+            # The theme's legends are of points, which these lines have none of.
+            color=alt.Color("method:N", sort=None, legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3)),
+            strokeDash=alt.StrokeDash("method:N", sort=None),
+        )
+        .properties(width=max(220, 660 // len(names)), height=220)
+        .facet(
+            row=alt.Row("order:N", sort=list(ORDERS.values()), title=None),
+            column=alt.Column("name:N", sort=names, title=None),
+            title=alt.Title(
+                f"Patches {removal}", subtitle="Probability of the class of the intact image, over its own."
+            ),
+        )
+    )
+    path.write_bytes(vl_convert.vegalite_to_png(spec(chart), vl_version(), scale=2, config=PICTURE_THEME))

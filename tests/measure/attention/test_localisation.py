@@ -1,0 +1,72 @@
+"""Maps against boxes: perfect, random and inverted ones, those that say nothing, and the same by scikit-learn."""
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from infvit.measure.attention.localisation import THRESHOLDS, localisation
+
+SIZE = 28
+
+
+def boxes(count: int, seed: int = 0) -> torch.Tensor:
+    """Boxes of whole patches of 4 × 4 pixels, somewhere: bool (count, 28, 28)."""
+    draw = torch.Generator().manual_seed(seed)
+    inside = torch.zeros(count, 7, 7, dtype=torch.bool)
+    for mask in inside:
+        top, left = torch.randint(0, 4, (2,), generator=draw)
+        height, width = torch.randint(1, 4, (2,), generator=draw)
+        mask[top : top + height, left : left + width] = True
+    return inside.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+
+def test_a_perfect_map_scores_1_an_inverted_one_0_and_a_random_one_half():
+    inside = boxes(300)
+    perfect = inside[:, ::4, ::4].float()
+    found = localisation(perfect / perfect.sum((1, 2), keepdim=True), inside, (0.5,))
+    for figure in (found.roc_auc, found.pr_auc, found.pointing, found.iou[:, 0]):
+        assert figure.tolist() == [1] * 300
+    inverted = localisation(1 - perfect, inside, (0.5,))
+    for figure in (inverted.roc_auc, inverted.pointing, inverted.iou[:, 0]):
+        assert figure.tolist() == [0] * 300
+    random = localisation(torch.rand(300, 7, 7, generator=torch.Generator().manual_seed(1)), inside, (0.5,))
+    assert float(random.roc_auc.mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(random.pointing.mean()) == pytest.approx(float(random.boxed.mean()), abs=0.06)
+
+
+def test_a_map_of_zeros_is_what_guessing_is_and_counted():
+    inside = boxes(6)
+    maps = torch.rand(6, 7, 7)
+    maps[2], maps[4] = 0, 1 / 49
+    found = localisation(maps, inside, (*THRESHOLDS, 0.5))
+    assert found.flat.tolist() == [False, False, True, False, True, False]
+    for image in (2, 4):
+        assert float(found.roc_auc[image]) == 0.5
+        share = float(inside[image].double().mean())
+        for figure in (found.boxed, found.pr_auc, found.pointing, found.iou.amin(1), found.iou.amax(1)):
+            assert float(figure[image]) == pytest.approx(share, rel=1e-6)
+    assert all(figure.isfinite().all() for figure in found)
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+def test_both_areas_agree_with_scikit_learn_image_by_image(upsampling):
+    draw = torch.Generator().manual_seed(2)
+    inside = boxes(20, seed=3)
+    maps = torch.rand(20, 7, 7, generator=draw)
+    maps[::4] = (4 * maps[::4]).round() / 4  # with ties
+    maps[1] *= 1e-6
+    found = localisation(maps, inside, (0.5,), upsampling)
+    pixels = torch.nn.functional.interpolate(maps[:, None].double(), (SIZE, SIZE), mode=upsampling)[:, 0]
+    for i in range(20):
+        truth, values = inside[i].flatten().numpy(), pixels[i].flatten().numpy()
+        assert float(found.roc_auc[i]) == pytest.approx(roc_auc_score(truth, values), abs=1e-5)
+        assert float(found.pr_auc[i]) == pytest.approx(average_precision_score(truth, values), abs=1e-5)
+
+
+def test_pointing_and_overlap_are_those_of_the_pixels_counted_one_by_one():
+    inside = torch.zeros(1, 4, 4, dtype=torch.bool)
+    inside[0, :2, :2] = True
+    maps = torch.tensor([[[1.0, 0.4], [1.0, 0.0]]])  # the largest value half inside
+    found = localisation(maps, inside, (0.0, 0.4, 0.5))
+    assert float(found.pointing) == 0.5
+    assert found.iou[0].tolist() == pytest.approx([4 / 16, 4 / 12, 4 / 8])
