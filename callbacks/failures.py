@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.ranks import is_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
@@ -39,6 +40,7 @@ NOISE = (
     r"You're resuming from a checkpoint that ended before the epoch ended",  # data.order goes on with the next batch
     r"It is recommended to use `self.log\(.*sync_dist=True",  # torchmetrics sums over processes by itself
     r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
+    r"The `srun` command is available on your system but is not used",  # SLURM's tools alone are no reason to use them
 )
 
 
@@ -82,9 +84,8 @@ def sweep_goes_on(task: Task) -> Task:
         code = 1
         done = finished_before(cfg)
         if done is not None:
-            print(
-                f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again", flush=True
-            )
+            if is_first():
+                print(f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again")
             return score(done)
         try:
             value = task(cfg)
