@@ -9,6 +9,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from callbacks import report
+from callbacks.ranks import is_first
 from infvit.compare import Comparison, to_text, write_comparison
 from infvit.compare.evaluation import EVALUATIONS
 
@@ -19,11 +20,11 @@ class CompareAtEnd(Callback):
     """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed."""
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode.name == "MULTIRUN":
+        if config.hydra.mode.name == "MULTIRUN" and is_first():
             print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if config.get("dry_run"):
+        if config.get("dry_run") or not is_first():
             return
         sweep = Path(config.hydra.sweep.dir)
         comparison = write_comparison([sweep], sweep)

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, read_write
 
+from callbacks.ranks import launcher
 from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
 from infvit.module import Classifier
@@ -20,12 +21,13 @@ RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RA
 
 
 def check_devices(trainer: DictConfig) -> None:
-    """Raises UsageError if GPUs are asked for that are not there.
+    """Raises UsageError if GPUs are asked for that are not there, or other processes than the launcher started.
 
     Several devices mean GPUs unless the accelerator says otherwise: eight slow CPU processes in the place of eight
     GPUs would be a surprise.
     """
     asked = _count(trainer.devices)
+    _check_launcher(trainer, asked * trainer.num_nodes)
     if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and asked > 1):
         found = torch.cuda.device_count()
         if found < max(asked, 1):
@@ -34,6 +36,22 @@ def check_devices(trainer: DictConfig) -> None:
                 f"not there, found {found}: use trainer.devices={max(found, 1)}"
                 + ("" if found else " trainer.accelerator=cpu, or trainer=ddp_cpu for several processes")
             )
+
+
+def _check_launcher(trainer: DictConfig, asked: int) -> None:
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN and "submitit" in str(hydra.launcher.get("_target_")):
+        raise UsageError(
+            "hydra/launcher submits the jobs of a sweep, and this is a single run here: add -m; one job is a sweep "
+            "of one, e.g. -m hydra/launcher=slurm model=vit seed=0"
+        )
+    started_by = launcher()
+    if asked and started_by is not None and started_by.world_size() != asked:
+        raise UsageError(
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} are {asked} processes, found "
+            f"{started_by.world_size()}: start as many by torchrun --nproc_per_node or srun --ntasks-per-node; a sweep "
+            "by SLURM takes both values from its command, not from what it sweeps over"
+        )
 
 
 def _count(devices: Any) -> int:
@@ -63,7 +81,8 @@ def workers_of_this_job() -> Iterator[None]:
 
     Lightning repeats the command line of this process, which under `--multirun` would start a whole sweep in each
     worker (Lightning issue 11300): the command becomes the job's own, its overrides and its output folder. It leaves
-    the process group and its variables behind, which the sweep's next job would take for its own.
+    the process group and its variables behind, which the sweep's next job would take for its own. Where torchrun or
+    SLURM started the processes they stay together, and so does their group.
     """
     before = {name: os.environ.get(name) for name in RENDEZVOUS}
     cfg = HydraConfig.get()
@@ -75,7 +94,7 @@ def workers_of_this_job() -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if launcher() is None and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name, value in before.items():
             os.environ.pop(name, None)

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.ranks import is_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
@@ -27,11 +28,14 @@ WANTS_TRACEBACK = "INFVIT_FULL_ERROR"
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run after its checkpoint was written; `line` says so and how to go on."""
+    """A signal ended the run after its checkpoint was written; `line` says so and how to go on.
 
-    def __init__(self, line: str, code: int) -> None:
+    `afterwards` is done when W&B has its data: SLURM's requeueing ends all processes of a job, W&B's too.
+    """
+
+    def __init__(self, line: str, code: int, afterwards: Callable[[], None] | None = None) -> None:
         super().__init__(code)
-        self.line = line
+        self.line, self.afterwards = line, afterwards
 
 
 NOISE = (
@@ -39,6 +43,7 @@ NOISE = (
     r"You're resuming from a checkpoint that ended before the epoch ended",  # data.order goes on with the next batch
     r"It is recommended to use `self.log\(.*sync_dist=True",  # torchmetrics sums over processes by itself
     r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
+    r"The `srun` command is available on your system but is not used",  # SLURM's tools alone are no reason to use them
 )
 
 
@@ -57,6 +62,10 @@ def one_line(error: BaseException) -> str | None:
         return f"{group or 'config'}={name} does not exist" + (f": expected one of {options}" if options else "")
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which not everyone has
         return "a process of the sweep was killed, perhaps for want of memory: the same command runs what is left"
+    if type(error).__name__ == "FailedJobError":  # submitit's, likewise
+        return (
+            f"SLURM takes no such jobs ({_joined(str(error))}): ask for what it has, see conf/hydra/launcher/slurm.yaml"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException | MisconfigurationException):
         return _joined(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
     return None
@@ -79,17 +88,19 @@ def sweep_goes_on(task: Task) -> Task:
             warnings.filterwarnings("ignore", message=noise)
         # Those processes are joblib's, whose kind cannot start the ones that FFCV and data loaders ask for.
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-        code = 1
+        code, stopped = 1, None
         done = finished_before(cfg)
         if done is not None:
-            print(
-                f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again", flush=True
-            )
+            if is_first():
+                print(f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again")
             return score(done)
         try:
             value = task(cfg)
             code = 0
             return value
+        except Interrupted as stop:
+            stopped = stop
+            raise
         except Exception as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _stop(error)
@@ -99,10 +110,21 @@ def sweep_goes_on(task: Task) -> Task:
                 traceback.print_exception(error)
             return None
         finally:
-            if wandb.run is not None:  # each job is a run of its own, and a failed one shows as failed
-                wandb.finish(exit_code=code)
+            _end_wandb(code, stopped)
 
     return job
+
+
+def _end_wandb(code: int, stopped: Interrupted | None) -> None:
+    """Each job is a run of its own, and a failed one shows as failed."""
+    try:
+        if wandb.run is not None:
+            wandb.finish(exit_code=code)
+    except OSError:  # the signal went to all processes of the job, and W&B's has ended already
+        if stopped is None:
+            raise
+    if stopped is not None and stopped.afterwards is not None:
+        stopped.afterwards()
 
 
 def run(main: Callable[[], Any]) -> None:

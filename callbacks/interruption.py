@@ -155,10 +155,9 @@ class Checkpoints(Checkpoint):
         )
         if trainer.is_global_zero:
             print(line, flush=True)
-            if number in BEFORE_THE_END:
-                requeue()
         # A process that Lightning started must not look failed: Lightning would kill the first one.
-        raise Interrupted(line, 128 + number if trainer.is_global_zero else 0)
+        then = requeue if trainer.is_global_zero and number in BEFORE_THE_END else None
+        raise Interrupted(line, 128 + number if trainer.is_global_zero else 0, then)
 
 
 def requeue() -> None:

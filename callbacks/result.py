@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shlex
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks.checkpoint import newest_first
 from callbacks.failures import one_line
+from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
@@ -42,7 +42,7 @@ class RunRecord(Callback):
 
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
         self.path = run_dir / "result.json"
-        self.writes = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+        self.writes = is_first()
         self._claim(run_dir, config_hash(_root_=cfg))
         self.since = time.monotonic()
         self.speeds: list[float] = []

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from callbacks.ranks import is_first
 from conf.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Result, Row, UnreadableResultError
 from infvit.compare.render import shared
@@ -50,7 +51,10 @@ def score(result: Result) -> float | None:
 
 
 class Sweep(Callback):
-    """Holds the sweep's folder for this process, counts its jobs, and shows the table so far after each one."""
+    """Holds the sweep's folder for this process, counts its jobs, and shows the table so far after each one.
+
+    Where torchrun started several processes the first one alone does, and in a job of several tasks on SLURM.
+    """
 
     def __init__(self) -> None:
         self.jobs: int | None = None
@@ -58,6 +62,8 @@ class Sweep(Callback):
         self.skipped = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if not is_first():
+            return
         folder = Path(config.hydra.sweep.dir)
         holder = hold(folder)
         if holder:  # Hydra turns exceptions of its callbacks into warnings, so the refusal is an exit
@@ -75,7 +81,7 @@ class Sweep(Callback):
         self.skipped = finished_before(config) is not None
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN:
+        if config.hydra.mode != RunMode.MULTIRUN or not is_first():
             return
         folder = Path(config.hydra.sweep.dir)
         with (folder / ENDED).open("a") as file:

@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from callbacks.ranks import is_first, of_the_first
 from callbacks.resume import run_folder, wandb_id
 from callbacks.wandb_access import wandb_mode
+from infvit.errors import UsageError
 
 IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
 """What a run's result depends on, besides the code."""
@@ -84,6 +86,28 @@ def cores_per_device(devices: int | str | Sequence[int]) -> int:
     return max(len(os.sched_getaffinity(0)) // jobs_at_once() // max(count, 1), 1)
 
 
+def config_folder() -> str | None:
+    """Where in a run's folder Hydra writes its configuration; None in all processes of a job but the first."""
+    return ".hydra" if is_first() else None
+
+
+def tasks_per_node(devices: Any) -> int:
+    """Processes of a job on each node, one a device; the machine that submits cannot count another's devices."""
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    raise UsageError(f"trainer.devices={devices} is not known before a job starts: give SLURM a number, e.g. 8")
+
+
+def gpus_per_node(accelerator: str, devices: Any) -> int | None:
+    """GPUs to ask SLURM for; None where a job trains on the CPU."""
+    return None if accelerator == "cpu" else tasks_per_node(devices)
+
+
+def source_root() -> str:
+    """The folder of train.py, from which the processes of a job import."""
+    return str(Path(__file__).resolve().parents[1])
+
+
 def tokens(image_size: int, patch: int, class_token: bool) -> int:
     """How many tokens the backbone makes of a training image."""
     return (image_size // patch) ** 2 + int(class_token)
@@ -99,7 +123,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
     asked = (precision, sweep_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device, tokens)
-    for resolver in (*asked, run_folder, wandb_id):
+    of_several_processes = (of_the_first, config_folder, tasks_per_node, gpus_per_node, source_root)
+    for resolver in (*asked, *of_several_processes, run_folder, wandb_id):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

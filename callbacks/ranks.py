@@ -1,0 +1,52 @@
+"""Which of a job's processes is this one, and what do all take from the first, before Lightning lets them talk."""
+
+import functools
+import os
+from datetime import timedelta
+
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from torch.distributed import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+PATIENCE = timedelta(minutes=5)
+"""How long the others wait for the first process: it may still be importing from a slow disk."""
+
+
+def launcher() -> ClusterEnvironment | None:
+    """What started all processes of this job, torchrun or SLURM, asked in Lightning's order; None for Lightning."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    in_a_job_step = "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ
+    return SLURMEnvironment() if in_a_job_step and SLURMEnvironment.detect() else None
+
+
+def is_first() -> bool:
+    """Whether this process writes what a job leaves once."""
+    started_by = launcher()
+    if started_by is not None:
+        return started_by.global_rank() == 0
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def of_the_first(name: str, value: str) -> str:
+    """The `value` that the job's first process gives for `name`; all processes of a launcher must ask.
+
+    Raises:
+        torch.distributed.DistStoreError: the first process gave none within `PATIENCE`.
+    """
+    started_by = launcher()
+    if started_by is None or started_by.world_size() == 1:
+        return value
+    store = _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
+    if started_by.global_rank() == 0:
+        store.set(name, value)
+    return store.get(name).decode()
+
+
+@functools.cache
+def _store(address: str, port: int, rank: int, world_size: int) -> Store:
+    """Kept while the process lives: Lightning's process group finds the port served, by this store, and joins it."""
+    found = rendezvous(f"tcp://{address}:{port}?rank={rank}&world_size={world_size}", timeout=PATIENCE)
+    store, *_ = next(found)
+    # A restart by torchrun finds what the attempt before left.
+    return PrefixStore(f"infvit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

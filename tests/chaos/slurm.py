@@ -1,0 +1,196 @@
+"""A real SLURM of one node: a sweep by sbatch, one job stopped by a signal and requeued, one of two tasks with DDP.
+
+munged, slurmctld and slurmd run from a configuration, ports and a key of their own in a temporary folder, and end with
+the harness. Debian has all of it: apt-get install slurm-wlm munge.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from callbacks.checkpoint import newest_first
+from tests.chaos import Fault
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "sinfo")
+SECONDS = 240
+"""How long anything may take on a busy machine."""
+
+EPOCHS = 40
+SWEEP = [
+    "-m",
+    "experiment=digits",
+    "data/loader=torch",
+    "model=vit",
+    "size.depth=1",
+    "size.dim=16",
+    f"recipe.epochs={EPOCHS}",
+    "hydra/launcher=slurm",
+    "trainer.accelerator=cpu",
+    "hydra.launcher.timeout_min=10",
+    "checkpoint.every_minutes=0.005",
+    "callbacks.attention_pictures=null",
+]
+
+CONFIGURATION = """
+ClusterName=chaos
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+# A requeued job waits until the credential of its first start is no longer valid, 2 minutes if nothing is said.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4
+PartitionName=all Nodes={host} Default=YES
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no SLURM here, in words; None if there can."""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if absent:
+        return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
+    return None if os.geteuid() == 0 else "SLURM's daemons need root here"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(_: argparse.Namespace) -> Iterator[Fault]:
+    reason = missing()
+    if reason:
+        print(f"slurm: skipped: {reason}", flush=True)
+        return
+    with tempfile.TemporaryDirectory() as name, cluster(Path(name)) as environment:
+        folder = Path(name, "work")
+        folder.mkdir()
+        sweep = folder / "runs" / "digits" / "digits_sweep"
+
+        def start(*words: str) -> subprocess.Popen:
+            with (folder / "output.txt").open("a") as output:
+                command = [sys.executable, ROOT / "train.py", *SWEEP, *words]
+                return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+
+        def one(seed: int) -> Path | None:
+            return next(sweep.glob(f"vit_seed{seed}_*"), None)
+
+        submitted = start("seed=0,1")
+        try:
+            _until(lambda: (job := one(0)) and newest_first(job / "checkpoints"), submitted, folder / "output.txt")
+            (stopped,) = [job for job in _squeue(environment) if job.endswith("_0")]
+            subprocess.run(["scancel", "--signal=USR2", stopped], env=environment, check=True)
+            code = submitted.wait(SECONDS)
+        finally:
+            submitted.kill()
+        said = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
+        requeued = "SIGUSR2 after step " in said and "goes on after step " in said
+        yield Fault(
+            "a job told to stop is requeued and goes on", _lost(one(0), 1) or (None if requeued else "its place")
+        )
+        yield Fault("a job beside it finishes", _lost(one(1), 1) or (f"exit code {code}" if code else None))
+        code = start("seed=2", "trainer=ddp_cpu").wait(SECONDS)
+        yield Fault("a job of two tasks is one run", _lost(one(2), 2) or (f"exit code {code}" if code else None))
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """Starts SLURM in `folder`; yields the environment for its commands."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    key, settings = folder / "munge.key", folder / "slurm.conf"
+    key.write_bytes(secrets.token_bytes(1024))
+    key.chmod(0o400)
+    settings.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2)))
+    environment = {**os.environ, "SLURM_CONF": str(settings), "PATH": _path(), "WANDB_MODE": "offline"}
+    environment |= {"INFVIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
+    munge += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/seed"]
+    commands = [munge, ["slurmctld", "-D", "-i", "-f", str(settings)], ["slurmd", "-D", "-f", str(settings)]]
+    with contextlib.ExitStack() as running:
+        for command in commands:
+            with (folder / f"{command[0]}.txt").open("w") as output:
+                daemon = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            running.callback(_stop, daemon)
+            _until((folder / "munge.socket").exists, daemon, Path(output.name))
+        _until(lambda: "idle" in _output(["sinfo", "-h", "-o", "%T"], environment), daemon, Path(output.name))
+        running.callback(_cancel_all, environment)
+        yield environment
+
+
+def _cancel_all(environment: dict[str, str]) -> None:
+    subprocess.run(["scancel", "--state=PENDING,RUNNING", *_squeue(environment)], env=environment, capture_output=True)
+    until = time.monotonic() + 30
+    while _squeue(environment) and time.monotonic() < until:
+        time.sleep(0.2)
+
+
+def _stop(daemon: subprocess.Popen) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def _squeue(environment: dict[str, str]) -> list[str]:
+    """The ids of all jobs that are not done, each of an array by itself."""
+    return _output(["squeue", "-h", "-r", "-o", "%i"], environment).split()
+
+
+def _output(command: list[str], environment: dict[str, str]) -> str:
+    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+
+def _until(true: Callable[[], object], process: subprocess.Popen, output: Path) -> None:
+    """Waits, no longer than the process lives; what it wrote is in the error."""
+    until = time.monotonic() + SECONDS
+    while not true():
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"ended too early or took too long, status {process.returncode}: {output.read_text()}")
+        time.sleep(0.05)
+
+
+def _lost(run: Path | None, devices: int) -> str | None:
+    """What a run should have left and has not."""
+    if run is None or not (run / "result.json").is_file():
+        return "its folder"
+    result = json.loads((run / "result.json").read_text())
+    if result["status"] != "finished" or [point["epoch"] for point in result["curves"]] != list(range(EPOCHS)):
+        return f"its end: {result['status']} {result['error']}"
+    if result["hardware"]["devices"] != devices:
+        return f"its tasks, found {result['hardware']['devices']}"
+    names = {path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}
+    return None if len(names) == 1 else f"its one W&B run, found {len(names)}"
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _path() -> str:
+    """Debian keeps daemons where a user does not look."""
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
