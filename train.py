@@ -17,6 +17,7 @@ from callbacks.devices import check_batch, check_devices, workers_of_this_job
 from callbacks.dry_run import rehearse
 from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
+from callbacks.resume import checkpoint_to_go_on_from
 from callbacks.sweep import score
 from conf import resolvers
 from data.datamodule import ImageDataModule
@@ -34,14 +35,13 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     return data, Classifier(net, data.num_classes, **{name: recipe[name] for name in settings})
 
 
-def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier, str | None]:
-    """The data, the model and the checkpoint to go on from, on a machine that has what is asked for."""
+def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
+    """The data and the model, on a machine that has what is asked for."""
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    data, module = build(cfg)
-    return data, module, matching_checkpoint(cfg.resume, module)
+    return build(cfg)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -51,11 +51,12 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     if cfg.dry_run:
         with workers_of_this_job():
-            data, module, _ = start(cfg)
+            data, module = start(cfg)
             return rehearse(cfg, data, module, run_dir)
     with RunRecord(cfg, run_dir) as record, workers_of_this_job():
-        data, module, checkpoint = start(cfg)
+        data, module = start(cfg)
         record.describe(module, data)
+        checkpoint = matching_checkpoint(checkpoint_to_go_on_from(cfg, run_dir), module)
         watchers = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
         trainer = instantiate(cfg.trainer, callbacks=[*watchers, record], logger=loggers)

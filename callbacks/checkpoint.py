@@ -1,15 +1,107 @@
-"""Is a checkpoint whole, and is it one of this model?"""
+"""The files of a run's checkpoints: written whole or not at all, read without running anything of theirs."""
 
+import hashlib
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
 from infvit.errors import UsageError
+
+LAST = "last.ckpt"
+"""A link to the newest checkpoint of a run."""
+
+KEPT = 2
+"""Checkpoints that a run keeps: the one before is for a disk that damages the newest."""
+
+NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
+"""Steps of training, and the first digits of the content's sha256: file and checksum appear with one renaming."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
+        path = Path(path)
+        folder = path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            hashed = _Hashed(file)
+            torch.save(checkpoint, cast(IO[bytes], hashed))
+            file.flush()
+            os.fsync(file.fileno())
+        whole = folder / f"{path.stem}-{hashed.sha256.hexdigest()[:16]}.ckpt"
+        part.rename(whole)
+        link = folder / f"{LAST}.part"
+        link.unlink(missing_ok=True)
+        link.symlink_to(whole.name)
+        link.rename(folder / LAST)
+        _flush(folder)
+        for old in [*newest_first(folder)[KEPT:], *folder.glob("step*.part")]:
+            old.unlink()
+
+
+def _checksum(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()[:16]
+
+
+class _Hashed:
+    """A file that is written in order, and the checksum of what was."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _flush(folder: Path) -> None:
+    """Names are on the disk once their folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, by the time of their writing."""
+    found = [path for path in folder.glob("step*.ckpt") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that is not damaged, None if there is none at all.
+
+    A damaged one is named in a line; UsageError if all are.
+    """
+    found = newest_first(folder)
+    for path in found:
+        try:
+            read_checkpoint(path)
+            return path
+        except UsageError as error:
+            print(f"{error}; looking for the one before", flush=True)
+    if found:
+        raise UsageError(f"no checkpoint in {folder} is whole: remove the folder to start anew, or restore one of them")
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -19,6 +111,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UsageError(
             f"checkpoint {path} does not exist: give the path of a .ckpt file, e.g. RUN/checkpoints/last.ckpt"
         )
+    named = NAME.fullmatch(path.resolve().name)
+    if named:
+        found = _checksum(path)
+        if found != named[2]:
+            raise UsageError(f"{path} is damaged (checksum {found}, expected {named[2]}): use an earlier one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what zip, pickle or the file system raise

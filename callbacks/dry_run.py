@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig
 
 from callbacks.attention_pictures import AttentionPictures
+from callbacks.checkpoint import KEPT
 from callbacks.devices import check_batch
+from callbacks.interruption import Checkpoints
 from callbacks.result import recipe_hash
 from data.datamodule import ImageDataModule
 from data.progressive import Ramp
@@ -112,8 +114,7 @@ def rehearse(cfg: DictConfig, data: ImageDataModule, module: Classifier, folder:
         print(f"dry run: {STEPS} steps of the run, of which no result, checkpoint or log is kept", flush=True)
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
-        savers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
-        kept = sum(saver.save_top_k + bool(saver.save_last) for saver in savers)
+        kept = KEPT * sum(isinstance(callback, Checkpoints) for callback in callbacks)
         for name, text in rows(cfg, data, module, trainer, rehearsal, kept, ramp):
             print(textwrap.fill(f"{name:<9}{text}", WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False))
 
@@ -171,7 +172,7 @@ def rows(
     on_device = f"{amount(done.device_memory)}B of {amount(has)}B on each device, " if on_cuda else ""
     yield "memory", f"{on_device}{amount(done.memory)}B in each process"
     files = f"{amount(done.written)}B of .beton files, " if done.written else ""
-    checkpoints = f"{kept} checkpoint{'s' * (kept != 1)}" if kept >= 0 else "one checkpoint for every epoch"
+    checkpoints = f"{kept} checkpoint{'s' * (kept != 1)}"
     yield "disk", f"{files}{checkpoints} of {amount(done.checkpoint)}B"
     yield "", f"{amount(shutil.disk_usage(done.folder).free)}B free"
 

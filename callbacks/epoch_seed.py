@@ -28,6 +28,13 @@ class EpochSeed(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In the middle of an epoch, of a run that goes on, no start of an epoch follows."""
+        if trainer.fit_loop.epoch_loop.batch_progress.current.completed:
+            self._seed(trainer.current_epoch, trainer.global_rank, trainer.global_step)
+        else:
+            self._seed(trainer.current_epoch, trainer.global_rank)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seed(trainer.current_epoch, trainer.global_rank)
 

@@ -25,10 +25,19 @@ Task = Callable[[DictConfig], Any]
 WANTS_TRACEBACK = "INFVIT_FULL_ERROR"
 """Keeps what the user set HYDRA_FULL_ERROR to, also for the processes of a distributed job."""
 
+
+class Interrupted(SystemExit):
+    """A signal ended the run after its checkpoint was written; `line` says so and how to go on."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(code)
+        self.line = line
+
+
 NOISE = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning on torch's pytree
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # data.order goes on with the next batch
     r"It is recommended to use `self.log\(.*sync_dist=True",  # torchmetrics sums over processes by itself
-    r"The dirpath has changed",  # a resumed run writes its checkpoints into its own folder, as meant
     r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
 )
 
@@ -40,6 +49,8 @@ def one_line(error: BaseException) -> str | None:
         return one_line(cause) or _joined(str(error))
     if isinstance(error, UsageError):
         return _joined(str(error))
+    if isinstance(error, Interrupted):
+        return error.line
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = ", ".join(o for o in error.options or [])

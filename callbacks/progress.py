@@ -21,11 +21,11 @@ class RunProgress(RichProgressBar):
         bar = Console().is_terminal and not label
         super().__init__(refresh_rate=4 if bar else 0)
         self.lines, self.label = not bar, label
-        self.first_epoch, self.since = 0, 0.0
+        self.first, self.since = 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.first_epoch, self.since = trainer.current_epoch, time.monotonic()
+        self.first, self.since = self._done(trainer), time.monotonic()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Description, a short bar and batches: the epoch's own times make room for the run's, in 80 columns."""
@@ -56,12 +56,16 @@ class RunProgress(RichProgressBar):
 
     def eta(self, trainer: Trainer, done: float | None = None) -> str:
         """Time left of the run, h:mm:ss, from the epochs (and parts of one) that this process trained."""
-        if done is None:
-            batches = trainer.num_training_batches
-            part = trainer.fit_loop.epoch_loop.batch_progress.current.completed / batches if batches else 0
-            done = trainer.current_epoch + min(part, 1)
-        trained = done - self.first_epoch
+        done = self._done(trainer) if done is None else done
+        trained = done - self.first
         if not trained or not trainer.max_epochs:
             return "-:--:--"
         left = (time.monotonic() - self.since) / trained * (trainer.max_epochs - done)
         return str(datetime.timedelta(seconds=round(left)))
+
+    def _done(self, trainer: Trainer) -> float:
+        """Epochs that are trained, with the part of the one that is begun."""
+        loop, batches = trainer.fit_loop, trainer.num_training_batches
+        begun = loop.epoch_progress.current.ready > trainer.current_epoch  # the counter of batches is set back later
+        part = loop.epoch_loop.batch_progress.current.completed / batches if batches and begun else 0
+        return trainer.current_epoch + min(part, 1)

@@ -1,5 +1,6 @@
 """What a run leaves: `result.json`, written when it starts, after every epoch, and when it ends, however it ends."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,10 +21,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.failures import one_line
-from callbacks.sweep import score
+from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
-from infvit.compare import Result
+from infvit.compare import Result, UnreadableResultError
+from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.measure.machine import hardware, versions
 from infvit.measure.shape import Shape, shape
@@ -39,6 +41,7 @@ class RunRecord(Callback):
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
         self.path = run_dir / "result.json"
         self.writes = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+        self._claim(run_dir, config_hash(_root_=cfg))
         self.since = time.monotonic()
         self.speeds: list[float] = []
         # A whole model of timm has a shape of its own, known once it exists.
@@ -86,11 +89,32 @@ class RunRecord(Callback):
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
+        if self.writes:
+            release(self.path.parent)
         top1 = score(self.result)
         if self.writes and error is None:
             images = "test" if "test/top1" in self.result.metrics else "validation"
             outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
             print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
+
+    def _claim(self, run_dir: Path, configuration: str) -> None:
+        """Makes the folder this run's; UsageError if another one runs in it or has left its result there."""
+        if not self.writes:
+            return
+        holder = hold(run_dir)
+        if holder:
+            raise UsageError(
+                f"{run_dir} is the folder of a run that is running ({holder}): wait for its end, or give another one "
+                "with hydra.run.dir=DIR"
+            )
+        with contextlib.suppress(FileNotFoundError, UnreadableResultError):
+            found = Result.read(self.path).extra.get("config_hash")
+            if found != configuration:
+                release(run_dir)
+                raise UsageError(
+                    f"{run_dir} is the folder of a run of another configuration, {found}, and this one is "
+                    f"{configuration}: give another folder with hydra.run.dir=DIR"
+                )
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
         """Adds what is known once model and data exist: shape, counts, classes, fingerprint."""
@@ -161,11 +185,13 @@ class RunRecord(Callback):
         self.result.metrics |= {name: v for name, v in metrics.items() if name.startswith(("val/", "test/"))}
 
     def state_dict(self) -> dict[str, Any]:
-        """The curves travel in the checkpoint, so that a resumed run shows them whole."""
-        return {"curves": self.result.curves, "speeds": self.speeds}
+        """The curves and the time travel in the checkpoint, so that a resumed run shows them whole."""
+        seconds = time.monotonic() - self.since
+        return {"curves": self.result.curves, "speeds": self.speeds, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.result.curves, self.speeds = state_dict["curves"], state_dict["speeds"]
+        self.since -= state_dict["seconds"]
 
 
 def recipe_hash(recipe: DictConfig) -> str:

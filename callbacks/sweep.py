@@ -31,10 +31,10 @@ _held: dict[Path, IO[str]] = {}
 
 
 def finished_before(cfg: DictConfig) -> Result | None:
-    """The result that this job of a sweep has already, if it finished with the same configuration."""
+    """The result that this job of a sweep, or run to be resumed, has already, if it finished as configured."""
     hydra = HydraConfig.get()
     path = Path(hydra.runtime.output_dir) / "result.json"
-    if hydra.mode != RunMode.MULTIRUN or not path.is_file():
+    if (hydra.mode != RunMode.MULTIRUN and cfg.get("resume") != "auto") or not path.is_file():
         return None
     try:
         result = Result.read(path)
@@ -59,7 +59,14 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        hold(folder)
+        holder = hold(folder)
+        if holder:  # Hydra turns exceptions of its callbacks into warnings, so the refusal is an exit
+            print(
+                f"error: {folder} is the folder of a sweep that is running ({holder}): wait for its end, or give this "
+                "one another folder with name=NAME or hydra.sweep.dir=DIR",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         (folder / ENDED).write_text("")
         self.jobs, self.since = number_of_jobs(config), time.time()
         print(f"sweep: {self.jobs} jobs in {folder}; the same command again runs what is not finished", flush=True)
@@ -80,14 +87,10 @@ class Sweep(Callback):
         print("\n".join(lines), flush=True)
 
 
-def hold(folder: Path) -> None:
-    """Makes the folder this process's until it ends, however it ends; exits with 2 if it is another's.
-
-    Hydra turns exceptions of its callbacks into warnings, so the refusal is an exit.
-    """
+def hold(folder: Path) -> str | None:
+    """Makes the folder this process's until it ends, however it ends, or until `release`; who has it if another has."""
     folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() in _held:  # an earlier sweep of this process
-        _held.pop(folder.resolve()).close()
+    release(folder)  # an earlier sweep of this process
     lock = (folder / ".lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,16 +98,18 @@ def hold(folder: Path) -> None:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
-        print(
-            f"error: {folder} is the folder of a sweep that is running ({holder}): wait for its end, or give this one "
-            "another folder with name=NAME or hydra.sweep.dir=DIR",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        return holder
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {os.uname().nodename}")
     lock.flush()
     _held[folder.resolve()] = lock
+    return None
+
+
+def release(folder: Path) -> None:
+    """Lets go of a folder that this process holds."""
+    if folder.resolve() in _held:
+        _held.pop(folder.resolve()).close()
 
 
 def number_of_jobs(config: DictConfig) -> int | None:

@@ -29,7 +29,7 @@ class Watch(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if batch_idx == 0:
+        if batch_idx == 0 or not self.since:  # a run may go on in the middle of an epoch
             self.images, self.since = 0, time.perf_counter()
         else:
             self.images += len(batch[0]) * trainer.world_size
@@ -37,7 +37,7 @@ class Watch(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # a row follows
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             pl_module.log("grad_norm", get_total_norm(gradients))
 

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from callbacks.resume import run_folder, wandb_id
 from callbacks.wandb_access import wandb_mode
 
 IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
@@ -98,7 +99,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
     asked = (precision, sweep_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device, tokens)
-    for resolver in asked:
+    for resolver in (*asked, run_folder, wandb_id):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

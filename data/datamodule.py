@@ -93,6 +93,7 @@ class ImageDataModule(LightningDataModule):
         if progressive is not None:
             progressive.side(0, view.size)
         self.classes, self.num_classes = source.classes, len(source.classes)
+        self.begun = (0, 0)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
         if self.train_size and batch_size > self.train_size:
@@ -119,8 +120,18 @@ class ImageDataModule(LightningDataModule):
         return f"{self.view.evaluation()}, mean {mean}, std {std}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: the names of the classes, for predictions without the data."""
-        return {"classes": self.classes}
+        """What a checkpoint keeps of the data: the names of the classes, for predictions without the data; the epoch
+        and how many of its batches each process has trained on, to go on with the next one."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        batches = loop.epoch_loop.batch_progress.current
+        begun = epochs.started > epochs.processed
+        return {"classes": self.classes, "begun": [epochs.processed, batches.completed if begun else 0]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        epoch, batches = state_dict.get("begun", (0, 0))  # checkpoints of before were written between epochs
+        self.begun = (epoch, batches)
 
     def prepare_data(self) -> None:
         """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
@@ -145,6 +156,9 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Iterable[Batch]:
         assert self.trainer is not None
         batch_size, order = self.per_device(self.trainer), self._order(self.train_size, shuffle=True)
+        # Now, not when the epoch starts: processes that read begin to read with their loader.
+        epoch, batches = self.begun
+        order.begin(epoch, batches * batch_size)
 
         def at(side: int) -> Iterable[Batch]:
             return self._loader(self.reader, "train", replace(self.view, size=side), order, batch_size)

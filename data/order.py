@@ -44,13 +44,18 @@ class EpochOrder:
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size, self.repeats = rank, world_size, repeats
         self.epoch = 0
+        self.begun = (0, 0)
+
+    def begin(self, epoch: int, images: int) -> None:
+        """Leaves out the first `images` of this process in `epoch`, which a run that goes on has seen before."""
+        self.epoch, self.begun = epoch, (epoch, images)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; Lightning calls it before each one, and with the right number after a resumption."""
         self.epoch = epoch
 
     def indices(self) -> np.ndarray:
-        """This process's images of the epoch, in order: (len(self),) int64."""
+        """This process's images of the epoch, in order: int64 (len(self),), or less in an epoch that was begun."""
         return self._whole()[self._mine()]
 
     def keys(self) -> Tensor:
@@ -66,7 +71,8 @@ class EpochOrder:
         return zip(self.indices().tolist(), self.keys().tolist(), strict=True)
 
     def __len__(self) -> int:
-        return len(self._mine())
+        """Images of a whole epoch; Lightning counts those that were seen before as done."""
+        return len(self._places())
 
     def _whole(self) -> np.ndarray:
         if not self.shuffle:
@@ -75,6 +81,11 @@ class EpochOrder:
         return np.repeat(permutation, self.repeats)[: self.size]
 
     def _mine(self) -> np.ndarray:
+        """The places of the whole epoch's order that belong to this process and are still to come."""
+        epoch, images = self.begun
+        return self._places()[images if self.epoch == epoch else 0 :]
+
+    def _places(self) -> np.ndarray:
         """The places of the whole epoch's order that belong to this process."""
         if not self.shuffle:
             return np.arange(self.rank, self.size, self.world_size)

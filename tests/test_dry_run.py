@@ -55,7 +55,7 @@ def test_it_says_what_the_run_takes_and_leaves_nothing_of_it(cli):
         "device-hours",
     ):
         assert words in said
-    megabytes = re.search(r"1 checkpoint of ([\d.]+)MB", said)
+    megabytes = re.search(r"2 checkpoints of ([\d.]+)MB", said)
     assert float(megabytes[1]) == pytest.approx(3 * 4 * counted.parameters / 1e6, rel=0.1)  # weights and two moments
     assert (".beton files" in said) == (loader == "ffcv")
     assert left(outcome.folder) <= LEFT

@@ -198,3 +198,25 @@ def test_augmentation_acts_on_bytes_in_training_alone_and_erasing_on_normalised_
     module.trainer.training = True
     module.on_after_batch_transfer(batch, 0)
     assert seen == [("a", 0, 255, [7, 9]), ("b", -1, 1, [7, 9])]
+
+
+@pytest.mark.parametrize(("read_by", "workers"), [("ffcv", 2), ("torch", 0), ("torch", 2)])
+def test_a_begun_epoch_goes_on_with_the_next_batch_and_the_next_one_is_whole(request, cache, read_by, workers):
+    reader = request.getfixturevalue("ffcv") if read_by == "ffcv" else TorchReader()
+    images = Digits().split("train")
+    order = EpochOrder(len(images), 128, seed=3)
+
+    def labels():
+        return [batch[1].tolist() for batch in batches]
+
+    batches = loader(reader, images, cache, View(8, 1.0), order, batch_size=128, workers=workers)
+    order.set_epoch(2)
+    whole = labels()
+    order.set_epoch(3)
+    following = labels()
+    order.begin(2, 4 * 128)
+    batches = loader(reader, images, cache, View(8, 1.0), order, batch_size=128, workers=workers)
+    assert len(batches) == len(whole)
+    assert labels() == whole[4:]
+    order.set_epoch(3)
+    assert labels() == following

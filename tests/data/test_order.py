@@ -45,3 +45,18 @@ def test_repeated_augmentation_sees_a_third_of_the_images_three_times_and_draws_
     assert len(counts) == 40
     draws = list(order)
     assert len(set(draws)) == len(draws) == len(order) == 120
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_an_epoch_that_was_begun_goes_on_with_the_next_image_and_the_next_epoch_is_whole(world):
+    for order in orders(100, world):
+        whole, draws, size = order.indices(), list(order), len(order)
+        seen = 3 * 12 // world
+        order.set_epoch(1)
+        following = order.indices()
+        order.begin(0, seen)
+        assert len(order) == size  # Lightning counts the batches of before
+        assert np.array_equal(order.indices(), whole[seen:])
+        assert list(order) == draws[seen:]
+        order.set_epoch(1)
+        assert np.array_equal(order.indices(), following)

@@ -1,0 +1,123 @@
+"""What a run that goes on would otherwise lose: means over the epoch that was begun, and the places of its logs."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import wandb
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch import Tensor
+
+from callbacks.interruption import Checkpoints
+
+
+class ContinuedCSV(CSVLogger):
+    """Lightning's CSV logger, which begins its file anew in every process, with a way to keep the rows of before."""
+
+    before: list[str]
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
+            self.before = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        return super().experiment
+
+    def rows(self) -> int:
+        """Rows of metrics so far, all of them written."""
+        self.save()
+        path = Path(self.experiment.metrics_file_path)
+        return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+
+    def go_on(self, rows: int) -> None:
+        """Takes the first `rows` rows of the file that was there."""
+        kept = self.before[: rows + 1]
+        if kept:
+            Path(self.experiment.metrics_file_path).write_text("".join(kept))
+            self.experiment.metrics_keys = kept[0].strip().split(",")
+
+
+class Continuity(Callback):
+    """Keeps in the checkpoint, and puts back, the running means of `self.log(..., on_epoch=True)` and where logs ended.
+
+    Lightning's checkpoints leave the means out: the epoch's training loss would be that of its second part alone.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+        self.begun: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        logs = [logger for logger in trainer.loggers if isinstance(logger, ContinuedCSV)]
+        rows = max((log.rows() for log in logs if trainer.is_global_zero), default=0)
+        step = wandb.run.step if wandb.run is not None else 0
+        checkpoint["continuity"] = {"means": _means(trainer), "csv_rows": rows, "wandb_step": step}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.found = checkpoint.get("continuity")
+        if trainer.is_global_zero:
+            print(f"goes on after step {checkpoint['global_step']}, from {trainer.ckpt_path}", flush=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """For an epoch of which only the end is left."""
+        self.begun = self.found["means"] if self.found is not None else []
+        _add(trainer, self.begun)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Once more: at a process's first batch Lightning begins its means anew."""
+        _add(trainer, self.begun)
+        self.begun = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Here, because this callback stands in front of the one that puts averaged weights in the model's place."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save_the_end(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before training starts: a run that was killed in its test does not train any more."""
+        if self.found is None or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, ContinuedCSV):
+                logger.go_on(self.found["csv_rows"])
+            # Offline W&B counts from 0 again under the same name; online it knows where it was.
+            if isinstance(logger, WandbLogger) and logger.experiment.step < self.found["wandb_step"]:
+                logger.experiment.log({}, step=self.found["wandb_step"])
+
+
+def _means(trainer: Trainer) -> list[dict[str, Any]]:
+    """Sum and weight of every mean over the training epoch so far, of each process."""
+    means = []
+    for metric in trainer.fit_loop.epoch_loop._results.result_metrics:
+        meta = metric.meta
+        if metric.is_tensor and meta.on_epoch and meta.is_mean_reduction and not metric.has_reset:
+            each = torch.zeros(trainer.world_size, 2, dtype=torch.float64, device=metric.value.device)
+            each[trainer.global_rank] = torch.stack([metric.value.double(), metric.cumulated_batch_size.double()])
+            each = cast(Tensor, trainer.strategy.reduce(each, reduce_op="sum"))
+            names = {"fx": meta.fx, "name": meta.name, "prog_bar": meta.prog_bar, "logger": meta.logger}
+            means.append(names | {"on_step": meta.on_step, "sync_dist": meta.sync.should, "each": each.tolist()})
+    return means
+
+
+def _add(trainer: Trainer, means: list[dict[str, Any]]) -> None:
+    """Each process its own part; the first one all of it, if there are others now than there were."""
+    results, device = trainer.fit_loop.epoch_loop._results, trainer.strategy.root_device
+    for mean in means:
+        each = torch.tensor(mean["each"], dtype=torch.float64)
+        same = len(each) == trainer.world_size
+        total, weight = each[trainer.global_rank] if same else each.sum(0) * (trainer.global_rank == 0)
+        key = f"{mean['fx']}.{mean['name']}"
+        if key not in results:
+            known = {name: mean[name] for name in ("fx", "name", "prog_bar", "logger", "on_step", "sync_dist")}
+            zero, sync = torch.zeros((), device=device), trainer.strategy.reduce
+            results.log(**known, value=zero, on_epoch=True, sync_dist_fn=sync, batch_size=0)
+        results[key].value += total.to(results[key].value)
+        results[key].cumulated_batch_size += weight.to(results[key].cumulated_batch_size)

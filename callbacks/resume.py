@@ -1,0 +1,56 @@
+"""Which run goes on: `resume=auto` finds the newest one of the same configuration, and its newest whole checkpoint."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from callbacks.checkpoint import newest_first, newest_whole
+from infvit.compare import Result, UnreadableResultError
+from infvit.errors import UsageError
+
+CHECKPOINTS = "checkpoints"
+
+
+def run_folder(fresh: str, config_hash: str, resume: str | None) -> str:
+    """The folder of the run: `fresh`, or with resume=auto the newest one beside it of the same configuration.
+
+    It has to be finished or to hold a checkpoint.
+    """
+    if resume != "auto":
+        return fresh
+    results = sorted(Path(fresh).parent.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in results:
+        try:
+            result = Result.read(path)
+        except UnreadableResultError:
+            continue
+        same = result.extra.get("config_hash") == config_hash
+        if same and (result.status == "finished" or newest_first(path.parent / CHECKPOINTS)):
+            return str(path.parent)
+    return fresh
+
+
+def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
+    """The checkpoint that `resume` asks for; None to start anew.
+
+    The jobs of a sweep always go on from what their folder holds, so that the same command again loses nothing.
+    """
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    folder = run_dir / CHECKPOINTS
+    if cfg.resume == "auto" or (sweep and newest_first(folder)):
+        found = newest_whole(folder)
+        return str(found) if found else None
+    if cfg.resume is None and newest_first(folder):
+        raise UsageError(
+            f"{run_dir} holds checkpoints of an earlier run: go on with it by resume=auto, or give another folder"
+        )
+    return cfg.resume
+
+
+def wandb_id() -> str | None:
+    """The W&B run that this run's folder has already, so that its curves go on; None for a new one."""
+    runs = Path(HydraConfig.get().runtime.output_dir, "wandb").glob("*run-*-*")
+    newest = max((run.name.partition("run-")[2] for run in runs), default=None)
+    return newest.partition("-")[2] if newest else None

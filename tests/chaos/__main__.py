@@ -1,0 +1,44 @@
+"""`python -m tests.chaos [HARNESS [options]]`: breaks things, says what survived, exits with 1 if anything did not."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+import time
+
+import tests.chaos
+from tests.chaos import Fault
+
+HARNESSES = sorted(m.name for m in pkgutil.iter_modules(tests.chaos.__path__) if not m.name.startswith("_"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    chosen = parser.add_subparsers(dest="harness", metavar="HARNESS", help=", ".join(HARNESSES))
+    modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in HARNESSES}
+    for name, module in modules.items():
+        module.arguments(chosen.add_parser(name, description=module.__doc__))
+    words = sys.argv[1:]
+    names = [parser.parse_args(words).harness] if words else HARNESSES
+    tried: dict[tuple[str, str], list[Fault]] = {}
+    for name in names:
+        since = time.monotonic()
+        options = parser.parse_args(words or [name])
+        for fault in modules[name].run(options):
+            tried.setdefault((name, fault.kind), []).append(fault)
+            print(f"{name}: {fault.kind}: {f'LOST {fault.lost}' if fault.lost else 'survived'}", flush=True)
+        print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
+    print("\n".join(table(tried)))
+    return int(any(fault.lost for faults in tried.values() for fault in faults))
+
+
+def table(tried: dict[tuple[str, str], list[Fault]]) -> list[str]:
+    """In Markdown: one row a kind of fault, and one for all."""
+    rows = [(*names, len(faults), sum(bool(f.lost) for f in faults)) for names, faults in tried.items()]
+    rows.append(("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    lines = ["", "| harness | fault | tried | survived | lost |", "|---|---|---|---|---|"]
+    return lines + [f"| {name} | {kind} | {n} | {n - lost} | {lost} |" for name, kind, n, lost in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""`kill -9` at random moments of a run, and at chosen ones of a checkpoint's writing; each time the run goes on.
+
+In the end weights, optimizer, averaged weights, curves, metrics and the CSV log equal those of a run that nothing
+interrupted, bit by bit. A run is a process of its own, forked from this one, which has imported everything.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train
+from callbacks import checkpoint, failures
+from tests.chaos import Fault
+
+RUN = [
+    "experiment=digits",
+    "data/loader=torch",
+    "logger=csv",
+    "size.depth=2",
+    "size.dim=32",
+    "recipe.epochs=3",
+    "recipe.warmup_epochs=1",
+    "recipe.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}",
+    "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}",
+    "recipe.drop_path=0.2",
+    "trainer.log_every_n_steps=3",
+    "checkpoint.every_minutes=0.003",
+    "hydra.run.dir=run",
+    "resume=auto",
+]
+
+CLOCKS = {"images_per_second"}
+"""Columns that no two runs have in common."""
+
+WRITING = ("write", "fsync", "rename", "symlink_to")
+"""Where a process kills itself: after some bytes, before they are flushed to the disk, before each of the renamings."""
+RANDOM = "kill -9 at a random moment"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--times", type=int, default=20, help="kills at random moments")
+    parser.add_argument("--writing", type=int, default=len(WRITING), help="of the moments of a checkpoint's writing")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+
+
+def run(options: argparse.Namespace) -> Iterator[Fault]:
+    draws = random.Random(options.seed)
+    os.environ["WANDB_MODE"] = "offline"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        since = time.monotonic()
+        finish(start(folder / "whole"))
+        seconds = time.monotonic() - since
+        whole = left(folder / "whole" / "run")
+        kills = 0
+        while kills < options.times:
+            trial = folder / f"kill{kills}"
+            begun: list[int] = []
+            while kills + len(begun) < options.times and kill_after(start(trial), draws.uniform(0, seconds)):
+                begun.append(newest(trial))
+            finish(start(trial))
+            lost = difference(whole, left(trial / "run"))
+            for step in begun:
+                yield Fault(RANDOM, lost or forgotten(trial, step))
+            kills += len(begun)
+        for place in WRITING[: options.writing]:
+            trial = folder / place
+            _, status = os.waitpid(start(trial, in_writing(place, draws.randint(2, 5))), 0)
+            killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            step = newest(trial)
+            finish(start(trial))
+            lost = difference(whole, left(trial / "run")) if killed else "the kill"
+            yield Fault(f"kill -9 in a checkpoint's {place}", lost or forgotten(trial, step))
+
+
+def start(folder: Path, first: Callable[[], None] = lambda: None) -> int:
+    """The id of a process that trains in `folder`, after doing `first`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        os.chdir(folder)
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        first()
+        sys.argv = ["train.py", *RUN]
+        failures.run(train.train)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def finish(process: int) -> None:
+    _, status = os.waitpid(process, 0)
+    if status:
+        raise RuntimeError(f"the run that should have finished ended with status {status}: see output.txt")
+
+
+def kill_after(process: int, seconds: float) -> bool:
+    """Whether the process still ran by then, and was killed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def newest(trial: Path) -> int:
+    """Steps of the newest checkpoint, 0 if there is none."""
+    found = checkpoint.newest_first(trial / "run" / "checkpoints")
+    named = checkpoint.NAME.fullmatch(found[0].name) if found else None
+    return int(named[1]) if named else 0
+
+
+def forgotten(trial: Path, step: int) -> str | None:
+    """A run that starts from its beginning ends equal too, but loses what was trained."""
+    said = (trial / "output.txt").read_text()
+    known = f"goes on after step {step}, " in said or "is finished; delete" in said  # killed after all was done
+    return f"step {step}" if step and not known else None
+
+
+def in_writing(place: str, count: int) -> Callable[[], None]:
+    """Makes a process kill itself at a place of its `count`-th checkpoint."""
+    owner: Any = {"write": checkpoint._Hashed, "fsync": os}.get(place, Path)
+    real, seen = getattr(owner, place), 0
+
+    def fatal(*args: Any) -> Any:
+        nonlocal seen
+        ours = owner is not Path or str(args[0]).endswith(".part")
+        seen += ours and (place != "write" or not args[0].file.tell())
+        if seen >= count and ours and (place != "write" or args[0].file.tell() > 20_000):
+            if place == "write":
+                args[0].file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    return lambda: setattr(owner, place, fatal)
+
+
+def left(run: Path) -> dict[str, Any]:
+    """All that must not depend on interruptions."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    result = json.loads((run / "result.json").read_text())
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    return {
+        "weights": content["state_dict"],
+        "trained weights": content["current_model_state"],
+        "optimizer": content["optimizer_states"],
+        "schedule": content["lr_schedulers"],
+        "status": result["status"],
+        "metrics": result["metrics"],
+        "curves": result["curves"],
+        "CSV log": [{name: text for name, text in row.items() if name not in CLOCKS and text} for row in rows],
+    }
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """What differs, by name."""
+    return ", ".join(name for name in ours if not same(ours[name], theirs[name])) or None
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

@@ -1,0 +1,177 @@
+"""Runs that are stopped, killed or damaged go on where they were; a checkpoint is whole or known to be damaged."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks import checkpoint
+from callbacks.interruption import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
+RUN = [*SMALL, "recipe.epochs=2", "trainer.log_every_n_steps=1"]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """`signals(SIGTERM, 5)`: the process sends itself the signal at the start of its 5th batch."""
+
+    def send(number: int, batch: int) -> None:
+        real, begun = Checkpoints.on_train_batch_start, 0
+
+        def then(self, *arguments):
+            nonlocal begun
+            begun += 1
+            if begun == batch:
+                os.kill(os.getpid(), number)
+            real(self, *arguments)
+
+        monkeypatch.setattr(Checkpoints, "on_train_batch_start", then)
+
+    return send
+
+
+def history(run: Path) -> list[tuple[int, int]]:
+    """(W&B's step, the trainer's step) of every row of an offline run."""
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", run]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line]
+    return [(row["_step"], row["trainer/global_step"]) for row in rows if "trainer/global_step" in row]
+
+
+def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_the_same_curves(cli, signals):
+    signals(signal.SIGTERM, 15)
+    stopped = cli("train", *RUN)
+    assert stopped.code == 128 + signal.SIGTERM
+    (folder,) = stopped.runs()
+    (line,) = [line for line in stopped.out.splitlines() if line.startswith("SIGTERM after step 14 (epoch 2 of 2)")]
+    assert result(folder)["status"] == "failed"
+    assert "resume=auto" in result(folder)["error"]
+    _, script, *arguments = shlex.split(line.rpartition("go on with: ")[2])
+    assert script == "train.py"
+
+    resumed = cli("train", *arguments)
+    assert resumed.code == 0, resumed.err
+    assert resumed.runs() == [folder]
+    assert "goes on after step 14" in resumed.out
+    assert result(folder)["status"] == "finished"
+    assert [point["epoch"] for point in result(folder)["curves"]] == [0, 1]
+    first, second = sorted(folder.glob("wandb/offline-run-*"))
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+    before, after = history(first), history(second)
+    assert after[0][0] == before[-1][0] + 1
+    steps = [step for _, step in before + after]
+    assert steps == sorted(steps)
+    assert steps[-1] == 22
+
+    again = cli("train", *arguments)
+    assert again.code == 0
+    assert "skipped" in again.out
+
+
+def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals, tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "417")
+    signals(signal.SIGUSR1, 2)
+    stopped = cli("train", *RUN, "logger=csv")
+    assert stopped.code == 128 + signal.SIGUSR1
+    assert "SIGUSR1 after step 1 " in stopped.out
+    assert asked.read_text() == "requeue 417\n"
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, signals):
+    signals(signal.SIGTERM, 5)
+    run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
+    assert cli("train", *run).code == 143
+    newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
+    assert Path("run/checkpoints/last.ckpt").resolve() == newest
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # as disks do
+    newest.write_bytes(content)
+    os.utime(newest)
+    resumed = cli("train", *run)
+    assert resumed.code == 0, resumed.err
+    assert f"{newest} is damaged" in resumed.out
+    assert f"goes on after step 3, from {before}" in resumed.out
+    assert len(checkpoint.newest_first(Path("run/checkpoints"))) == 2
+    assert not list(Path("run/checkpoints").glob("*.part"))
+
+
+def test_a_folder_of_another_run_is_refused(cli, signals):
+    run = [*RUN, "logger=csv", "hydra.run.dir=run"]
+    signals(signal.SIGTERM, 2)
+    assert cli("train", *run).code == 143
+    before = Path("run/result.json").read_text()
+    for more, says in ([], "resume=auto"), (["seed=1", "resume=auto"], "another configuration"):
+        refused = cli("train", *run, *more)
+        assert refused.code == 2
+        assert says in refused.err
+        assert "Traceback" not in refused.err
+    Path("run/result.json").write_text(before)
+    with Path("run/.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused = cli("train", *run, "resume=auto")
+        assert refused.code == 2
+        assert "a run that is running" in refused.err
+    assert cli("train", *run, "resume=auto").code == 0
+
+
+def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_next_job(cli, signals):
+    signals(signal.SIGTERM, 22 + 5)
+    sweep = ["-m", *RUN, "logger=csv", "model=vit", "seed=0,1"]
+    stopped = cli("train", *sweep)
+    assert stopped.code == 143
+    assert "the sweep's command, again" in stopped.out
+    resumed = cli("train", *sweep)
+    assert resumed.code == 0, resumed.err
+    assert "skipped: vit seed 0 is finished" in resumed.out
+    assert "goes on after step 4, " in resumed.out
+    assert [result(folder)["status"] for folder in resumed.runs()] == ["finished", "finished"]
+
+
+class Malice:
+    """What an attacker would pickle: a call that leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "optimizer_states", "callbacks", "RunRecord"])
+def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
+    ran = tmp_path / "ran"
+    path = tmp_path / "theirs.ckpt"
+    torch.save({"state_dict": {}, place: Malice(ran)}, path)
+    for arguments in (["train", *RUN, "logger=csv", f"resume={path}"], ["eval", f"ckpt={path}"]):
+        refused = cli(*arguments)
+        assert refused.code == 2
+        assert str(path) in refused.err
+    assert not ran.exists()
+    torch.load(path, weights_only=False)  # it would have
+    assert ran.exists()
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened():
+    command = [sys.executable, "-m", "tests.chaos", "kill", "--times", "1", "--writing", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 2 | 2 | 0 |" in done.stdout
