@@ -1,0 +1,108 @@
+"""What goes wrong in a run: it goes on where it can, and ends in one line that says what to do where it cannot."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from callbacks import checkpoint, non_finite
+from callbacks.interruption import Checkpoints
+from infvit.attention import SoftmaxAttention
+from infvit.vit import VisionTransformer
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["experiment=digits", "data/loader=torch", "logger=csv", "size.depth=2", "size.dim=16"]
+RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
+"""11 steps of 128 images."""
+
+
+def result() -> dict:
+    return json.loads(Path("run/result.json").read_text())
+
+
+@pytest.fixture
+def at_batch(monkeypatch):
+    """`at_batch(5, act)`: `act(module, batch)` at the start of the run's 5th batch, and of what follows it."""
+
+    def act_then(first: int, act, last: float = float("inf")) -> None:
+        real = Checkpoints.on_train_batch_start
+
+        def then(self, trainer, module, batch, index):
+            if first <= index + 1 <= last:
+                act(module, batch)
+            real(self, trainer, module, batch, index)
+
+        monkeypatch.setattr(Checkpoints, "on_train_batch_start", then)
+
+    return act_then
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(cli, at_batch):
+    before = []
+    seen = []
+
+    def poison(module, batch):
+        before.append([p.detach().clone() for p in module.parameters()])
+        batch[0][0, 0, 0, 0] = torch.inf
+
+    def look(module, _):
+        seen.append(all(torch.equal(a, b) for a, b in zip(before[0], module.parameters(), strict=True)))
+
+    at_batch(4, poison, last=4)
+    at_batch(5, look)
+    done = cli("train", *RUN)
+    assert done.code == 0, done.err
+    assert "step 4: loss or gradient is not finite, the step is skipped" in done.out
+    assert seen[0]
+    assert not any(seen[1:])
+    assert result()["status"] == "finished"
+    assert 0 < result()["curves"][0]["train/loss"] < 3
+    header, *rows = (line.split(",") for line in Path("run/metrics.csv").read_text().splitlines())
+    assert [row[header.index("steps_skipped")] for row in rows if row[header.index("steps_skipped")]] == ["1.0"]
+
+
+def test_many_in_a_row_end_the_run_and_name_the_layer_and_leave_batch_and_weights(cli, at_batch):
+    def break_layer(module, _):
+        module.net.blocks[1].mlp.register_forward_hook(lambda *call: call[-1] / 0)
+
+    at_batch(5, break_layer, last=5)
+    ended = cli("train", *RUN, "callbacks.non_finite.stop_after=3")
+    left = result()
+    assert left["status"] == "diverged"
+    assert "in 3 steps in a row, up to step 7; it began in the output of blocks.1.mlp (" in left["error"]
+    assert left["error"] in ended.out
+    batch = torch.load("run/checkpoints/offending_batch_rank0.pt", weights_only=True)
+    assert batch["images"].shape == (128, 3, 8, 8)
+    weights = checkpoint.read_checkpoint("run/checkpoints/last.ckpt")["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_gradient_that_is_not_finite_is_found_where_it_begins():
+    net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
+    images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
+    assert non_finite.origin(net, images, labels) is None
+    net.blocks[0].register_forward_hook(lambda *call: call[-1] + 0 * (call[-1] - call[-1].detach()).sqrt())
+    assert "blocks.0" in non_finite.origin(net, images, labels)
+
+
+def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same():
+    def trained(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        for step in range(4):
+            if fused and step == 1:
+                non_finite.skip_on_device(optimizer)  # as when a run goes on
+            optimizer.zero_grad()
+            F.mse_loss(net(torch.ones(3, 4)), torch.ones(3, 2)).backward()
+            bad = step == 2
+            if fused and step:
+                optimizer.found_inf = torch.tensor(float(bad))
+            elif bad:
+                continue
+            optimizer.step()
+        return net.weight.detach()
+
+    torch.testing.assert_close(trained(fused=True), trained(fused=False))
