@@ -26,11 +26,41 @@ NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones."""
+    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones.
+
+    A disk that is full, or fails, leaves them too: a warning, once, and the run goes on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: str | None = None
+        """Why the last checkpoint is not on the disk, None if it is."""
+        self.warned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
         path = Path(path)
+        self.failed = None
+        try:
+            self._write(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            self.failed = cause.strerror or str(cause)
+            for part in path.parent.glob("*.part"):
+                part.unlink()
+            if not self.warned:
+                self.warned = True
+                print(
+                    f"checkpoint {path.name} cannot be written ({self.failed}): training goes on and tries again, the "
+                    f"checkpoints from before stay; make room in {path.parent}",
+                    flush=True,
+                )
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         folder = path.parent
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

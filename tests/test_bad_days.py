@@ -1,6 +1,7 @@
 """What goes wrong in a run: it goes on where it can, and ends in one line that says what to do where it cannot."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,28 @@ def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same
         return net.weight.detach()
 
     torch.testing.assert_close(trained(fused=True), trained(fused=False))
+
+
+def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_checkpoints_from_before(cli, at_batch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = []
+
+    def fill(*_):
+        before.extend(checkpoint.newest_first(Path("run/checkpoints")))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    at_batch(5, fill, last=5)
+    try:
+        done = cli("train", *RUN, "checkpoint.every_minutes=0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.code == 0, done.err
+    assert result()["status"] == "finished"
+    (line,) = [line for line in done.out.splitlines() if "cannot be written" in line]
+    assert "File too large" in line
+    assert checkpoint.newest_first(Path("run/checkpoints")) == before
+    assert len(before) == checkpoint.KEPT
+    for path in before:
+        checkpoint.read_checkpoint(path)
+    assert Path("run/checkpoints/last.ckpt").resolve() == before[0].resolve()
+    assert not list(Path("run/checkpoints").glob("*.part"))
