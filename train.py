@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from callbacks import failures
+from callbacks import accidents, failures
 from callbacks.checkpoint import matching_checkpoint
 from callbacks.devices import check_batch, check_devices, workers_of_this_job
 from callbacks.dry_run import rehearse
@@ -64,9 +64,10 @@ def train(cfg: DictConfig) -> float | None:
         record.announce(module)
         for logger in loggers:
             logger.log_hyperparams(resolvers.plain(cfg))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if record.result.status == "running" and data.tests:
-            trainer.test(module, datamodule=data, verbose=False)
+        with accidents.told(trainer, module, data):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if record.result.status == "running" and data.tests:
+                trainer.test(module, datamodule=data, verbose=False)
     return score(record.result)
 
 

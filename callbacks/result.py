@@ -183,6 +183,11 @@ class RunRecord(Callback):
         """To be called by whoever ends the training because it leads nowhere."""
         self.result.status, self.result.error = "diverged", line
 
+    def failed(self, line: str) -> None:
+        """To be called by whoever ends this process without an exception."""
+        self.result.status, self.result.error = "failed", line
+        self.write()
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.result.metrics |= {name: v for name, v in metrics.items() if name.startswith(("val/", "test/"))}

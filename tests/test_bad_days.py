@@ -1,7 +1,13 @@
 """What goes wrong in a run: it goes on where it can, and ends in one line that says what to do where it cannot."""
 
 import json
+import multiprocessing
+import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +17,23 @@ from torch.nn import functional as F
 from callbacks import checkpoint, non_finite
 from callbacks.interruption import Checkpoints
 from infvit.attention import SoftmaxAttention
+from infvit.module import Classifier
 from infvit.vit import VisionTransformer
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["experiment=digits", "data/loader=torch", "logger=csv", "size.depth=2", "size.dim=16"]
 RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
 """11 steps of 128 images."""
+
+
+def complaint(outcome) -> str:
+    """The one line, which result.json has too."""
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert result()["status"] == "failed"
+    assert result()["error"] == line.removeprefix("error: ")
+    return line
 
 
 def result() -> dict:
@@ -132,3 +149,60 @@ def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_che
         checkpoint.read_checkpoint(path)
     assert Path("run/checkpoints/last.ckpt").resolve() == before[0].resolve()
     assert not list(Path("run/checkpoints").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (
+            "training_step",
+            ["of 32 images a device", "batch_size=64, 1 × 2", "accumulate_grad_batches=4 ", "16 images"],
+        ),
+        ("validation_step", ["256 images", "data.module.eval_batch_size=128"]),
+    ],
+)
+def test_out_of_memory_says_what_keeps_the_recipes_batch(cli, monkeypatch, step, says):
+    monkeypatch.setattr(Classifier, step, lambda *_: torch.empty(2**48))
+    line = complaint(cli("train", *RUN, "recipe.batch_size=64", "trainer.accumulate_grad_batches=2"))
+    for words in ["out of memory", *says]:
+        assert words in line
+
+
+def test_a_reading_process_that_dies_is_one_line(cli, at_batch):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(5)  # until torch's handler of the signal raises
+
+    at_batch(3, kill, last=3)
+    line = complaint(cli("train", *RUN, "data.module.workers=1"))
+    assert "a process that reads images died" in line
+    assert "Killed" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tmp_path, data_cache, rank):
+    environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
+    arguments = [*RUN, "trainer=ddp_cpu", "recipe.epochs=10000", "checkpoint.every_minutes=0"]
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        try:
+            while not list(tmp_path.glob("run/checkpoints/step*.ckpt")):
+                assert first.poll() is None, (tmp_path / "said").read_text()
+                time.sleep(0.1)
+            (second,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+            os.kill([first.pid, second][rank], signal.SIGKILL)
+            code = first.wait(timeout=120)
+            while Path(f"/proc/{second}").exists():
+                time.sleep(0.1)
+        finally:
+            first.kill()
+    if rank:
+        assert code == 2
+        assert f"error: rank 1 (process {second} on " in (tmp_path / "said").read_text()
+        left = json.loads((tmp_path / "run/result.json").read_text())
+        assert left["status"] == "failed"
+        assert "was killed by SIGKILL: all ranks stop" in left["error"]
+    else:
+        assert code == -signal.SIGKILL
