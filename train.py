@@ -19,6 +19,7 @@ from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
 from callbacks.resume import checkpoint_to_go_on_from
 from callbacks.sweep import score
+from callbacks.targets import check_targets
 from conf import resolvers
 from data.datamodule import ImageDataModule
 from infvit.module import Classifier
@@ -37,6 +38,7 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 
 def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model, on a machine that has what is asked for."""
+    check_targets(cfg)
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
     if cfg.threads:

@@ -99,8 +99,8 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     done = threading.Event()
     before = subprocess_script._launch_process_observer
 
-    def observe(processes: list[subprocess.Popen]) -> None:
-        threading.Thread(target=_observe, args=(processes, done, trainer), daemon=True).start()
+    def observe(child_processes: list[subprocess.Popen]) -> None:
+        threading.Thread(target=_observe, args=(child_processes, done, trainer), daemon=True).start()
 
     subprocess_script._launch_process_observer = observe
     try:

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.targets import check_stored
 from infvit.errors import UsageError
 
 LAST = "last.ckpt"
@@ -156,13 +157,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
-    """The folder of the run that wrote a checkpoint, and the run's composed config."""
+    """The folder of the run that wrote a checkpoint, and the run's composed config, which calls what a run may call."""
     folders = Path(checkpoint).resolve().parents[:2]
     found = next((folder for folder in folders if (folder / ".hydra" / "config.yaml").is_file()), None)
     if not Path(checkpoint).is_file() or found is None:
         missing = "does not exist" if not Path(checkpoint).is_file() else "lies in no run folder (.hydra/config.yaml)"
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
-    return found, cast(DictConfig, OmegaConf.load(found / ".hydra" / "config.yaml"))
+    path = found / ".hydra" / "config.yaml"
+    config = cast(DictConfig, OmegaConf.load(path))
+    check_stored(config, path)
+    return found, config
 
 
 def matching_checkpoint(path: str | None, module: LightningModule) -> str | None:
