@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from callbacks import checkpoint, non_finite
@@ -38,6 +39,10 @@ def complaint(outcome) -> str:
 
 def result() -> dict:
     return json.loads(Path("run/result.json").read_text())
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
 @pytest.fixture
@@ -206,3 +211,37 @@ def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tm
         assert "was killed by SIGKILL: all ranks stop" in left["error"]
     else:
         assert code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("damage", "says"), [(Path.unlink, "cannot be read"), (cut_short, "has changed")])
+def test_images_that_vanish_or_change_while_they_are_read_are_one_line(cli, at_batch, tmp_path, workers, damage, says):
+    for split in ("train", "val"):
+        for shade, name in ((40, "dark"), (200, "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(16):
+                Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    images = [*(tmp_path / "images").rglob("*.png")]
+    at_batch(2, lambda *_: [damage(path) for path in images if path.is_file()], last=2)
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", f"data.module.workers={workers}"]
+    line = complaint(cli("train", *RUN, *data, "recipe.batch_size=2"))
+    assert says in line
+    assert ".png" in line
+    assert len(line) < 400
+
+
+def test_a_mapped_file_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
+    pytest.importorskip("ffcv")
+    path = tmp_path / "cut.beton"
+    path.write_bytes(bytes(2**20))
+    reads = (
+        "import sys, numpy; from pathlib import Path; from data.bus_error import tell\n"
+        "path = Path(sys.argv[1]); tell(path); content = numpy.memmap(path)\n"
+        "path.open('r+').truncate(4096); print(content.sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", reads, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    for words in ("error: ", "was cut short", str(path)):
+        assert words in line
