@@ -47,9 +47,9 @@ def check_targets(cfg: DictConfig) -> None:
 def check_stored(cfg: DictConfig, path: Path) -> None:
     """Raises UsageError if the config of a run on disk calls anything but `STORED`, under whatever name."""
     for place, target in _targets(cfg):
-        found, home = _found(target), _home(target)
+        found = _found(target)
         ours = target.startswith((*OURS, "timm.optim.")) or isinstance(found, type)
-        if not (ours and target.startswith(STORED) and home.startswith(HOMES) and _root(home) == _root(target)):
+        if not (ours and target.startswith(STORED) and _home(target).startswith(HOMES)):
             raise UsageError(
                 f"{path} has {place}={target}, which the config of a run may not call: expected a class or function in "
                 f"{', '.join(OURS)} torch, timm or lightning; is it a run that you know?"
