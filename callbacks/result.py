@@ -20,7 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.checkpoint import newest_first
 from callbacks.failures import one_line
+from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
@@ -98,7 +100,7 @@ class RunRecord(Callback):
             print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
 
     def _claim(self, run_dir: Path, configuration: str) -> None:
-        """Makes the folder this run's; UsageError if another one runs in it or has left its result there."""
+        """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
         if not self.writes:
             return
         holder = hold(run_dir)
@@ -109,7 +111,7 @@ class RunRecord(Callback):
             )
         with contextlib.suppress(FileNotFoundError, UnreadableResultError):
             found = Result.read(self.path).extra.get("config_hash")
-            if found != configuration:
+            if found != configuration and newest_first(run_dir / CHECKPOINTS):
                 release(run_dir)
                 raise UsageError(
                     f"{run_dir} is the folder of a run of another configuration, {found}, and this one is "

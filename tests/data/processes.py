@@ -1,4 +1,4 @@
-"""What each process of test_processes does: a module of its own, because new processes import it by name."""
+"""What each process of test_processes does."""
 
 import os
 from functools import partial
@@ -26,11 +26,11 @@ class Recording(ImageDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
         if len(batch) == 3:
-            self.seen = getattr(self, "seen", {}) | dict(zip(batch[2].tolist(), images, strict=True))
+            self.taken = getattr(self, "taken", {}) | dict(zip(batch[2].tolist(), images, strict=True))
         return images, labels
 
 
-def run(reader: object, cache: Path, world: int = 1) -> dict:
+def run(cache: Path, world: int = 1) -> dict:
     """Initial weights, what an epoch trains on, and what the untrained model scores in this process."""
     seed_run(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
@@ -38,7 +38,7 @@ def run(reader: object, cache: Path, world: int = 1) -> dict:
     data = Recording(
         "d",
         Digits(VALIDATION / 1797),
-        reader,  # type: ignore[arg-type]
+        TorchReader(),
         View(8, crop_scale=(0.3, 1.0), flip=True),
         batch_size=72,
         cache_dir=str(cache),
@@ -67,19 +67,16 @@ def run(reader: object, cache: Path, world: int = 1) -> dict:
     )
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
-    return {"rank": trainer.global_rank, "weights": weights, "seen": data.seen, "metrics": metrics}
+    return {"rank": trainer.global_rank, "weights": weights, "images": data.taken, "metrics": metrics}
 
 
 def sgd(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(net.parameters(), lr)
 
 
-def process(rank: int, world: int, port: int, ffcv: bool, folder: Path) -> None:
+def process(rank: int, world: int, port: int, folder: Path) -> None:
     """One of `world` processes; leaves what `run` gives in `folder`."""
     torch.set_num_threads(1)
     place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
-    if ffcv:
-        from data.ffcv_loader import FFCVReader
-    reader = FFCVReader() if ffcv else TorchReader()
-    torch.save(run(reader, folder, world), folder / f"{rank}.pt")
+    torch.save(run(folder, world), folder / f"{rank}.pt")

@@ -5,7 +5,6 @@ import socket
 import pytest
 import torch
 
-from data.torch_loader import TorchReader
 from tests.data import processes
 
 
@@ -15,27 +14,28 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.mark.parametrize(("world", "ffcv"), [(2, True), (3, False)], ids=["2-ffcv", "3-torch"])
-def test_processes_see_what_one_sees(world, ffcv, tmp_path):
-    reader = TorchReader()
-    if ffcv:
-        pytest.importorskip("ffcv")
-        from data.ffcv_loader import FFCVReader
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return processes.run(tmp_path_factory.mktemp("alone"))
 
-        reader = FFCVReader()
-    alone = processes.run(reader, tmp_path)
-    torch.multiprocessing.spawn(processes.process, (world, free_port(), ffcv, tmp_path), nprocs=world)
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_see_what_one_sees(world, alone, tmp_path):
+    # Forked: to import everything anew takes each process many seconds.
+    torch.multiprocessing.start_processes(
+        processes.process, (world, free_port(), tmp_path), nprocs=world, start_method="fork"
+    )
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     assert [part["rank"] for part in parts] == list(range(world))
     assert all(torch.equal(part["weights"], alone["weights"]) for part in parts)
 
     seen = {}
     for part in parts:
-        assert not seen.keys() & part["seen"].keys()
-        seen |= part["seen"]
-    assert len({len(part["seen"]) for part in parts}) == 1
-    assert seen.keys() == alone["seen"].keys()
-    assert all(torch.equal(seen[key], pixels) for key, pixels in alone["seen"].items())
+        assert not seen.keys() & part["images"].keys()
+        seen |= part["images"]
+    assert len({len(part["images"]) for part in parts}) == 1
+    assert seen.keys() == alone["images"].keys()
+    assert all(torch.equal(seen[key], pixels) for key, pixels in alone["images"].items())
 
     for part in parts:
         assert part["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
