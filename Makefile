@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 
-.PHONY: setup demo test browser lint bench clean
+.PHONY: setup demo test browser lint bench chaos clean
 
 setup: $(VENV)/.installed
 
@@ -74,6 +74,11 @@ bench: setup
 	$(PYTHON) eval.py eval=highres resolution=4096 'ways=[training]'
 	$(PYTHON) eval.py eval=highres 'models=[vit,vit_unfused,infvit]' 'ways=[dense]' 'resolution=[2048,4096,9216]' time_limit=60
 	$(PYTHON) eval.py eval=highres resolution=32768 'ways=[streamed]' size.depth=2 size.dim=512 size.heads=8
+
+# Kills runs at random moments and while they write, and preempts them under a real SLURM where there is one (as root, with
+# slurm-wlm and munge), about 10 minutes; ends with a table of what was tried and what was lost.
+chaos: setup
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.chaos
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

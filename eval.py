@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from callbacks import failures
 from callbacks.devices import workers_of_this_job
 from callbacks.measurement import log_measurement
+from callbacks.targets import check_targets
 from conf.subjects import Subjects
 from train import build
 
@@ -24,6 +25,7 @@ from train import build
 @failures.sweep_goes_on
 def evaluate(cfg: DictConfig) -> Any:
     """One measurement; returns its figure, which sweepers may maximise."""
+    check_targets(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from callbacks import failures
+from callbacks import accidents, failures
 from callbacks.checkpoint import matching_checkpoint
 from callbacks.devices import check_batch, check_devices, workers_of_this_job
 from callbacks.dry_run import rehearse
@@ -19,6 +19,7 @@ from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
 from callbacks.resume import checkpoint_to_go_on_from
 from callbacks.sweep import score
+from callbacks.targets import check_targets
 from conf import resolvers
 from data.datamodule import ImageDataModule
 from infvit.module import Classifier
@@ -37,6 +38,7 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 
 def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model, on a machine that has what is asked for."""
+    check_targets(cfg)
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
     if cfg.threads:
@@ -64,9 +66,10 @@ def train(cfg: DictConfig) -> float | None:
         record.announce(module)
         for logger in loggers:
             logger.log_hyperparams(resolvers.plain(cfg))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if record.result.status == "running" and data.tests:
-            trainer.test(module, datamodule=data, verbose=False)
+        with accidents.told(trainer, module, data):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if record.result.status == "running" and data.tests:
+                trainer.test(module, datamodule=data, verbose=False)
     return score(record.result)
 
 

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.targets import check_stored
 from infvit.errors import UsageError
 
 LAST = "last.ckpt"
@@ -26,11 +27,41 @@ NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones."""
+    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones.
+
+    A disk that is full, or fails, leaves them too: a warning, once, and the run goes on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: str | None = None
+        """Why the last checkpoint is not on the disk, None if it is."""
+        self.warned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
         path = Path(path)
+        self.failed = None
+        try:
+            self._write(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            self.failed = cause.strerror or str(cause)
+            for part in path.parent.glob("*.part"):
+                part.unlink()
+            if not self.warned:
+                self.warned = True
+                print(
+                    f"checkpoint {path.name} cannot be written ({self.failed}): training goes on and tries again, the "
+                    f"checkpoints from before stay; make room in {path.parent}",
+                    flush=True,
+                )
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         folder = path.parent
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -126,13 +157,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
-    """The folder of the run that wrote a checkpoint, and the run's composed config."""
+    """The folder of the run that wrote a checkpoint, and the run's composed config, which calls what a run may call."""
     folders = Path(checkpoint).resolve().parents[:2]
     found = next((folder for folder in folders if (folder / ".hydra" / "config.yaml").is_file()), None)
     if not Path(checkpoint).is_file() or found is None:
         missing = "does not exist" if not Path(checkpoint).is_file() else "lies in no run folder (.hydra/config.yaml)"
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
-    return found, cast(DictConfig, OmegaConf.load(found / ".hydra" / "config.yaml"))
+    path = found / ".hydra" / "config.yaml"
+    config = cast(DictConfig, OmegaConf.load(path))
+    check_stored(config, path)
+    return found, config
 
 
 def matching_checkpoint(path: str | None, module: LightningModule) -> str | None:

@@ -52,8 +52,8 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause = error.__cause__
         return one_line(cause) or _joined(str(error))
-    if isinstance(error, UsageError):
-        return _joined(str(error))
+    if isinstance(error, UsageError):  # of a process that reads images with its traceback, as torch hands it on
+        return _joined(str(error).rpartition(f"{UsageError.__module__}.UsageError: ")[2])
     if isinstance(error, Interrupted):
         return error.line
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

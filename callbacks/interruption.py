@@ -149,9 +149,11 @@ class Checkpoints(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""
         number = self.signal or signal.SIGTERM
+        failed = getattr(trainer.strategy.checkpoint_io, "failed", None)
+        written = f"the checkpoint cannot be written ({failed})" if failed else "the checkpoint is written"
         line = (
             f"{signal.Signals(number).name} after step {trainer.global_step} (epoch {trainer.current_epoch + 1} of "
-            f"{trainer.max_epochs}): the checkpoint is written; go on with: {command()}"
+            f"{trainer.max_epochs}): {written}; go on with: {command()}"
         )
         if trainer.is_global_zero:
             print(line, flush=True)

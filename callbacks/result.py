@@ -176,10 +176,18 @@ class RunRecord(Callback):
         if "images_per_second" in metrics:
             self.speeds.append(metrics["images_per_second"])
             self.result.train_images_per_second = round(statistics.median(self.speeds), 1)
-        if not math.isfinite(loss):
-            self.result.status = "diverged"
-            self.result.error = f"the training loss became {loss} in epoch {trainer.current_epoch}"
+        if not math.isfinite(loss) and self.result.status == "running":
+            self.diverged(f"the training loss became {loss} in epoch {trainer.current_epoch}")
             trainer.should_stop = True
+        self.write()
+
+    def diverged(self, line: str) -> None:
+        """To be called by whoever ends the training because it leads nowhere."""
+        self.result.status, self.result.error = "diverged", line
+
+    def failed(self, line: str) -> None:
+        """To be called by whoever ends this process without an exception."""
+        self.result.status, self.result.error = "failed", line
         self.write()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

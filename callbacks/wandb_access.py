@@ -20,11 +20,20 @@ def wandb_mode() -> str:
     mode = os.environ.get("WANDB_MODE")
     if mode and mode != "online":
         return "offline" if mode == "dryrun" else mode
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    key = os.environ.get("WANDB_API_KEY") or _key_in_netrc(urlparse(url).hostname or "")
+    url = _url()
+    key = key_of_wandb()
     if not key:
         return mode or "offline"  # W&B itself says what is wrong with an explicit "online" without a login
     return "offline" if _told(url, key) else "online"
+
+
+def key_of_wandb() -> str | None:
+    """The key of this machine's user, None if there is none."""
+    return os.environ.get("WANDB_API_KEY") or _key_in_netrc(urlparse(_url()).hostname or "")
+
+
+def _url() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 @functools.cache

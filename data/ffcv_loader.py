@@ -103,8 +103,10 @@ def _compiled(
     from ffcv.loader import Loader
     from ffcv.transforms import Squeeze, ToDevice, ToTensor
 
+    from data.bus_error import tell
     from data.ffcv_decoder import BoxDecoder
 
+    tell(path)
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
     decoder = BoxDecoder(size)
     loader = Loader(
@@ -154,6 +156,7 @@ class _Batches:
     ) -> None:
         self.loader, self.decoder, self.path = ffcv, decoder, path
         self.view, self.sampler, self.batch_size = view, order, batch_size
+        self.about = _about(path)
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -182,6 +185,7 @@ class _Batches:
             while not queue.queue:
                 queue.not_empty.wait(timeout=1)
                 if not queue.queue and not batches.is_alive():
+                    self._check(_about(self.path))
                     raise RuntimeError(f"FFCV's reading thread died while it read {self.path} (its error stands above)")
                 if first and not announced and not queue.queue:
                     announced = True
@@ -189,7 +193,27 @@ class _Batches:
         if announced:
             print(f"FFCV compiled its reading code in {time.perf_counter() - start:.1f} s", flush=True)
         self.loader.has_read = True
+        about = _about(self.path)
+        if about is not None:  # one that is removed stays until its readers end
+            self._check(about)
         return next(batches)
+
+    def _check(self, about: tuple[int, int] | None) -> None:
+        if about != self.about:
+            what = "is gone" if about is None else "has changed"
+            raise UsageError(
+                f"{self.path} {what} while the run reads it: delete what is left, go on with resume=auto, and it is "
+                "written anew"
+            )
+
+
+def _about(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, None if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 @contextlib.contextmanager

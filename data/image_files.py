@@ -69,11 +69,21 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return decoded(self.read(index)), int(self.labels[index])
+        content = self.read(index)
+        try:
+            return decoded(content), int(self.labels[index])
+        except (OSError, SyntaxError, ValueError) as error:  # it could be decoded when the run began
+            raise UsageError(
+                f"{self.title(index)} has changed while the run reads it ({error}): mend it and go on with resume=auto"
+            ) from error
 
     def read(self, index: int) -> bytes:
         """The file as it is."""
-        return (self.root / self.paths[index]).read_bytes()
+        path = self.root / self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def title(self, index: int) -> str:
         return str(self.root / self.paths[index])

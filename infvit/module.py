@@ -58,6 +58,7 @@ class Classifier(LightningModule):
         # A metric's total over all images and processes, not a mean of batch means.
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.finite_loss: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) → logits (B, classes)."""
@@ -68,7 +69,19 @@ class Classifier(LightningModule):
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+        # A step that is not finite is skipped: in the epoch's mean the loss from before it stands in its place.
+        seen = loss.detach()
+        before = torch.full_like(seen, torch.nan) if self.finite_loss is None else self.finite_loss
+        self.finite_loss = seen.where(seen.isfinite(), before)
+        self.log(
+            "train/loss",
+            self.finite_loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(images),
+            sync_dist=True,
+        )
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

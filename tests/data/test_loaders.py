@@ -1,5 +1,6 @@
 """The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,27 @@ def test_ffcv_batches_stay_what_they_were(ffcv, cache):
     kept = list(loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32))
     again = [(b[0].clone(), b[1].clone()) for b in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32)]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(kept, again, strict=True))
+
+
+def test_a_file_that_changes_while_ffcv_reads_it_is_told_and_one_that_is_removed_is_read_to_its_end(ffcv, cache):
+    images = Digits().split("train")
+    path = beton_path(images, "test", "train", cache, RAW)
+    aside = path.with_suffix(".aside")
+    order = EpochOrder(len(images), 64)
+    batches = loader(ffcv, images, cache, View(8, 1.0), order)
+    path.rename(aside)
+    try:
+        assert len(list(batches)) == len(batches)
+    finally:
+        aside.rename(path)
+    reading, about = iter(batches), path.stat()
+    next(reading)
+    os.utime(path, ns=(0, 0))
+    try:
+        with pytest.raises(UsageError, match="has changed while the run reads it"):
+            next(reading)
+    finally:
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def test_ffcv_evaluation_gives_every_image_once(ffcv, cache):
