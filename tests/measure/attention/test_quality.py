@@ -155,7 +155,7 @@ def test_imagenets_boxes_and_what_was_wrong_with_them(cli, tmp_path):
     assert row["roc_auc"] is None
 
     for arguments, message in (
-        (["boxes=nowhere"], "boxes=nowhere holds no annotation of the 5 images, such as ILSVRC2012_val_00000000.xml"),
+        (["boxes=nowhere"], "boxes=nowhere holds no annotation of 5 images, such as ILSVRC2012_val_00000000.xml"),
         (["methods=[rollout]"], "methods=rollout not offered: linear_infvit offers attention, katz_in,"),
         (["methods=[gradcam]"], "methods=gradcam is unknown: expected one of attention, rollout"),
         (["removal=black"], "removal=black is unknown: expected one of mean, blur, tokens"),
