@@ -151,9 +151,9 @@ def _observe(processes: list[subprocess.Popen], done: threading.Event, trainer: 
                 print(f"error: {line}", file=sys.stderr, flush=True)
                 for other in processes:
                     other.kill()
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, RunRecord):
-                        callback.failed(line)
+                record = RunRecord.of(trainer)
+                if record is not None:
+                    record.failed(line)
                 os._exit(2)
 
 

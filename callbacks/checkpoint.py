@@ -173,7 +173,13 @@ def matching_checkpoint(path: str | None, module: LightningModule) -> str | None
     """`path`, after making sure that its weights are this module's; UsageError naming the first that is not."""
     if path is None:
         return None
-    theirs, ours = read_checkpoint(path)["state_dict"], module.state_dict()
+    matching_weights(path, read_checkpoint(path), module)
+    return str(path)
+
+
+def matching_weights(path: str, content: dict[str, Any], module: LightningModule) -> None:
+    """Raises UsageError if weights of the checkpoint are not this module's, naming the first."""
+    theirs, ours = content["state_dict"], module.state_dict()
     for name in [*ours, *theirs]:
         if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape:
             shapes = [tuple(s[name].shape) if name in s else "absent" for s in (theirs, ours)]
@@ -181,12 +187,11 @@ def matching_checkpoint(path: str | None, module: LightningModule) -> str | None
                 f"{path} is a checkpoint of another model: {name} is {shapes[0]} there and {shapes[1]} here; "
                 "give the model=, size= and data= that it was trained with"
             )
-    return str(path)
 
 
-def matching_classes(path: str, classes: Sequence[str], data: str) -> None:
+def matching_classes(path: str, content: dict[str, Any], classes: Sequence[str], data: str) -> None:
     """Raises UsageError if the checkpoint tells another number of classes apart; says so if they have other names."""
-    theirs = read_checkpoint(path).get("ImageDataModule", {}).get("classes") or classes
+    theirs = content.get("ImageDataModule", {}).get("classes") or classes
     ours, named = (f"{len(known):,} ({', '.join(known[:3])}, ...)" for known in (theirs, classes))
     if len(theirs) != len(classes):
         raise UsageError(f"{path} tells {ours} classes apart, data={data} has {named}: give data of the same classes")

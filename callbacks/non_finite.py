@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from callbacks.checkpoint import LAST
 from callbacks.result import RunRecord
+from callbacks.resume import CHECKPOINTS
 from infvit.errors import UsageError
 
 
@@ -101,7 +103,7 @@ class SkipNonFinite(Callback):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(places, place)
         rank = next((rank for rank, found in enumerate(places) if found), 0)
-        path = self.folder / "checkpoints" / f"offending_batch_rank{rank}.pt"
+        path = self.folder / CHECKPOINTS / f"offending_batch_rank{rank}.pt"
         if trainer.global_rank == rank:
             path.parent.mkdir(parents=True, exist_ok=True)
             images, labels = batch
@@ -109,11 +111,11 @@ class SkipNonFinite(Callback):
         line = (
             f"loss or gradient was not finite in {row} steps in a row, up to step {trainer.global_step}; it began in "
             f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "
-            f"weights from before are {path.with_name('last.ckpt')}"
+            f"weights from before are {path.with_name(LAST)}"
         )
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunRecord):
-                callback.diverged(line)
+        record = RunRecord.of(trainer)
+        if record is not None:
+            record.diverged(line)
         trainer.should_stop = True
 
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from callbacks.checkpoint import matching_checkpoint, matching_classes, read_checkpoint, run_of
+from callbacks.checkpoint import matching_classes, matching_weights, read_checkpoint, run_of
 from callbacks.devices import check_devices
 from callbacks.epoch_seed import seed_run
 from callbacks.progress import RunProgress
@@ -66,30 +66,31 @@ class Subjects:
 
     def trained(self, checkpoint: str) -> Trained:
         """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
-        run, data, module, run_dir = self._built(checkpoint)
-        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        run, data, module, weights, run_dir = self._built(checkpoint)
+        module.load_state_dict(weights)
         row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
         return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
 
     def studied(self, checkpoint: str) -> Studied:
         """The run's model with the checkpoint's weights and as its seed made it, and images likewise."""
-        run, data, module, run_dir = self._built(checkpoint)
+        run, data, module, weights, run_dir = self._built(checkpoint)
         start = copy.deepcopy(module.net).eval()
-        module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        module.load_state_dict(weights)
         row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
         return Studied(module.net.eval(), start, data, row | {"images": data.val_size}, run_dir)
 
-    def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, Path]:
-        """The run's config, its data, its model as training started with it, and its folder."""
+    def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, dict[str, Any], Path]:
+        """The run's config, its data, its model as training started with it, the checkpoint's weights, its folder."""
         run_dir, run = run_of(checkpoint)
         if self.cfg.get("data"):
             run.data = self.cfg.data
         run.data.loader = EXACT
         seed_run(run.seed)
         data, module = self.build(run)
-        matching_classes(checkpoint, data.classes, data.name)
-        matching_checkpoint(checkpoint, module)
-        return run, data, module, run_dir
+        content = read_checkpoint(checkpoint)
+        matching_classes(checkpoint, content, data.classes, data.name)
+        matching_weights(checkpoint, content, module)
+        return run, data, module, content["state_dict"], run_dir
 
     def pretrained(self, name: str, weights: str | None) -> Trained:
         """timm's model on the data that `data=` names, which it sees as its published configuration says."""

@@ -19,7 +19,7 @@ from timm.data import ImageNetInfo, RealLabelsImagenet
 
 import eval as script
 from callbacks import failures
-from callbacks.checkpoint import matching_classes
+from callbacks.checkpoint import matching_classes, read_checkpoint
 
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
 QUICK = [
@@ -237,8 +237,8 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
 def test_classes_of_other_names_are_told_and_taken_in_order(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
-    matching_classes(path, ["cat", "dog"], "mine")
+    matching_classes(path, read_checkpoint(path), ["cat", "dog"], "mine")
     with pytest.warns(
         UserWarning, match=r"classes 2 \(cat, dog, ...\), mine has 2 \(dog, cat, ...\): they are taken in o"
     ):
-        matching_classes(path, ["dog", "cat"], "mine")
+        matching_classes(path, read_checkpoint(path), ["dog", "cat"], "mine")

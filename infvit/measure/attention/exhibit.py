@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from infvit.errors import UsageError
 from infvit.highres.images import decode
+from infvit.highres.tokens import normalise
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.predict import image_files
 from infvit.measure.subjects import Network, Subjects
@@ -95,8 +96,8 @@ def network_of(model: nn.Module, data: Any, name: str) -> Network:
 
 def normalised(network: Network, images: Tensor) -> Tensor:
     """uint8 (B, 3, height, width) on the CPU → what the network's model takes, where that is."""
-    mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (network.mean, network.std))
-    return ((images.float() / 255 - mean) / std).to(next(network.model.parameters()).device)
+    device = next(network.model.parameters()).device
+    return normalise(images.to(device), torch.float32, network.mean, network.std)
 
 
 def columns(networks: Mapping[str, Network], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infvit.compare.pictures import spec, vl_version
 from infvit.errors import UsageError
-from infvit.measure.attention.exhibit import columns, exhibit, normalised
+from infvit.measure.attention.exhibit import Exhibit, columns, normalised
 from infvit.measure.attention.heat import coloured, enlarged, over, picture
 from infvit.measure.attention.maps import token_map
 from infvit.measure.subjects import Network, Subjects
@@ -34,15 +34,12 @@ THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, 
 def figure(
     subjects: Subjects,
     out: Path,
-    checkpoint: str | Sequence[str],
+    shown: Callable[[Subjects], Exhibit],
     methods: Sequence[str] | None,
-    images: int,
-    image: str | None,
-    allow_huge: bool,
     block: int | None,
 ) -> None:
-    """Writes figure.pdf and figure.png of the checkpoints and says where they are."""
-    networks, pixels, names = exhibit(subjects, checkpoint, images, image, allow_huge)
+    """Writes figure.pdf and figure.png of what is shown and says where they are."""
+    networks, pixels, names = shown(subjects)
     for file in write_figure(out, networks, pixels, names, methods, block):
         print(file)
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from infvit.classes import in_words
 from infvit.compare.house import environment
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
-from infvit.measure.attention.exhibit import WORDS, columns, exhibit, normalised
+from infvit.measure.attention.exhibit import WORDS, Exhibit, columns, normalised
 from infvit.measure.attention.heat import HEAT, OPACITY, picture
 from infvit.measure.attention.maps import layer_maps, token_map
 from infvit.measure.subjects import Network, Subjects
@@ -37,14 +37,11 @@ SMALL = 96
 def gallery(
     subjects: Subjects,
     out: Path,
-    checkpoint: str | Sequence[str],
+    shown: Callable[[Subjects], Exhibit],
     methods: Sequence[str] | None,
-    images: int,
-    image: str | None,
-    allow_huge: bool,
 ) -> None:
-    """Writes gallery.html of the checkpoints and says where it is."""
-    networks, pixels, names = exhibit(subjects, checkpoint, images, image, allow_huge)
+    """Writes gallery.html of what is shown and says where it is."""
+    networks, pixels, names = shown(subjects)
     file = write_gallery(out / "gallery.html", networks, pixels, names, methods)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, to be opened in any browser")
 
