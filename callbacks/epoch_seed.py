@@ -30,20 +30,21 @@ class EpochSeed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In the middle of an epoch, of a run that goes on, no start of an epoch follows."""
-        if trainer.fit_loop.epoch_loop.batch_progress.current.completed:
-            self._seed(trainer.current_epoch, trainer.global_rank, trainer.global_step)
-        else:
-            self._seed(trainer.current_epoch, trainer.global_rank)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self._seed(trainer, *([trainer.global_step] if done else []))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seed(trainer.current_epoch, trainer.global_rank)
+        self._seed(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self._seed(trainer.current_epoch, trainer.global_rank, trainer.global_step)
+        self._seed(trainer, trainer.global_step)
 
-    def _seed(self, *place: int) -> None:
-        entropy = np.random.SeedSequence((self.seed, *place))
+    def _seed(self, trainer: Trainer, *step: int) -> None:
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank, *step))
         draw = int(entropy.generate_state(1)[0])
         random.seed(draw)
         np.random.seed(draw)  # timm's Mixup draws from numpy's global generator
-        torch.manual_seed(draw)
+        if trainer.strategy.root_device.type == "cpu":
+            torch.default_generator.manual_seed(draw)
+        else:
+            torch.manual_seed(draw)  # as long as a GPU is not in use it writes down who asked, 0.8 ms a step

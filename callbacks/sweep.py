@@ -81,7 +81,10 @@ class Sweep(Callback):
         self.skipped = finished_before(config) is not None
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN or not is_first():
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra would keep every job's until the sweep ends
+        if not is_first():
             return
         folder = Path(config.hydra.sweep.dir)
         with (folder / ENDED).open("a") as file:
