@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks import disk
 from callbacks.checkpoint import newest_first
 from callbacks.failures import one_line
 from callbacks.ranks import is_first
@@ -27,6 +28,7 @@ from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
 from data.datamodule import ImageDataModule
 from infvit.compare import Result, UnreadableResultError
+from infvit.compare.result import RESULT_FILE
 from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.measure.machine import hardware, versions
@@ -41,8 +43,9 @@ class RunRecord(Callback):
     """Keeps the run's `result.json` true from the first second: status, identity, curves, metrics, error."""
 
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
-        self.path = run_dir / "result.json"
+        self.path = run_dir / RESULT_FILE
         self.writes = is_first()
+        disk.begin()
         self._claim(run_dir, config_hash(_root_=cfg))
         self.since = time.monotonic()
         self.speeds: list[float] = []
@@ -78,6 +81,7 @@ class RunRecord(Callback):
             extra={"config_hash": config_hash(_root_=cfg)},
         )
         self.write()
+        self._must_be_there("is not started")
 
     def __enter__(self) -> "RunRecord":
         return self
@@ -98,6 +102,19 @@ class RunRecord(Callback):
             images = "test" if "test/top1" in self.result.metrics else "validation"
             outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
             print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
+        if self.writes and disk.missing():
+            print(f"{disk.missing()}: make room in {self.path.parent}", flush=True)
+        if error is None:
+            self._must_be_there(f"is {self.result.status}, and its end is not recorded")
+
+    def _must_be_there(self, what: str) -> None:
+        why = disk.failed(RESULT_FILE)
+        if why:
+            release(self.path.parent)
+            raise UsageError(
+                f"the run {what}: {self.path} cannot be written ({why}); make room, and the same command with "
+                "resume=auto goes on from the newest checkpoint"
+            )
 
     def _claim(self, run_dir: Path, configuration: str) -> None:
         """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
@@ -149,10 +166,11 @@ class RunRecord(Callback):
             )
 
     def write(self) -> None:
-        """Writes the file (rank 0 alone)."""
+        """Writes the file (rank 0 alone); one that finds no room is written the next time."""
         if self.writes:
             self.result.seconds = round(time.monotonic() - self.since, 2)
-            self.result.write(self.path)
+            with disk.tried(RESULT_FILE, "the run goes on, the one from before stays"):
+                self.result.write(self.path)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from callbacks import disk
 from callbacks.ranks import is_first
 from conf.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Result, Row, UnreadableResultError
@@ -84,7 +85,7 @@ class Sweep(Callback):
         if config.hydra.mode != RunMode.MULTIRUN or not is_first():
             return
         folder = Path(config.hydra.sweep.dir)
-        with (folder / ENDED).open("a") as file:
+        with disk.tried(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
             file.write("skipped\n" if self.skipped else "ran\n")
         ended = (folder / ENDED).read_text().split()
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]

@@ -156,6 +156,15 @@ def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_che
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
+def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_command_goes_on():
+    command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "disk: skipped: " in done.stdout:
+        pytest.skip(done.stdout.strip().splitlines()[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 1 | 1 | 0 |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
