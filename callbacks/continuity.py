@@ -62,7 +62,7 @@ class ContinuedCSV(CSVLogger):
             path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
             self.before = path.read_text().splitlines(keepends=True) if path.is_file() else []
             self._experiment = WholeRows(self.log_dir)
-        return self._experiment
+        return cast(WholeRows, self._experiment)
 
     def save(self) -> None:
         with disk.tried(ExperimentWriter.NAME_METRICS_FILE, "its rows wait for room"):

@@ -133,7 +133,7 @@ def _unless_closed() -> Iterator[None]:
 def output_may_fail() -> Iterator[None]:
     """Within, a log file without room is no error."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Output, streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(Output, streams)
     try:
         yield
     finally:

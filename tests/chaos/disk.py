@@ -5,9 +5,7 @@ After room is made the same command goes on, and ends as the run that never lack
 """
 
 import argparse
-import contextlib
 import csv
-import ctypes
 import importlib.util
 import itertools
 import json
@@ -17,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,77 +25,17 @@ import data.prepare.__main__
 from callbacks import checkpoint, comparison
 from callbacks.attention_pictures import AttentionPictures
 from callbacks.continuity import ContinuedCSV
-from callbacks.epoch_seed import EpochSeed
 from callbacks.result import RunRecord
 from data.beton_shards import Shards
 from data.prepare.job import Job
 from infvit.compare import Result
 from tests.chaos import Fault
+from tests.chaos._small_disk import Disk, MountError, mounted
 from tests.chaos.kill import RUN, difference, left, start
 
-SIZE = 48 << 20
 FULL = "No space left on device"
 MISSING = "not written, or not to the end: "
 SWEEP = ["-m", *(word for word in RUN if not word.startswith(("hydra.run", "resume"))), "recipe.epochs=1", "model=vit"]
-NEW_NAMESPACE, NEW_USER, PRIVATE = 0x20000, 0x10000000, 0x4000 | 1 << 18
-"""CLONE_NEWNS, CLONE_NEWUSER, MS_REC | MS_PRIVATE."""
-DETACH = 2
-"""MNT_DETACH: also while something of a process that ends is open there."""
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A small file system; what a process says is kept on another one.
-
-    Args:
-        folder: where it is mounted.
-        beside: a folder elsewhere.
-    """
-
-    folder: Path
-    beside: Path
-
-    def fill(self, room: int = 0) -> None:
-        """Leaves so many bytes."""
-        about = os.statvfs(self.folder)
-        with (self.folder / "filler").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - room)
-
-    def free(self) -> None:
-        (self.folder / "filler").unlink(missing_ok=True)
-
-    def full_in(self, owner: Any, name: str, calls: range, room: int = 0, stays: bool = False) -> Callable[[], None]:
-        """Makes a process fill it for these calls of a method, the first being 1; with `stays` also after them."""
-        real, seen = getattr(owner, name), 0
-
-        def then(*arguments: Any, **named: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen not in calls:
-                return real(*arguments, **named)
-            self.fill(room)
-            try:
-                return real(*arguments, **named)
-            finally:
-                if not stays:
-                    self.free()
-
-        return lambda: setattr(owner, name, then)
-
-    def full_from(self, step: int, to: float = float("inf")) -> Callable[[], None]:
-        """Makes a process fill it after a step of training, and make room after another one."""
-        real, seen = EpochSeed.on_train_batch_end, 0
-
-        def then(*arguments: Any) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == step:
-                self.fill()
-            if seen == to:
-                self.free()
-            real(*arguments)
-
-        return lambda: setattr(EpochSeed, "on_train_batch_end", then)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +53,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             with os.fdopen(writing, "w") as pipe, tempfile.TemporaryDirectory() as name:
                 disk = Disk(Path(name, "disk"), Path(name, "beside"))
                 os.environ |= {"WANDB_MODE": "offline", "INFVIT_CACHE": str(disk.beside / "cache")}
-                with _mounted(disk.folder):
+                with mounted(disk.folder):
                     tried(disk.beside / "whole")
                     whole = left(disk.beside / "whole" / "run")
                     for fault in (fault for chosen in options.only for fault in FAULTS[chosen](disk, whole)):
@@ -134,33 +72,6 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             yield Fault(**json.loads(line))
     if os.waitpid(process, 0)[1]:
         raise RuntimeError("the harness broke: see above")
-
-
-class MountError(Exception):
-    """The system does not let this user mount anything."""
-
-
-@contextlib.contextmanager
-def _mounted(folder: Path) -> Iterator[None]:
-    """For this process and its children; as root, or where the system lets users be root in a namespace of theirs."""
-    folder.mkdir(parents=True)
-    libc, user, group = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()
-
-    def call(name: str, *arguments: Any) -> None:
-        if getattr(libc, name)(*arguments):
-            raise MountError(f"{name}: {os.strerror(ctypes.get_errno())}")
-
-    call("unshare", NEW_NAMESPACE | (NEW_USER if user else 0))
-    if user:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-    call("mount", b"none", b"/", None, PRIVATE, None)
-    call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={SIZE}".encode())
-    try:
-        yield
-    finally:
-        libc.umount2(os.fsencode(folder), DETACH)
 
 
 def tried(
@@ -189,9 +100,8 @@ def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
         folder = disk.folder / name
         code, said = tried(folder, moments, disk.beside / name)
         lost = _code(code, 0) or _warnings(said, warned) or _finished(whole, folder)
-        yield Fault(
-            f"full {name}", lost or ("the end of the line" if pictures[0] in warned and MISSING not in said else None)
-        )
+        untold = warned == pictures and MISSING not in said
+        yield Fault(f"full {name}", lost or ("what the end says is missing" if untold else None))
     folder = disk.folder / "log"
     code, _ = tried(folder, disk.full_from(5, 17), folder / "output.txt")
     yield Fault("full for an epoch, the terminal's log too", _code(code, 0) or _finished(whole, folder))
