@@ -26,6 +26,7 @@ from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
+from data import bus_error
 from data.datamodule import ImageDataModule
 from infvit.compare import Result, UnreadableResultError
 from infvit.compare.result import RESULT_FILE
@@ -44,6 +45,7 @@ class RunRecord(Callback):
 
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
         self.path = run_dir / RESULT_FILE
+        self.prepared = run_dir / f".{RESULT_FILE}.sigbus"
         self.writes = is_first()
         disk.begin()
         self._claim(run_dir, config_hash(_root_=cfg))
@@ -95,7 +97,9 @@ class RunRecord(Callback):
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
+        bus_error.renames_nothing()
         if self.writes:
+            self.prepared.unlink(missing_ok=True)
             release(self.path.parent)
         top1 = score(self.result)
         if self.writes and error is None:
@@ -171,6 +175,23 @@ class RunRecord(Callback):
             self.result.seconds = round(time.monotonic() - self.since, 2)
             with disk.tried(RESULT_FILE, "the run goes on, the one from before stays"):
                 self.result.write(self.path)
+
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """A SIGBUS leaves no time to write a result that says so: it is written before, and put in place then."""
+        if self.writes and bus_error.words():
+            failed = dataclasses.replace(self.result, status="failed", error=bus_error.words())
+            with contextlib.suppress(OSError):
+                failed.write(self.prepared)
+                bus_error.renames(self.prepared, self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once more: the validation images lie in another file."""
+        self._prepare()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -32,6 +32,16 @@ LINES = 20
 _held: dict[Path, IO[str]] = {}
 
 
+def _let_go() -> None:
+    """A lock is shared with forked processes: one that reads images would hold it for seconds after a kill."""
+    for lock in _held.values():
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 def finished_before(cfg: DictConfig) -> Result | None:
     """The result that this job of a sweep, or run to be resumed, has already, if it finished as configured."""
     hydra = HydraConfig.get()
