@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from callbacks import disk
 from callbacks.checkpoint import newest_first
-from callbacks.failures import one_line
+from callbacks.failures import Interrupted, one_line
 from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
@@ -89,9 +89,12 @@ class RunRecord(Callback):
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """One line for a mistake of use, the traceback for any other error; finished, unless it diverged."""
+        """One line for a mistake of use, the traceback for any other error; finished, unless it diverged.
+
+        A run that a signal ended is interrupted: the same command goes on.
+        """
         if error is not None:
-            self.result.status = "failed"
+            self.result.status = "interrupted" if isinstance(error, Interrupted) else "failed"
             self.result.error = one_line(error) or "".join(traceback.format_exception(error))
         elif self.result.status == "running":
             self.result.status = "finished"

@@ -24,7 +24,10 @@ from infvit.compare import Comparison, Estimate, Result, Row, UnreadableResultEr
 from infvit.compare.render import shared
 
 ENDED = ".ended"
-"""One line for each job that this command has ended, "ran" or "skipped"; jobs in parallel processes append to it."""
+"""One line for each job that this command has ended, "3 ran" or "3 skipped"; jobs in parallel processes append to it.
+
+A job that SLURM starts again has another line.
+"""
 
 LINES = 20
 """Rows of the table so far that are shown after a job; the comparison at the end has all."""
@@ -96,8 +99,8 @@ class Sweep(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         with disk.tried(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
-            file.write("skipped\n" if self.skipped else "ran\n")
-        ended = (folder / ENDED).read_text().split()
+            file.write(f"{config.hydra.job.num} {'skipped' if self.skipped else 'ran'}\n")
+        ended = [*dict(line.split() for line in (folder / ENDED).read_text().splitlines()).values()]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]
         if not self.skipped and len(ended) != self.jobs:
             lines += so_far(Comparison.from_dirs([folder]))
