@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from callbacks import report
 from callbacks.ranks import is_first
+from callbacks.wandb_logger import bounded
 from infvit.compare import Comparison, to_text, write_comparison
 from infvit.compare.evaluation import EVALUATIONS
 from infvit.errors import UsageError
@@ -85,7 +86,7 @@ def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pi
         job_type="comparison",
         dir=sweep,
         mode=mode,
-        settings=wandb.Settings(silent=True),
+        settings=bounded(wandb.Settings(silent=True)),
     ) as run:
         records = comparison.records()
         columns: list[str | int] = list(records[0]) if records else []
