@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor
 
+from callbacks import disk
 from data.datamodule import ImageDataModule
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
@@ -81,9 +82,11 @@ class AttentionPictures(Callback):
                 pictures[ATTENTION_PICTURE] = maps[-1:]
             for name, rows in pictures.items():
                 path = self.folder / name
-                path.parent.mkdir(exist_ok=True)
-                drawn(self.images, *rows).save(path, optimize=True)
-                for logger in trainer.loggers:
+                sheet = drawn(self.images, *rows)
+                with disk.tried(name, "the run goes on without it"):
+                    path.parent.mkdir(exist_ok=True)
+                    _saved(sheet, path)
+                for logger in trainer.loggers if path.is_file() else []:
                     if isinstance(logger, WandbLogger):
                         logger.log_image(name.split("/")[0].removesuffix(".png"), [str(path)], trainer.global_step)
         except Exception as error:
@@ -91,6 +94,16 @@ class AttentionPictures(Callback):
             if reason not in self.said:
                 self.said.add(reason)
                 print(f"no attention picture of {self.folder.name}: {' '.join(reason.split())}", flush=True)
+
+
+def _saved(sheet: Image.Image, path: Path) -> None:
+    """The file whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    try:
+        sheet.save(beside, path.suffix[1:], optimize=True)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _looked(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:

@@ -13,8 +13,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks import disk
 from callbacks.targets import check_stored
 from infvit.errors import UsageError
+
+NEWEST = "the newest checkpoint"
+"""What a line calls it when it cannot be written."""
 
 LAST = "last.ckpt"
 """A link to the newest checkpoint of a run."""
@@ -32,34 +36,16 @@ class WholeFiles(TorchCheckpointIO):
     A disk that is full, or fails, leaves them too: a warning, once, and the run goes on.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.failed: str | None = None
-        """Why the last checkpoint is not on the disk, None if it is."""
-        self.warned = False
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
         path = Path(path)
-        self.failed = None
-        try:
-            self._write(checkpoint, path)
-        except (OSError, RuntimeError) as error:  # torch's writer turns what the disk says into a RuntimeError
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            if cause is None:
-                raise
-            self.failed = cause.strerror or str(cause)
-            for part in path.parent.glob("*.part"):
-                part.unlink()
-            if not self.warned:
-                self.warned = True
-                print(
-                    f"checkpoint {path.name} cannot be written ({self.failed}): training goes on and tries again, the "
-                    f"checkpoints from before stay; make room in {path.parent}",
-                    flush=True,
-                )
+        then = f"training goes on and tries again, the ones from before stay; make room in {path.parent}"
+        with disk.tried(NEWEST, then):
+            try:
+                self._write(checkpoint, path)
+            finally:
+                for part in path.parent.glob("*.part"):
+                    part.unlink()
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         folder = path.parent
@@ -77,7 +63,7 @@ class WholeFiles(TorchCheckpointIO):
         link.symlink_to(whole.name)
         link.rename(folder / LAST)
         _flush(folder)
-        for old in [*newest_first(folder)[KEPT:], *folder.glob("step*.part")]:
+        for old in newest_first(folder)[KEPT:]:
             old.unlink()
 
 

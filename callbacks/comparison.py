@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 
 from callbacks import report
 from callbacks.ranks import is_first
+from callbacks.wandb_logger import bounded
 from infvit.compare import Comparison, to_text, write_comparison
 from infvit.compare.evaluation import EVALUATIONS
+from infvit.errors import UsageError
 
 Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
@@ -27,7 +29,11 @@ class CompareAtEnd(Callback):
         if config.get("dry_run") or not is_first():
             return
         sweep = Path(config.hydra.sweep.dir)
-        comparison = write_comparison([sweep], sweep)
+        try:
+            comparison = write_comparison([sweep], sweep)
+        except UsageError as error:  # Hydra turns exceptions of its callbacks into warnings
+            print(f"error: {error}; python -m infvit.compare {sweep} --out {sweep} writes it later", file=sys.stderr)
+            sys.exit(1)
         print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md, .csv, .tex)")
         pictures = sorted(sweep.glob("*.png"))
         if pictures:
@@ -80,7 +86,7 @@ def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pi
         job_type="comparison",
         dir=sweep,
         mode=mode,
-        settings=wandb.Settings(silent=True),
+        settings=bounded(wandb.Settings(silent=True)),
     ) as run:
         records = comparison.records()
         columns: list[str | int] = list(records[0]) if records else []

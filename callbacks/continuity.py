@@ -1,5 +1,8 @@
 """What a run that goes on would otherwise lose: means over the epoch that was begun, and the places of its logs."""
 
+import csv
+import io
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +14,44 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch import Tensor
 
+from callbacks import disk
 from callbacks.interruption import Checkpoints
+from infvit.compare.result import written_whole
+
+
+class WholeRows(ExperimentWriter):
+    """Writes rows whole or not at all: those that find no room are written the next time."""
+
+    whole = 0
+
+    def save(self) -> None:
+        path, known = Path(self.metrics_file_path), list(self.metrics_keys)
+        self.whole = path.stat().st_size if path.is_file() else 0
+        try:
+            super().save()
+        except OSError:
+            self.metrics_keys = known
+            if self.whole:
+                os.truncate(path, self.whole)
+            else:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path, text = Path(self.metrics_file_path), io.StringIO()
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        with path.open(newline="") as file:
+            writer.writerows(csv.DictReader(file))
+        written_whole(path, text.getvalue())
+        self.whole = path.stat().st_size
 
 
 class ContinuedCSV(CSVLogger):
-    """Lightning's CSV logger, which begins its file anew in every process, with a way to keep the rows of before."""
+    """Lightning's CSV logger, which begins its file anew in every process, with a way to keep the rows of before.
+
+    A disk without room costs no more than a line.
+    """
 
     before: list[str]
 
@@ -25,13 +61,23 @@ class ContinuedCSV(CSVLogger):
         if self._experiment is None:
             path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
             self.before = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return super().experiment
+            self._experiment = WholeRows(self.log_dir)
+        return cast(WholeRows, self._experiment)
+
+    def save(self) -> None:
+        with disk.tried(ExperimentWriter.NAME_METRICS_FILE, "its rows wait for room"):
+            super().save()
+
+    def log_hyperparams(self, *settings: Any, **named: Any) -> None:
+        with disk.tried(ExperimentWriter.NAME_HPARAMS_FILE, "config.yaml says the same"):
+            super().log_hyperparams(*settings, **named)
 
     def rows(self) -> int:
-        """Rows of metrics so far, all of them written."""
+        """Rows of metrics so far, all of them written but where there is no room."""
         self.save()
         path = Path(self.experiment.metrics_file_path)
-        return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+        written = len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+        return written + len(self.experiment.metrics)
 
     def go_on(self, rows: int) -> None:
         """Takes the first `rows` rows of the file that was there."""

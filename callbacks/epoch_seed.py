@@ -17,12 +17,12 @@ def seed_run(seed: object) -> None:
 
 
 class EpochSeed(Callback):
-    """Seeds Python, numpy and torch at the start of every training epoch, and after every step.
+    """Seeds Python, numpy and torch at the start of every training epoch, and after every batch.
 
     Dropout, stochastic depth, Mixup and device-side augmentation then do not depend on how many random numbers the
     epochs before consumed: stopping at an epoch's end and resuming changes nothing. Each rank draws its own.
     How many numbers a model draws in a step does not matter to the next one's augmentation either: with one seed all
-    models see the same images.
+    models see the same images. Of several accumulated batches of one step each has its own.
     """
 
     def __init__(self, seed: int) -> None:
@@ -36,11 +36,15 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seed(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self._seed(trainer, trainer.global_step)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """For the batch that follows. Checkpoints are written between steps, so the first of a step needs no place."""
+        place = (batch_idx + 1) % trainer.accumulate_grad_batches
+        self._seed(trainer, trainer.global_step, *[place] * bool(place))
 
-    def _seed(self, trainer: Trainer, *step: int) -> None:
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank, *step))
+    def _seed(self, trainer: Trainer, *place: int) -> None:
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank, *place))
         draw = int(entropy.generate_state(1)[0])
         random.seed(draw)
         np.random.seed(draw)  # timm's Mixup draws from numpy's global generator

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks import disk
 from callbacks.ranks import is_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
@@ -56,6 +57,8 @@ def one_line(error: BaseException) -> str | None:
         return _joined(str(error).rpartition(f"{UsageError.__module__}.UsageError: ")[2])
     if isinstance(error, Interrupted):
         return error.line
+    if isinstance(error, OSError) and disk.full(error):
+        return disk.full(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = ", ".join(o for o in error.options or [])
@@ -133,7 +136,8 @@ def run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(WANTS_TRACEBACK, before or "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines
     try:
-        main()
+        with disk.output_may_fail():
+            main()
     except Exception as error:
         _stop(error)
     finally:

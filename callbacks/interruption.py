@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 
-from callbacks.checkpoint import WholeFiles
+from callbacks import disk
+from callbacks.checkpoint import NEWEST, WholeFiles
 from callbacks.failures import Interrupted
 
 BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
@@ -149,7 +150,7 @@ class Checkpoints(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""
         number = self.signal or signal.SIGTERM
-        failed = getattr(trainer.strategy.checkpoint_io, "failed", None)
+        failed = disk.failed(NEWEST)
         written = f"the checkpoint cannot be written ({failed})" if failed else "the checkpoint is written"
         line = (
             f"{signal.Signals(number).name} after step {trainer.global_step} (epoch {trainer.current_epoch + 1} of "

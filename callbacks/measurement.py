@@ -8,6 +8,7 @@ import wandb
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.wandb_access import wandb_mode
+from callbacks.wandb_logger import bounded
 from conf.resolvers import plain
 
 NOT_ITS_OWN = ("measure", "trainer", "data", "model")
@@ -26,7 +27,7 @@ def log_measurement(cfg: DictConfig, out: Path) -> None:
         config=plain(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in NOT_ITS_OWN])),
         dir=out,
         mode=wandb_mode(),  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True),
+        settings=bounded(wandb.Settings(silent=True)),
     )
     with run:
         for path in sorted(out.glob("*.json")):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from callbacks import disk
 from callbacks.checkpoint import LAST
 from callbacks.result import RunRecord
 from callbacks.resume import CHECKPOINTS
@@ -105,9 +106,10 @@ class SkipNonFinite(Callback):
         rank = next((rank for rank, found in enumerate(places) if found), 0)
         path = self.folder / CHECKPOINTS / f"offending_batch_rank{rank}.pt"
         if trainer.global_rank == rank:
-            path.parent.mkdir(parents=True, exist_ok=True)
             images, labels = batch
-            torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
+            with disk.tried(path.name, "the run ends without it"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
         line = (
             f"loss or gradient was not finite in {row} steps in a row, up to step {trainer.global_step}; it began in "
             f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "

@@ -19,14 +19,17 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks import disk
 from callbacks.checkpoint import newest_first
-from callbacks.failures import one_line
+from callbacks.failures import Interrupted, one_line
 from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
 from conf.resolvers import config_hash
+from data import bus_error
 from data.datamodule import ImageDataModule
 from infvit.compare import Result, UnreadableResultError
+from infvit.compare.result import RESULT_FILE
 from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.measure.machine import hardware, versions
@@ -41,8 +44,10 @@ class RunRecord(Callback):
     """Keeps the run's `result.json` true from the first second: status, identity, curves, metrics, error."""
 
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
-        self.path = run_dir / "result.json"
+        self.path = run_dir / RESULT_FILE
+        self.prepared = run_dir / f".{RESULT_FILE}.sigbus"
         self.writes = is_first()
+        disk.begin()
         self._claim(run_dir, config_hash(_root_=cfg))
         self.since = time.monotonic()
         self.speeds: list[float] = []
@@ -78,26 +83,45 @@ class RunRecord(Callback):
             extra={"config_hash": config_hash(_root_=cfg)},
         )
         self.write()
+        self._must_be_there("is not started")
 
     def __enter__(self) -> "RunRecord":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """One line for a mistake of use, the traceback for any other error; finished, unless it diverged."""
+        """One line for a mistake of use, the traceback for any other error; finished, unless it diverged.
+
+        A run that a signal ended is interrupted: the same command goes on.
+        """
         if error is not None:
-            self.result.status = "failed"
+            self.result.status = "interrupted" if isinstance(error, Interrupted) else "failed"
             self.result.error = one_line(error) or "".join(traceback.format_exception(error))
         elif self.result.status == "running":
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
+        bus_error.renames_nothing()
         if self.writes:
+            self.prepared.unlink(missing_ok=True)
             release(self.path.parent)
         top1 = score(self.result)
         if self.writes and error is None:
             images = "test" if "test/top1" in self.result.metrics else "validation"
             outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
             print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
+        if self.writes and disk.missing():
+            print(f"{disk.missing()}: make room in {self.path.parent}", flush=True)
+        if error is None:
+            self._must_be_there(f"is {self.result.status}, and its end is not recorded")
+
+    def _must_be_there(self, what: str) -> None:
+        why = disk.failed(RESULT_FILE)
+        if why:
+            release(self.path.parent)
+            raise UsageError(
+                f"the run {what}: {self.path} cannot be written ({why}); make room, and the same command with "
+                "resume=auto goes on from the newest checkpoint"
+            )
 
     def _claim(self, run_dir: Path, configuration: str) -> None:
         """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
@@ -149,10 +173,28 @@ class RunRecord(Callback):
             )
 
     def write(self) -> None:
-        """Writes the file (rank 0 alone)."""
+        """Writes the file (rank 0 alone); one that finds no room is written the next time."""
         if self.writes:
             self.result.seconds = round(time.monotonic() - self.since, 2)
-            self.result.write(self.path)
+            with disk.tried(RESULT_FILE, "the run goes on, the one from before stays"):
+                self.result.write(self.path)
+
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """A SIGBUS leaves no time to write a result that says so: it is written before, and put in place then."""
+        if self.writes and bus_error.words():
+            failed = dataclasses.replace(self.result, status="failed", error=bus_error.words())
+            with contextlib.suppress(OSError):
+                failed.write(self.prepared)
+                bus_error.renames(self.prepared, self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._prepare()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once more: the validation images lie in another file."""
+        self._prepare()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -17,18 +17,32 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from callbacks import disk
 from callbacks.ranks import is_first
 from conf.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Result, Row, UnreadableResultError
 from infvit.compare.render import shared
 
 ENDED = ".ended"
-"""One line for each job that this command has ended, "ran" or "skipped"; jobs in parallel processes append to it."""
+"""One line for each job that this command has ended, "3 ran" or "3 skipped"; jobs in parallel processes append to it.
+
+A job that SLURM starts again has another line.
+"""
 
 LINES = 20
 """Rows of the table so far that are shown after a job; the comparison at the end has all."""
 
 _held: dict[Path, IO[str]] = {}
+
+
+def _let_go() -> None:
+    """A lock is shared with forked processes: one that reads images would hold it for seconds after a kill."""
+    for lock in _held.values():
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def finished_before(cfg: DictConfig) -> Result | None:
@@ -87,9 +101,9 @@ class Sweep(Callback):
         if not is_first():
             return
         folder = Path(config.hydra.sweep.dir)
-        with (folder / ENDED).open("a") as file:
-            file.write("skipped\n" if self.skipped else "ran\n")
-        ended = (folder / ENDED).read_text().split()
+        with disk.tried(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
+            file.write(f"{config.hydra.job.num} {'skipped' if self.skipped else 'ran'}\n")
+        ended = [*dict(line.split() for line in (folder / ENDED).read_text().splitlines()).values()]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]
         if not self.skipped and len(ended) != self.jobs:
             lines += so_far(Comparison.from_dirs([folder]))

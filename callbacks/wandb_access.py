@@ -15,6 +15,10 @@ SECONDS = 5
 """How long W&B may take to accept a connection, and again to answer; asked once per process."""
 
 
+SYNC = "Later: wandb sync RUN/wandb/offline-run-* (every run of a sweep: wandb sync SWEEP/*/wandb/offline-run-*)"
+"""What uploads the runs that went on offline."""
+
+
 def wandb_mode() -> str:
     """Where W&B's runs go: what WANDB_MODE says, else online for users whose login W&B accepts, offline for others."""
     mode = os.environ.get("WANDB_MODE")
@@ -42,8 +46,7 @@ def _told(url: str, key: str) -> bool:
     problem = refusal(url, key)
     if problem:
         print(
-            f"W&B: {problem}; the run goes on offline. Later: wandb sync RUN/wandb/offline-run-* "
-            "(every run of a sweep: wandb sync SWEEP/*/wandb/offline-run-*)",
+            f"W&B: {problem}; the run goes on offline. {SYNC}",
             file=sys.stderr,
             flush=True,
         )

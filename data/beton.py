@@ -14,6 +14,7 @@ from data.beton_writer import write_shards
 from data.cache import made_once
 from data.encoding import BetonSettings
 from data.source import ImageSet, Split
+from infvit.compare.result import written_whole
 from infvit.errors import UsageError
 
 FORMAT = 2
@@ -46,7 +47,7 @@ def write_beton(images: ImageSet, path: Path, settings: BetonSettings) -> None:
         write_shards(images, beside, settings, path.stem, "writing")
         about = {"fingerprint": images.fingerprint(), **about_labels(images.labels)}
         about |= {"settings": asdict(settings), "format": FORMAT}
-        path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+        written_whole(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
     shutil.rmtree(shards_of(beside))
 
 

@@ -1,9 +1,12 @@
 """What `python -m data.prepare` wrote, as a source: a training machine needs that folder and no tree of images."""
 
+import contextlib
 import functools
 import json
 import os
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +78,12 @@ class PreparedImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         images, sizes = self._places
         _, width, height, start = images[index].tolist()
-        with self.beton.open("rb") as file:
-            file.seek(start)
-            content = file.read(int(sizes[index]))
-        raw = len(content) == width * height * 3
-        image = Image.frombytes("RGB", (width, height), content) if raw else decoded(content)
+        with _unchanged(self.beton):
+            with self.beton.open("rb") as file:
+                file.seek(start)
+                content = file.read(int(sizes[index]))
+            raw = len(content) == width * height * 3
+            image = Image.frombytes("RGB", (width, height), content) if raw else decoded(content)
         return image, int(self.labels[index])
 
     def fingerprint(self) -> str:
@@ -111,14 +115,28 @@ class PreparedOriginals(PreparedImages):
         self.paths = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return decoded(self.read(index)), int(self.labels[index])
+        with _unchanged(self.originals):
+            return decoded(self.read(index)), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
         """The image as it was published."""
-        return _opened(self.originals, os.getpid()).read(self.paths[index])
+        with _unchanged(self.originals):
+            return _opened(self.originals, os.getpid()).read(self.paths[index])
 
     def title(self, index: int) -> str:
         return f"{self.originals}: {self.paths[index]}"
+
+
+@contextlib.contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    """Around the reading of an image from a file that was whole when the run began."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        what = "has changed" if path.exists() else "is gone"
+        raise UsageError(
+            f"{path} {what} while the run reads it ({error}): copy it there again and go on with resume=auto"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,13 +1,20 @@
 """A case in a process of its own: what it returns, and how it ends when it cannot."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from infvit.highres import open_image
 from infvit.measure.alone import DONE, FAILED, OUT_OF_MEMORY, TOO_SLOW, alone
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_value_comes_back_and_the_peak_is_that_of_the_case():
@@ -45,6 +52,20 @@ def test_a_mistake_of_use_is_a_failed_case_with_its_line():
 def test_a_case_that_raises_is_failed_and_shows_its_traceback(capfd):
     assert alone(partial(int, "x")).status == FAILED
     assert "invalid literal for int()" in capfd.readouterr().err
+
+
+def test_a_case_ends_with_the_process_that_started_it():
+    waits = "import sys, time; print('begun', file=sys.stderr, flush=True); time.sleep(600)"
+    calls = f"from functools import partial; from infvit.measure.alone import alone; alone(partial(exec, {waits!r}))"
+    caller = subprocess.Popen([sys.executable, "-c", calls], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert caller.stderr.readline() == "begun\n"
+    (case,) = map(int, Path(f"/proc/{caller.pid}/task/{caller.pid}/children").read_text().split())
+    caller.terminate()
+    try:
+        caller.communicate(timeout=60)  # both hold the pipe
+    except subprocess.TimeoutExpired:
+        os.kill(case, signal.SIGKILL)
+        raise
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -156,6 +156,15 @@ def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_che
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
+def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_command_goes_on():
+    command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "disk: skipped: " in done.stdout:
+        pytest.skip(done.stdout.strip().splitlines()[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 1 | 1 | 0 |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
@@ -235,12 +244,16 @@ def test_a_mapped_file_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
     pytest.importorskip("ffcv")
     path = tmp_path / "cut.beton"
     path.write_bytes(bytes(2**20))
+    prepared, place = tmp_path / "prepared", tmp_path / "result.json"
     reads = (
-        "import sys, numpy; from pathlib import Path; from data.bus_error import tell\n"
-        "path = Path(sys.argv[1]); tell(path); content = numpy.memmap(path)\n"
+        "import sys, numpy; from pathlib import Path; from data.bus_error import renames, tell\n"
+        "path, prepared, place = map(Path, sys.argv[1:]); tell(path); content = numpy.memmap(path)\n"
+        "place.write_text('running'); prepared.write_text('failed'); renames(prepared, place)\n"
         "path.open('r+').truncate(4096); print(content.sum())"
     )
-    done = subprocess.run([sys.executable, "-c", reads, path], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", reads, path, prepared, place]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert place.read_text() == "failed"
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     for words in ("error: ", "was cut short", str(path)):

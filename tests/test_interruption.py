@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.data import Mixup
 
 from callbacks import checkpoint
 from callbacks.interruption import Checkpoints
+from infvit.compare import Comparison
+from infvit.compare.page import to_html
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
@@ -57,7 +60,7 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
     assert stopped.code == 128 + signal.SIGTERM
     (folder,) = stopped.runs()
     (line,) = [line for line in stopped.out.splitlines() if line.startswith("SIGTERM after step 14 (epoch 2 of 2)")]
-    assert result(folder)["status"] == "failed"
+    assert result(folder)["status"] == "interrupted"
     assert "resume=auto" in result(folder)["error"]
     _, script, *arguments = shlex.split(line.rpartition("go on with: ")[2])
     assert script == "train.py"
@@ -79,6 +82,24 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
     again = cli("train", *arguments)
     assert again.code == 0
     assert "skipped" in again.out
+
+
+def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interruption(cli, signals, monkeypatch):
+    drawn, draw = [], Mixup._params_per_batch
+    monkeypatch.setattr(Mixup, "_params_per_batch", lambda self: drawn.append(draw(self)) or drawn[-1])
+    mixup = "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}"
+    run = [*SMALL, "recipe.epochs=1", "logger=csv", mixup, "recipe.batch_size=128", "resume=auto"]
+    run.append("trainer.accumulate_grad_batches=2")
+    assert cli("train", *run, "hydra.run.dir=whole").code == 0
+    whole = drawn[:]
+    assert len(whole) == len({mixing for mixing, _ in whole}) == 2 * 11
+    drawn.clear()
+    signals(signal.SIGTERM, 8)
+    assert cli("train", *run, "hydra.run.dir=stopped").code == 143
+    assert drawn == whole[:8]
+    assert cli("train", *run, "hydra.run.dir=stopped").code == 0
+    assert drawn == whole
+    assert result(Path("whole"))["metrics"] == result(Path("stopped"))["metrics"]
 
 
 def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals, tmp_path, monkeypatch):
@@ -139,6 +160,10 @@ def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_
     stopped = cli("train", *sweep)
     assert stopped.code == 143
     assert "the sweep's command, again" in stopped.out
+    assert [result(folder)["status"] for folder in stopped.runs()] == ["finished", "interrupted"]
+    page = to_html(Comparison.from_dirs(["runs"]))
+    assert " seed 1 interrupted: SIGTERM after step 4 " in page
+    assert "the sweep&#39;s command, again" in page
     resumed = cli("train", *sweep)
     assert resumed.code == 0, resumed.err
     assert "skipped: vit seed 0 is finished" in resumed.out

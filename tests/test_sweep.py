@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from callbacks.sweep import progress, so_far
+from callbacks.sweep import Sweep, progress, so_far
 from infvit.compare import Comparison, Result
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +116,20 @@ def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tm
     assert len(lines) == 4
     assert all(line.startswith(("vit_seed0_", "infvit_seed0_")) for line in lines)  # a line says whose it is
     assert "\r" not in done.stdout
+
+
+def test_a_job_that_is_started_again_counts_once(tmp_path, capsys):
+    sweep = Sweep()
+    sweep.jobs = 2
+    (tmp_path / ".ended").write_text("")
+    for number in (0, 1, 1):
+        job = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "job": {"num": number}}
+        sweep.on_job_end(OmegaConf.create({"hydra": job}), JobReturn())
+    assert [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines() if "jobs" in line] == [
+        "── 1 of 2 jobs",
+        "── 2 of 2 jobs",
+        "── 2 of 2 jobs",
+    ]
 
 
 def test_progress_counts_what_ran_for_the_time_that_is_left():

@@ -3,12 +3,16 @@
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from callbacks import wandb_access
+from callbacks.result import RunRecord
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -42,6 +46,24 @@ def closed():
     with socket.socket() as held:  # bound and not listening: nobody else takes the port, and nobody answers
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent():
+    """A server that accepts every connection and answers none; yields its address and the connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        held = []
+
+        def accept():
+            with contextlib.suppress(OSError):  # until it is shut down
+                while True:
+                    held.append(listening.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", held
+        listening.shutdown(socket.SHUT_RDWR)
+    for connection in held:
+        connection.close()
 
 
 @pytest.fixture(autouse=True)
@@ -96,24 +118,60 @@ def test_a_login_in_netrc_counts_and_a_mode_that_is_set_is_taken(monkeypatch, tm
         assert wandb_access.wandb_mode() == meant
 
 
-def test_a_server_that_never_answers_is_waited_for_no_longer_than_said(monkeypatch):
-    monkeypatch.setattr(wandb_access, "SECONDS", 0.2)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        assert "cannot be reached" in wandb_access.refusal(f"http://127.0.0.1:{silent.getsockname()[1]}", KEY)
+SHORT = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
+SHORT += ["+trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+
+
+def offline(outcome) -> str:
+    """The one warning of a run that finished offline, with all its rows."""
+    assert outcome.code == 0, outcome.err
+    (folder,) = outcome.runs()
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log.parent]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line]
+    assert {0, 1} <= {row.get("trainer/global_step") for row in rows}
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("W&B: ")]
+    assert "wandb sync RUN/wandb/offline-run-*" in line
+    return line
 
 
 @pytest.mark.parametrize("wrong", ["port", "key"])
 def test_a_run_finishes_offline(cli, monkeypatch, closed, wrong):
     with server(401, b"") as (refusing, _):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_MODE", "online")
         monkeypatch.setenv("WANDB_BASE_URL", closed if wrong == "port" else refusing)
-        short = ["recipe.epochs=1", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=2"]
-        outcome = cli("train", "experiment=digits", "data/loader=torch", *short)
-    assert outcome.code == 0, outcome.err
-    (folder,) = outcome.runs()
-    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
-    lines = [line for line in outcome.err.splitlines() if line.startswith("W&B: ")]
-    assert len(lines) == 1
-    assert "wandb sync" in lines[0]
+        offline(cli("train", *SHORT))
+
+
+def test_a_server_that_knows_the_key_and_starts_no_run_is_not_waited_for_either(cli, monkeypatch):
+    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert "no run was started" in offline(cli("train", *SHORT, "logger.wandb.settings.init_timeout=5"))
+        assert len(asked) > 1
+
+
+def test_a_server_that_is_silent_all_the_time_is_asked_once_before_the_first_step_and_not_waited_for(
+    cli, monkeypatch, silent
+):
+    url, held = silent
+    asked = []
+    for hook in ("on_train_batch_start", "on_train_epoch_end", "on_test_end"):
+        monkeypatch.setattr(RunRecord, hook, noting(asked, held, getattr(RunRecord, hook)))
+    monkeypatch.setattr(wandb_access, "SECONDS", 0.2)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    outcome = cli("train", *SHORT)
+    assert [*asked, len(held)] == [1] * 5  # nothing waits for an answer, since nothing more is asked
+    assert f"{url} cannot be reached (timed out)" in offline(outcome)
+
+
+def noting(asked, held, hook):
+    def noted(*arguments):
+        asked.append(len(held))
+        hook(*arguments)
+
+    return noted

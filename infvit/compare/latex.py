@@ -71,7 +71,7 @@ def to_latex(comparison: Comparison) -> str:
     below = [_breakable(line) for line in render.shared(comparison)]
     below += [rf"$^{{{mark}}}$ not comparable: {_breakable('; '.join(differs))}" for differs, mark in marks.items()]
     below += [_breakable(f"unreadable: {bad.path}: {bad.reason}") for bad in comparison.unreadable]
-    remarks = (*render.failures(comparison), *render.running(comparison), *render.notes(comparison))
+    remarks = (*render.failures(comparison), *render.unfinished(comparison), *render.notes(comparison))
     below += [_breakable(line) for line in remarks]
     below.append(escaped(" ".join((*render.explained(comparison), render.FLOPS))))
     lines += [r"\par\medskip", r"\begin{minipage}{\textwidth}\raggedright\scriptsize"]

@@ -17,7 +17,7 @@ from infvit.compare.house import environment
 from infvit.compare.interval import Estimate
 from infvit.compare.palette import THEMES
 from infvit.compare.pictures import charts, library, spec
-from infvit.compare.result import CONFIG_FIELDS, Result
+from infvit.compare.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
 from infvit.compare.subject import flat, subject
 from infvit.compare.table import Comparison, Row
 
@@ -64,7 +64,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
         subject=subject(comparison),
         notes=render.notes(comparison),
         failures=render.failures(comparison),
-        running=render.running(comparison),
+        unfinished=render.unfinished(comparison),
         explained=render.explained(comparison),
         flops=render.FLOPS,
         paired=any(row.paired for row in comparison.rows),
@@ -107,7 +107,7 @@ def _title(comparison: Comparison) -> str:
 def _counts(comparison: Comparison) -> list[tuple[int, str]]:
     """How many configurations and runs of each kind there are, as pairs of number and word."""
     counts = [(len(comparison.rows), "configuration" if len(comparison.rows) == 1 else "configurations")]
-    counts += [(sum(row.count(s) for row in comparison.rows), s) for s in ("finished", "failed", "diverged", "running")]
+    counts += [(sum(row.count(s) for row in comparison.rows), s) for s in ("finished", *WITHOUT_NUMBERS)]
     counts.append((len(comparison.unreadable), "unreadable"))
     return [(n, word) for n, word in counts if n]
 

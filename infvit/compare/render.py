@@ -234,7 +234,7 @@ def to_markdown(comparison: Comparison) -> str:
         cells = [_markdown(bad.path), "unreadable: " + _markdown(bad.reason), *[NOTHING] * (len(shown) - 2)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", _markdown(" ".join([*explained(comparison), FLOPS])), ""]
-    lines += [f"- {_markdown(line)}" for line in (*failures(comparison), *running(comparison), *notes(comparison))]
+    lines += [f"- {_markdown(line)}" for line in (*failures(comparison), *unfinished(comparison), *notes(comparison))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -247,15 +247,22 @@ def failures(comparison: Comparison) -> list[str]:
     ]
 
 
-def running(comparison: Comparison) -> list[str]:
-    """One line for each run that says it is running, with the time of its last word."""
+def unfinished(comparison: Comparison) -> list[str]:
+    """One line for each run that says it is running, with the time of its last word, or was interrupted, with how to
+    go on.
+    """
+    words = {
+        "running": lambda run: (
+            f"last written {f'{run.last_written} UTC' if run.last_written else 'at an unknown time'}"
+        ),
+        "interrupted": lambda run: run.error_line or "the same command goes on",
+    }
     return [
-        f"{row.name} seed {run.seed} running: last written {run.last_written or 'at an unknown time'}"
-        + (" UTC" if run.last_written else "")
+        f"{row.name} seed {run.seed} {run.status}: {words[run.status](run)}"
         + (f" ({run.run_dir})" if run.run_dir else "")
         for row in comparison.rows
         for run in row.runs
-        if run.status == "running"
+        if run.status in words
     ]
 
 
@@ -293,7 +300,7 @@ def to_text(comparison: Comparison, width: int = 80) -> str:
     for bad in comparison.unreadable:
         lines += _wrapped(f"✗ {bad.path}: {bad.reason}", width, "    ", first="")
     lines.append("")
-    for line in (*failures(comparison), *running(comparison), *notes(comparison), *explained(comparison)):
+    for line in (*failures(comparison), *unfinished(comparison), *notes(comparison), *explained(comparison)):
         lines += _wrapped(line, width, "  ", first="")
     return "\n".join(lines) + "\n"
 

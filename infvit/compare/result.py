@@ -16,7 +16,10 @@ from infvit.errors import UsageError
 
 RESULT_FILE = "result.json"
 SCHEMA = 1
-Status = Literal["running", "finished", "failed", "diverged"]
+Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
+"""An interrupted run was told to stop and wrote a checkpoint: the same command goes on."""
+
+WITHOUT_NUMBERS: tuple[Status, ...] = ("failed", "diverged", "interrupted", "running")
 # What two runs must share to be compared at all.
 SIGNATURE = ("depth", "dim", "recipe_hash", "data_fingerprint", "image_size", "epochs")
 

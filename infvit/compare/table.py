@@ -13,7 +13,14 @@ from infvit.compare.grouping import best_known, differences, group, names_of, sh
 from infvit.compare.interval import Estimate
 from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
 from infvit.compare.published import Published, published
-from infvit.compare.result import CONFIG_FIELDS, RESULT_FILE, SIGNATURE, Result, UnreadableResultError
+from infvit.compare.result import (
+    CONFIG_FIELDS,
+    RESULT_FILE,
+    SIGNATURE,
+    WITHOUT_NUMBERS,
+    Result,
+    UnreadableResultError,
+)
 from infvit.errors import UsageError
 
 
@@ -115,7 +122,7 @@ class Row:
     @property
     def troubles(self) -> str:
         """The runs that gave no numbers, in words: "1 failed, 2 running", or nothing."""
-        counts = [(self.count(status), status) for status in ("failed", "diverged", "running")]
+        counts = [(self.count(status), status) for status in WITHOUT_NUMBERS]
         return ", ".join(f"{n} {status}" for n, status in counts if n)
 
     def known(self, name: str) -> Any:
@@ -127,7 +134,7 @@ class Row:
         record: dict[str, Any] = {"name": self.name, "model": self.config.model, "attention": self.config.attention}
         record |= {"variant": self.config.variant, "comparable": self.comparable, "differs": "; ".join(self.differs)}
         record |= {"seeds": " ".join(str(run.seed) for run in self.counted), "finished": self.finished}
-        record |= {status: self.count(status) for status in ("failed", "diverged", "running")}
+        record |= {status: self.count(status) for status in WITHOUT_NUMBERS}
         record["repeats"] = len(self.repeats)
         for name, estimate in (
             ("test_top1", self.top1),

@@ -9,6 +9,7 @@ from infvit.compare.latex import to_latex
 from infvit.compare.page import to_html
 from infvit.compare.pictures import PICTURES, write_pictures
 from infvit.compare.render import to_csv, to_markdown
+from infvit.compare.result import written_whole
 from infvit.compare.table import Comparison
 from infvit.errors import UsageError
 
@@ -27,7 +28,7 @@ def write_comparison(run_dirs: Iterable[str | Path], out_dir: str | Path, baseli
     try:
         out.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():
-            (out / f"comparison.{ending}").write_text(text, encoding="utf-8")
+            written_whole(out / f"comparison.{ending}", text)
         write_pictures(comparison, out)
     except OSError as error:
         raise UsageError(f"{out}: the comparison cannot be written there: {error.strerror or error}") from error

@@ -5,6 +5,7 @@ is set for that process, so that a case which is too large ends in a message and
 """
 
 import contextlib
+import ctypes
 import os
 import pickle
 import resource
@@ -19,6 +20,9 @@ from typing import Any
 import torch
 
 from infvit.errors import UsageError
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when the one that started it ends, of whatever."""
 
 DONE, OUT_OF_MEMORY, TOO_SLOW, FAILED = "done", "out of memory", "too slow", "failed"
 
@@ -41,7 +45,7 @@ class Outcome:
 
 
 def alone(work: Callable[[], Any], time_limit: float | None = None, memory_limit: int | None = None) -> Outcome:
-    """Calls `work()` in a new process.
+    """Calls `work()` in a new process, which does not outlive the thread that called.
 
     Args:
         work: what can be pickled and imports no more than it needs, as a `functools.partial` of a function of a module.
@@ -51,7 +55,7 @@ def alone(work: Callable[[], Any], time_limit: float | None = None, memory_limit
     limit = memory_limit or int(0.9 * free_memory())
     command = [sys.executable, "-m", "infvit.measure.alone"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    task = pickle.dumps((limit, torch.get_num_threads(), work))
+    task = pickle.dumps((os.getpid(), limit, torch.get_num_threads(), work))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         try:
             answer, _ = process.communicate(task, timeout=time_limit)
@@ -116,7 +120,10 @@ def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
 
 def _main() -> None:
     """The new process: prints go to the terminal's error stream, the answer alone to the pipe."""
-    limit, threads, work = pickle.load(sys.stdin.buffer)
+    parent, limit, threads, work = pickle.load(sys.stdin.buffer)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        return
     answer = os.dup(1)
     os.dup2(2, 1)
     outcome = _outcome(limit, threads, work)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,10 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             yield Fault(f"kill -9 in a checkpoint's {place}", lost or forgotten(trial, step))
 
 
-def start(folder: Path, first: Callable[[], None] = lambda: None) -> int:
-    """The id of a process that trains in `folder`, after doing `first`."""
+def start(
+    folder: Path, first: Callable[[], None] = lambda: None, words: Sequence[str] = RUN, output: str = "output.txt"
+) -> int:
+    """The id of a process that trains in `folder`, after doing `first`; what it says is added to `output`."""
     folder.mkdir(parents=True, exist_ok=True)
     process = os.fork()
     if process:
@@ -94,11 +96,11 @@ def start(folder: Path, first: Callable[[], None] = lambda: None) -> int:
     code = 1
     try:
         os.chdir(folder)
-        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+        said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         first()
-        sys.argv = ["train.py", *RUN]
+        sys.argv = ["train.py", *words]
         failures.run(train.train)
         code = 0
     except SystemExit as stop:

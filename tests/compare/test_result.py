@@ -112,7 +112,7 @@ def test_a_damaged_file_is_told_in_one_line(content: str | bytes, reason: str, t
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("status", "done", 'status "done", expected running or finished or failed or diverged'),
+        ("status", "done", 'status "done", expected running or finished or failed or diverged or interrupted'),
         ("depth", "4", 'depth "4", expected a whole number or null'),
         ("seed", True, "seed true, expected a whole number"),
         ("metrics", {"test/top1": "high"}, "metrics"),
