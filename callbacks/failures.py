@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.ranks import is_first
+from callbacks.ranks import is_first, told_by_the_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
@@ -105,7 +105,9 @@ def sweep_goes_on(task: Task) -> Task:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _stop(error)
             number, overrides = HydraConfig.get().job.num, " ".join(HydraConfig.get().overrides.task)
-            print(f"job {number} failed ({overrides}): {one_line(error) or repr(error)}", file=sys.stderr)
+            line = f"job {number} failed ({overrides}): {one_line(error) or repr(error)}"
+            if not told_by_the_first(f"error of job {number}", line):
+                print(line, file=sys.stderr)
             if one_line(error) is None or _wants_traceback():
                 traceback.print_exception(error)
             return None
@@ -149,7 +151,8 @@ def _stop(error: Exception) -> NoReturn:
         raise error
     if _wants_traceback():
         traceback.print_exception(error)
-    print(f"error: {line}", file=sys.stderr)
+    if not told_by_the_first("error", line):
+        print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 
