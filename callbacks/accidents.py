@@ -94,8 +94,11 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     if not isinstance(launcher, subprocess_script._SubprocessScriptLauncher):
         yield
         return
-    if trainer.local_rank and isinstance(launcher.cluster_environment, LightningEnvironment):
-        threading.Thread(target=_end_with_parent, args=(os.getppid(), trainer), daemon=True).start()
+    parent = (
+        os.getppid() if trainer.local_rank and isinstance(launcher.cluster_environment, LightningEnvironment) else 0
+    )
+    if parent:
+        threading.Thread(target=_end_with_parent, args=(parent, trainer), daemon=True).start()
     done = threading.Event()
     before = subprocess_script._launch_process_observer
 
@@ -108,6 +111,10 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException as error:
+        if parent and isinstance(error, RuntimeError):
+            time.sleep(3 * LOOKS)  # a collective fails when the other process dies
+            if os.getppid() != parent:
+                _end_alone(parent, trainer)
         dead = _dead(launcher.procs) if isinstance(error, RuntimeError) else None
         for process in launcher.procs:
             process.kill()
@@ -159,6 +166,10 @@ def _end_with_parent(parent: int, trainer: Trainer) -> None:
     while os.getppid() == parent:
         time.sleep(LOOKS)
     time.sleep(GRACE)
+    _end_alone(parent, trainer)
+
+
+def _end_alone(parent: int, trainer: Trainer) -> None:
     if trainer.global_rank == 1:
         tell(trainer, f"rank 0 (process {parent} on {os.uname().nodename}) is gone: {ALL_STOP}")
     os._exit(2)

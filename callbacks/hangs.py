@@ -19,7 +19,7 @@ class Point(IntEnum):
 ADVICE = "go on with the same command and resume=auto"
 ALL_STOP = f"all ranks stop; {ADVICE}"
 
-Position = tuple[int, int, int]
+Position = tuple[int, int, int, int]
 Process = tuple[str, int, str]
 
 
@@ -29,8 +29,8 @@ class Beat:
 
     Args:
         number: of the beat.
-        position: loops begun, batch, point of it: equal work of the processes has equal positions, later work larger
-            ones.
+        position: loops begun, batch, point of it, rests in it: equal work of the processes has equal positions, later
+            work larger ones.
         doing: the same in words.
         place: where its main thread is, as file:line of this project or of Lightning.
         watched: whether that must not take longer than `patience` seconds.
@@ -45,7 +45,7 @@ class Beat:
     host: str
     started: str
     number: int = 0
-    position: Position = (0, 0, 0)
+    position: Position = (0, 0, 0, 0)
     doing: str = "before the first batch"
     place: str = "?"
     watched: bool = False
@@ -95,7 +95,7 @@ class Judge:
         work only the reading of images counts.
         """
         for beat in beats:
-            if self.moved.get(beat.rank, ((-1, 0, 0), 0.0))[0] != beat.position:
+            if self.moved.get(beat.rank, ((-1, 0, 0, 0), 0.0))[0] != beat.position:
                 self.moved[beat.rank] = beat.position, now
         here = [beat for beat in beats if not beat.over]
         last = min((beat.position for beat in here), default=None)
@@ -106,7 +106,7 @@ class Judge:
         if len(beats) == 1:
             (beat,) = behind
             line = f"{beat.doing} for {seconds:.0f} s, at {beat.place}: what reads them hangs, or its disk; {ADVICE}"
-            return Verdict(line, (beat.process,)) if beat.position[-1] == Point.FETCHES else None
+            return Verdict(line, (beat.process,)) if beat.position[2] == Point.FETCHES else None
         if len(here) < len(beats):
             left = next(beat for beat in beats if beat.over)
             return Verdict(f"{left} has ended, its error above, and the others wait for it: {ALL_STOP}")

@@ -16,7 +16,7 @@ PATIENCE = 90.0
 def beat(rank, batch, point=Point.STARTS, **more):
     """Of a step that is watched; its number is set when it is heard."""
     known = {"watched": True, "patience": PATIENCE, "place": f"data/of_rank{rank}.py:1", "doing": f"in batch {batch}"}
-    return Beat(rank, 100 + rank, "host", "1", position=(1, batch, point), **known | more)
+    return Beat(rank, 100 + rank, "host", "1", position=(1, batch, point, 0), **known | more)
 
 
 def stalled(*beats, seconds=95.0):

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from callbacks.checkpoint import newest_first
 from tests.chaos import Fault
+from tests.chaos.kill import newest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ["-m", "tests.chaos.worker"]
@@ -35,13 +35,17 @@ RUN = [
     "logger=csv",
     "size.depth=1",
     "size.dim=16",
-    "recipe.epochs=30",
+    "recipe.epochs=5",
+    "recipe.batch_size=16",
     "recipe.warmup_epochs=0",
     "checkpoint.every_minutes=0",
     "callbacks.attention_pictures=null",
     "hydra.run.dir=run",
     "resume=auto",
 ]
+STEPS = 1437 // 16
+"""Of an epoch."""
+
 SECONDS = 120
 """That all may take to end."""
 
@@ -109,7 +113,7 @@ class Job:
 
     def __init__(self, launcher: str, folder: Path, patience: float) -> None:
         self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
-        self.before = newest_first(folder / "run" / "checkpoints")
+        self.before = newest(folder)
         self.said = folder / f"{self.mark}.txt"
         environment = {**os.environ, "CHAOS": self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, f"callbacks.heartbeat.patience={patience}"]
@@ -120,7 +124,7 @@ class Job:
 
     def broken(self, case: Case) -> str | None:
         """Does it, when this job has written a checkpoint; what was lost."""
-        if not until(lambda: newest_first(self.folder / "run" / "checkpoints") != self.before, 4 * SECONDS, self.alive):
+        if not until(self.trains, 4 * SECONDS, self.alive):
             return "its start"
         if self.before and "goes on after step" not in self.said.read_text():
             return "its place"
@@ -140,6 +144,11 @@ class Job:
         left = result(self.folder)
         told = died or f"error: {left['error']}" == lines[0]
         return None if left["status"] == "failed" and told else f"result.json, {left['status']}: {left['error']}"
+
+    def trains(self) -> bool:
+        """Some steps after its start, and not at the end of an epoch, which may take long and is not watched."""
+        step = newest(self.folder)
+        return step >= self.before + 5 and 5 <= step % STEPS < STEPS - 30
 
     def rank(self, number: int) -> int:
         """Its process."""
