@@ -88,11 +88,17 @@ class Heartbeat(Callback):
         elif self.beat.watched:
             self.longest = max(self.longest, now - self.begun)
         self.begun = now
-        self._at(batch + 1, Point.FETCHES, watched=batch + 1 < batches)
+        # Lightning fetches the first images of a validation before its hooks.
+        next_fetched = batch + 1 < batches or (self.loop == "training" and "validation" in self.known)
+        self._at(batch + 1, Point.FETCHES, watched=next_fetched)
 
     def _rest(self, rests: bool = True) -> None:
         loops, batch, point, rest = self.beat.position
         self.beat = dataclasses.replace(self.beat, position=(loops, batch, point, rest + 1), watched=not rests)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on within an epoch does not start it."""
+        self._begin("training")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin("training")
