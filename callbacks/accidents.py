@@ -94,9 +94,8 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     if not isinstance(launcher, subprocess_script._SubprocessScriptLauncher):
         yield
         return
-    parent = (
-        os.getppid() if trainer.local_rank and isinstance(launcher.cluster_environment, LightningEnvironment) else 0
-    )
+    of_lightning = isinstance(launcher.cluster_environment, LightningEnvironment)
+    parent = os.getppid() if trainer.local_rank and of_lightning else None
     if parent:
         threading.Thread(target=_end_with_parent, args=(parent, trainer), daemon=True).start()
     done = threading.Event()
@@ -170,6 +169,7 @@ def _end_with_parent(parent: int, trainer: Trainer) -> None:
 
 
 def _end_alone(parent: int, trainer: Trainer) -> None:
-    if trainer.global_rank == 1:
-        tell(trainer, f"rank 0 (process {parent} on {os.uname().nodename}) is gone: {ALL_STOP}")
+    if trainer.local_rank == 1:
+        first = trainer.global_rank - trainer.local_rank
+        tell(trainer, f"rank {first} (process {parent} on {os.uname().nodename}) is gone: {ALL_STOP}")
     os._exit(2)

@@ -46,7 +46,7 @@ class Beat:
     started: str
     number: int = 0
     position: Position = (0, 0, 0, 0)
-    doing: str = "before the first batch"
+    doing: str = ""
     place: str = "?"
     watched: bool = False
     waits: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.beats import Exchange, where
-from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, silent, started
+from callbacks.hangs import Beat, Judge, Point, Position, Verdict, alive, gone, silent, started
 from callbacks.ranks import launcher
 from callbacks.result import RunRecord
 from infvit.compare import Result, UnreadableResultError
@@ -27,6 +27,9 @@ EVERY = 2.0
 
 GRACE = 20.0
 """Seconds in which others are expected to do what only one should."""
+
+END = 2**31
+"""The batch behind the last one: processes may have different numbers of them in evaluation."""
 
 
 class Heartbeat(Callback):
@@ -50,7 +53,8 @@ class Heartbeat(Callback):
         self.patience, self.every = patience, min(EVERY, patience / 5)
         self.judge = Judge()
         self.beat = Beat(0, os.getpid(), os.uname().nodename, started(os.getpid()))
-        self.loops, self.loop = 0, ""
+        self.loops, self.loop, self.first = 0, "", True
+        self.now: tuple[Position, bool] = (0, 0, Point.FETCHES, 0), False
         self.begun = self.longest = self.longest_first = 0.0
         self.known: set[str] = set()
         self.started = False
@@ -68,33 +72,28 @@ class Heartbeat(Callback):
     # Where the main thread is.
 
     def _begin(self, loop: str) -> None:
-        self.loops, self.loop, self.begun = self.loops + 1, loop, time.monotonic()
+        self.loops, self.loop, self.first, self.begun = self.loops + 1, loop, True, time.monotonic()
         self._at(0, Point.FETCHES, watched=loop in self.known)
 
     def _at(self, batch: int, point: Point, watched: bool | None = None) -> None:
-        what = "waiting for the images of" if point == Point.FETCHES else "in"
-        self.beat = dataclasses.replace(
-            self.beat,
-            position=(self.loops, batch, point, 0),
-            doing=f"{what} batch {batch + 1} of {self.loop}",
-            watched=self.beat.watched if watched is None else watched,
-        )
+        self.now = (self.loops, batch, point, 0), self.now[1] if watched is None else watched
 
     def _end_of(self, batch: int, batches: float) -> None:
         now = time.monotonic()
         if self.loop not in self.known:
             self.longest_first = max(self.longest_first, now - self.begun)
             self.known.add(self.loop)
-        elif self.beat.watched:
+        elif self.now[1] and not self.first:  # which may have waited for what rank 0 does between two epochs
             self.longest = max(self.longest, now - self.begun)
-        self.begun = now
-        # Lightning fetches the first images of a validation before its hooks.
-        next_fetched = batch + 1 < batches or (self.loop == "training" and "validation" in self.known)
-        self._at(batch + 1, Point.FETCHES, watched=next_fetched)
+        self.first, self.begun = False, now
+        if batch + 1 < batches:
+            self._at(batch + 1, Point.FETCHES, watched=True)
+        else:  # Lightning fetches the first images of a validation before its hooks
+            self._at(END, Point.FETCHES, watched=self.loop == "training" and "validation" in self.known)
 
     def _rest(self, rests: bool = True) -> None:
-        loops, batch, point, rest = self.beat.position
-        self.beat = dataclasses.replace(self.beat, position=(loops, batch, point, rest + 1), watched=not rests)
+        loops, batch, point, rest = self.now[0]
+        self.now = (loops, batch, point, rest + 1), not rests
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on within an epoch does not start it."""
@@ -117,13 +116,13 @@ class Heartbeat(Callback):
         self._at(batch_idx, Point.STARTS)
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
-        self._at(self.beat.position[1], Point.RUNS_BACKWARD)
+        self._at(self.now[0][1], Point.RUNS_BACKWARD)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._at(self.beat.position[1], Point.HAS_RUN_BACKWARD)
+        self._at(self.now[0][1], Point.HAS_RUN_BACKWARD)
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        self._at(self.beat.position[1], Point.UPDATES)
+        self._at(self.now[0][1], Point.UPDATES)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -178,8 +177,14 @@ class Heartbeat(Callback):
 
     def _current(self) -> Beat:
         place, waits = where()
+        position, watched = self.now
+        what = "waiting for the images of" if position[2] == Point.FETCHES else "in"
+        doing = f"{what} batch {position[1] + 1} of {self.loop}" if self.loop else "before the first batch"
         return dataclasses.replace(
             self.beat,
+            position=position,
+            doing=f"behind the last batch of {self.loop}" if position[1] == END else doing,
+            watched=watched,
             number=next(self.numbers),
             place=place,
             waits=waits,
@@ -262,7 +267,7 @@ class Heartbeat(Callback):
 def at_rest(trainer: Trainer) -> Iterator[None]:
     """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
     heartbeat = Heartbeat.of(trainer)
-    before = heartbeat is not None and heartbeat.beat.watched
+    before = heartbeat is not None and heartbeat.now[1]
     if heartbeat is not None and before:
         heartbeat._rest()
     yield
