@@ -76,6 +76,7 @@ def test_getting_on_ends_a_stall_and_beats_end_silence():
 
 def test_a_stopped_rank_is_named_and_ended_and_the_same_command_goes_on():
     command = [sys.executable, "-m", "tests.chaos", "worker", "--launchers", "lightning", "--faults", "3"]
+    command += ["--epochs", "1", "--patience", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| all |  | 1 | 1 | 0 |" in done.stdout

@@ -36,7 +36,6 @@ RUN = [
     "logger=csv",
     "size.depth=1",
     "size.dim=16",
-    "recipe.epochs=4",
     "recipe.batch_size=16",
     "recipe.warmup_epochs=0",
     "checkpoint.every_minutes=0.003",
@@ -83,6 +82,7 @@ CASES = [
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
     parser.add_argument("--faults", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
+    parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
     parser.add_argument("--patience", type=float, default=5, help="seconds after which a process counts as hanging")
 
 
@@ -91,14 +91,14 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         with tempfile.TemporaryDirectory() as name:
             folder, lost = Path(name), {}
             for case in [CASES[i] for i in options.faults]:
-                job = Job(launcher, folder, options.patience)
+                job = Job(launcher, folder, options)
                 try:
                     lost[case] = job.broken(case)
                 finally:
                     job.end()
                 if lost[case]:
                     print(job.said.read_text(), flush=True)
-            job = Job(launcher, folder, options.patience)
+            job = Job(launcher, folder, options)
             try:
                 finished = job.process.wait(4 * SECONDS) == 0 and result(folder)["status"] == "finished"
             finally:
@@ -112,12 +112,13 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
 class Job:
     """The command, once more in the same folder, with all the processes that it starts."""
 
-    def __init__(self, launcher: str, folder: Path, patience: float) -> None:
+    def __init__(self, launcher: str, folder: Path, options: argparse.Namespace) -> None:
         self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
         self.before = newest(folder)
         self.said = folder / f"{self.mark}.txt"
         environment = {**os.environ, "CHAOS": self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, f"callbacks.heartbeat.patience={patience}"]
+        settings = [f"recipe.epochs={options.epochs}", f"callbacks.heartbeat.patience={options.patience}"]
+        command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, *settings]
         with self.said.open("w") as output:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment | {"INFVIT_CACHE": str(folder)}, stdout=output, stderr=output
