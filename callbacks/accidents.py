@@ -18,6 +18,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from callbacks.failures import Interrupted
+from callbacks.hangs import ALL_STOP
+from callbacks.heartbeat import GRACE, tell, watched
 from callbacks.result import RunRecord
 from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
@@ -25,9 +27,6 @@ from infvit.module import Classifier
 
 LOOKS = 1.0
 """Seconds between two looks at the other processes."""
-
-GRACE = 20.0
-"""Seconds that a process has to find out by itself that another one died, before it is ended."""
 
 OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|CUDA out of memory")
 
@@ -41,7 +40,8 @@ def told(trainer: Trainer, module: Classifier, data: ImageDataModule) -> Iterato
     """Around the training and the test of a run: accidents become UsageErrors, and no process outlives the others."""
     with _ended_together(trainer):
         try:
-            yield
+            with watched(trainer):
+                yield
         except (RuntimeError, MemoryError) as error:
             line = out_of_memory(error, trainer, module, data) or reader_died(error)
             if line is None:
@@ -94,8 +94,10 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     if not isinstance(launcher, subprocess_script._SubprocessScriptLauncher):
         yield
         return
-    if trainer.local_rank and isinstance(launcher.cluster_environment, LightningEnvironment):
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    of_lightning = isinstance(launcher.cluster_environment, LightningEnvironment)
+    parent = os.getppid() if trainer.local_rank and of_lightning else None
+    if parent:
+        threading.Thread(target=_end_with_parent, args=(parent, trainer), daemon=True).start()
     done = threading.Event()
     before = subprocess_script._launch_process_observer
 
@@ -108,6 +110,10 @@ def _ended_together(trainer: Trainer) -> Iterator[None]:
     except Interrupted:
         raise
     except BaseException as error:
+        if parent and isinstance(error, RuntimeError):
+            time.sleep(3 * LOOKS)  # a collective fails when the other process dies
+            if os.getppid() != parent:
+                _end_alone(parent, trainer)
         dead = _dead(launcher.procs) if isinstance(error, RuntimeError) else None
         for process in launcher.procs:
             process.kill()
@@ -134,10 +140,7 @@ def _dead(processes: list[subprocess.Popen]) -> str | None:
 def _obituary(rank: int, process: subprocess.Popen) -> str:
     code: Any = process.returncode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}, its error above"
-    return (
-        f"rank {rank} (process {process.pid} on {os.uname().nodename}) {how}: all ranks stop; go on with the same "
-        "command and resume=auto"
-    )
+    return f"rank {rank} (process {process.pid} on {os.uname().nodename}) {how}: {ALL_STOP}"
 
 
 def _observe(processes: list[subprocess.Popen], done: threading.Event, trainer: Trainer) -> None:
@@ -157,10 +160,16 @@ def _observe(processes: list[subprocess.Popen], done: threading.Event, trainer: 
                 os._exit(2)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent(parent: int, trainer: Trainer) -> None:
     """In the others: the first process is their parent, and when it is gone they have nothing to wait for."""
     while os.getppid() == parent:
         time.sleep(LOOKS)
     time.sleep(GRACE)
-    print("error: rank 0 is gone: this rank stops", file=sys.stderr, flush=True)
+    _end_alone(parent, trainer)
+
+
+def _end_alone(parent: int, trainer: Trainer) -> None:
+    if trainer.local_rank == 1:
+        first = trainer.global_rank - trainer.local_rank
+        tell(trainer, f"rank {first} (process {parent} on {os.uname().nodename}) is gone: {ALL_STOP}")
     os._exit(2)

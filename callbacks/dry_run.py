@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from callbacks.attention_pictures import AttentionPictures
 from callbacks.checkpoint import KEPT
 from callbacks.devices import check_batch
+from callbacks.heartbeat import Heartbeat
 from callbacks.interruption import Checkpoints
 from callbacks.result import recipe_hash
 from data.datamodule import ImageDataModule
@@ -32,8 +33,8 @@ STEPS = 3
 BATCHES = 8
 """Batches of a device that the loader is timed with, when nothing else waits for it."""
 
-LEAVES = (Checkpoint, LearningRateMonitor, ProgressBar, AttentionPictures)
-"""What a run has to leave or show something; all other callbacks belong to the step."""
+LEAVES = (Checkpoint, Heartbeat, LearningRateMonitor, ProgressBar, AttentionPictures)
+"""What a run has to leave or show something, and to be watched; all other callbacks belong to the step."""
 
 WIDTH = 80
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import disk
-from callbacks.ranks import is_first
+from callbacks.ranks import is_first, told_by_the_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
@@ -108,7 +108,9 @@ def sweep_goes_on(task: Task) -> Task:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _stop(error)
             number, overrides = HydraConfig.get().job.num, " ".join(HydraConfig.get().overrides.task)
-            print(f"job {number} failed ({overrides}): {one_line(error) or repr(error)}", file=sys.stderr)
+            line = f"job {number} failed ({overrides}): {one_line(error) or repr(error)}"
+            if not told_by_the_first(f"error of job {number}", line):
+                print(line, file=sys.stderr)
             if one_line(error) is None or _wants_traceback():
                 traceback.print_exception(error)
             return None
@@ -153,7 +155,8 @@ def _stop(error: Exception) -> NoReturn:
         raise error
     if _wants_traceback():
         traceback.print_exception(error)
-    print(f"error: {line}", file=sys.stderr)
+    if not told_by_the_first("error", line):
+        print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from callbacks import disk
 from callbacks.checkpoint import NEWEST, WholeFiles
 from callbacks.failures import Interrupted
+from callbacks.heartbeat import at_rest
 
 BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
 """What SLURM sends some time before it ends a job: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
@@ -144,7 +145,8 @@ class Checkpoints(Checkpoint):
         return int(value)
 
     def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+        with at_rest(trainer):
+            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.since = time.monotonic()
 
     def _stop(self, trainer: Trainer) -> None:

@@ -11,6 +11,9 @@ from torch.distributed.rendezvous import rendezvous
 PATIENCE = timedelta(minutes=5)
 """How long the others wait for the first process: it may still be importing from a slow disk."""
 
+SECONDS = timedelta(seconds=5)
+"""How long another process that fails waits for the first one to do so."""
+
 
 def launcher() -> ClusterEnvironment | None:
     """What started all processes of this job, torchrun or SLURM, asked in Lightning's order; None for Lightning."""
@@ -41,6 +44,27 @@ def of_the_first(name: str, value: str) -> str:
     if started_by.global_rank() == 0:
         store.set(name, value)
     return store.get(name).decode()
+
+
+def told_by_the_first(name: str, line: str) -> bool:
+    """Whether the first process fails with the same line, which then need not be printed again by this one.
+
+    Known under torchrun alone, whose store outlives the processes; of a line that only this one has it knows so when
+    the first has failed with another, or has not within `SECONDS`.
+    """
+    started_by = launcher()
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    if started_by is None or started_by.world_size() == 1 or not agent:
+        return False
+    try:
+        store = _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
+        if started_by.global_rank() == 0:
+            store.set(name, line)
+            return False
+        store.wait([name], SECONDS)
+        return store.get(name).decode() == line
+    except RuntimeError:  # torch's errors of stores
+        return False
 
 
 @functools.cache

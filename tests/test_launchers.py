@@ -5,9 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
+
+from callbacks import ranks
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
@@ -77,3 +81,17 @@ def test_another_number_of_processes_than_devices_is_told(cli, monkeypatch):
     refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
     assert refused.code == 2
     assert "are 2 processes, found 1" in refused.err
+
+
+def test_a_line_that_the_first_process_has_told_is_not_told_again(monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in (dict.fromkeys(names, "0") | {"WORLD_SIZE": "2"} | more).items():
+        monkeypatch.setenv(name, value)
+    assert not ranks.told_by_the_first("error", "too large")
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.told_by_the_first("error", "too large")
+    assert not ranks.told_by_the_first("error", "the disk of rank 1 is full")
+    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    assert not ranks.told_by_the_first("error of job 7", "the disk of rank 1 is full")

@@ -1,0 +1,330 @@
+"""Notices when a process of a job hangs, and ends all of them with one line: others would wait half an hour for it."""
+
+import contextlib
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.beats import Exchange, where
+from callbacks.hangs import Beat, Judge, Point, Position, Verdict, alive, gone, silent, started
+from callbacks.ranks import launcher
+from callbacks.result import RunRecord
+from infvit.compare import Result, UnreadableResultError
+from infvit.errors import UsageError
+
+EVERY = 2.0
+"""Seconds between two beats, at most."""
+
+GRACE = 20.0
+"""Seconds in which others are expected to do what only one should."""
+
+END = 2**31
+"""The batch behind the last one: processes may have different numbers of them in evaluation."""
+
+
+class Heartbeat(Callback):
+    """Watches the steps of all processes of a run, and what the only one reads; must be the first callback.
+
+    A thread of each process sends a beat every few seconds to the store by which the processes found each other; rank
+    0 hears all, the others hear rank 0. The main thread only notes where it is. A process hangs if its beats stop, or
+    if it is the last one in a step for longer than `patience`, 10 times the longest step so far and twice the longest
+    first one. Not watched but for stopped beats: the very first batch of training, validation and test (readers start,
+    code is compiled), what is done `at_rest`, and all from the last batch of an epoch or evaluation to the next one.
+
+    A single process has nobody who waits for it: only its reading of images is watched.
+
+    Args:
+        patience: seconds that a step may take in any case.
+    """
+
+    def __init__(self, patience: float) -> None:
+        if patience <= 0:
+            raise UsageError(f"callbacks.heartbeat.patience={patience} is no time: expected seconds")
+        self.patience, self.every = patience, min(EVERY, patience / 5)
+        self.judge = Judge()
+        self.beat = Beat(0, os.getpid(), os.uname().nodename, started(os.getpid()))
+        self.loops, self.loop, self.first = 0, "", True
+        self.now: tuple[Position, bool] = (0, 0, Point.FETCHES, 0), False
+        self.begun = self.longest = self.longest_first = 0.0
+        self.known: set[str] = set()
+        self.started = False
+        self.numbers = itertools.count(1)
+        self.over, self.ending = threading.Event(), threading.Event()
+        self.verdict: Verdict | None = None
+        self.exchange: Exchange | None = None
+
+    @staticmethod
+    def of(trainer: Trainer) -> "Heartbeat | None":
+        """The one that watches this run, if one does."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, Heartbeat)), None)
+
+    # Where the main thread is.
+
+    def _begin(self, loop: str) -> None:
+        self.loops, self.loop, self.first, self.begun = self.loops + 1, loop, True, time.monotonic()
+        self._at(0, Point.FETCHES, watched=loop in self.known)
+
+    def _at(self, batch: int, point: Point, watched: bool | None = None) -> None:
+        self.now = (self.loops, batch, point, 0), self.now[1] if watched is None else watched
+
+    def _end_of(self, batch: int, batches: float) -> None:
+        now = time.monotonic()
+        if self.loop not in self.known:
+            self.longest_first = max(self.longest_first, now - self.begun)
+            self.known.add(self.loop)
+        elif self.now[1] and not self.first:  # which may have waited for what rank 0 does between two epochs
+            self.longest = max(self.longest, now - self.begun)
+        self.first, self.begun = False, now
+        if batch + 1 < batches:
+            self._at(batch + 1, Point.FETCHES, watched=True)
+        else:  # Lightning fetches the first images of a validation before its hooks
+            self._at(END, Point.FETCHES, watched=self.loop == "training" and "validation" in self.known)
+
+    def _rest(self, rests: bool = True) -> None:
+        loops, batch, point, rest = self.now[0]
+        self.now = (loops, batch, point, rest + 1), not rests
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on within an epoch does not start it."""
+        self._begin("training")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("training")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("validation")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("training")
+        self._rest()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("the test")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._at(batch_idx, Point.STARTS)
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        self._at(self.now[0][1], Point.RUNS_BACKWARD)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._at(self.now[0][1], Point.HAS_RUN_BACKWARD)
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        self._at(self.now[0][1], Point.UPDATES)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_of(batch_idx, trainer.num_training_batches)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._at(batch_idx, Point.STARTS)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._end_of(batch_idx, sum(trainer.num_val_batches))
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._at(batch_idx, Point.STARTS)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._end_of(batch_idx, sum(trainer.num_test_batches))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rest()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rest()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rest()
+
+    # What the threads do.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the threads, when the processes know each other."""
+        if self.started:
+            return
+        self.started = True
+        self.beat = dataclasses.replace(self.beat, rank=trainer.global_rank)
+        if trainer.world_size > 1:
+            of = range(trainer.world_size) if trainer.global_rank == 0 else range(1)
+            self.exchange = Exchange(self._current, of, self.every)
+            self.exchange.send()
+            trainer.strategy.barrier("the first beats")
+            self.exchange.fetch()
+            self.exchange.start()
+        threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
+
+    def _current(self) -> Beat:
+        place, waits = where()
+        position, watched = self.now
+        what = "waiting for the images of" if position[2] == Point.FETCHES else "in"
+        doing = f"{what} batch {position[1] + 1} of {self.loop}" if self.loop else "before the first batch"
+        return dataclasses.replace(
+            self.beat,
+            position=position,
+            doing=f"behind the last batch of {self.loop}" if position[1] == END else doing,
+            watched=watched,
+            number=next(self.numbers),
+            place=place,
+            waits=waits,
+            patience=max(self.patience, 10 * self.longest, 2 * self.longest_first),
+            over=self.exchange is not None and self.exchange.over.is_set(),
+            at_fault=self.verdict.processes if self.verdict else None,
+        )
+
+    def _watch(self, trainer: Trainer) -> None:
+        """Looks at the beats, and ends this process if one hangs. Its clock stands while this process is stopped."""
+        clock, before = 0.0, time.monotonic()
+        answered, answers, missing = 0.0, 0, set[int]()
+        while not self.over.wait(self.every):
+            now = time.monotonic()
+            clock, before = clock + min(now - before, 2 * self.every), now
+            if self.exchange is None:
+                self._judged(trainer, self.judge.stall([self._current()], clock))
+                continue
+            heard = list(self.exchange.beats.values())
+            if self.beat.rank and heard[0].over:
+                continue
+            if self.exchange.answers != answers:
+                answered, answers = clock, self.exchange.answers
+                self._judged(trainer, self.judge.silence(heard, clock, self.patience))
+                if self.beat.rank == 0:
+                    self._judged(trainer, self.judge.stall(heard, clock))
+                elif heard[0].at_fault is not None:
+                    self._end(trainer, Verdict("", heard[0].at_fault))
+            elif clock - answered > self.patience:
+                of_torchrun = self.exchange.of_torchrun or self.beat.rank == 0
+                no_answer = self.exchange.silent if of_torchrun else partial(silent, heard[0])
+                self._judged(trainer, no_answer(clock - answered))
+            if launcher() is None:
+                continue  # Lightning's processes: `callbacks.accidents` knows more of their end
+            for beat in heard:
+                if beat.host == self.beat.host and not beat.over and beat.started and not alive(beat.process):
+                    self._judged(trainer, gone(beat) if beat.rank in missing else None)
+                    missing.add(beat.rank)
+
+    def _judged(self, trainer: Trainer, verdict: Verdict | None) -> None:
+        """Ends this process; rank 0 tells why, or rank 1 if it cannot, or another one if nobody has told it by then."""
+        if verdict is None:
+            return
+        self.verdict = verdict
+        if self.exchange is None and _end_readers() and self.over.wait(GRACE):
+            return  # the main thread's error is that its readers are gone, and it tells `verdict`
+        if self.beat.rank > 1:
+            self.ending.set()
+            time.sleep(GRACE)
+        self._end(trainer, verdict)
+
+    def _end(self, trainer: Trainer, verdict: Verdict) -> None:
+        self.ending.set()
+        if verdict.line:
+            tell(trainer, verdict.line)
+            if self.exchange is not None:
+                time.sleep(3 * self.every)  # until the others have it from rank 0's next beat
+        for process in verdict.processes:
+            host, number, _ = process
+            if host == self.beat.host and number != self.beat.pid and alive(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+        _end_readers()
+        _reap(getattr(trainer.strategy.launcher, "procs", []))
+        os._exit(2)
+
+    # What the main thread does at the end.
+
+    def leave(self) -> None:
+        """To be called when the run is over, or has an error of its own to tell; does not return if it has not."""
+        if self.ending.is_set():
+            threading.Event().wait()
+        self.over.set()
+        if self.exchange is not None:
+            self.exchange.over.set()
+            self.exchange.join(2 * self.every)
+
+
+@contextlib.contextmanager
+def at_rest(trainer: Trainer) -> Iterator[None]:
+    """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
+    heartbeat = Heartbeat.of(trainer)
+    before = heartbeat is not None and heartbeat.now[1]
+    if heartbeat is not None and before:
+        heartbeat._rest()
+    yield
+    if heartbeat is not None and before:
+        heartbeat.begun = time.monotonic()
+        heartbeat._rest(False)
+
+
+@contextlib.contextmanager
+def watched(trainer: Trainer) -> Iterator[None]:
+    """Around the training and the test of a run with a `Heartbeat`: no process counts as gone that has just ended."""
+    heartbeat = Heartbeat.of(trainer)
+    try:
+        yield
+        if trainer.world_size > 1:
+            trainer.strategy.barrier("all is done")
+    except RuntimeError as error:
+        if heartbeat is not None and heartbeat.exchange is not None and launcher() is not None:
+            heartbeat.ending.wait(3 * heartbeat.every)  # a collective fails when another process dies: which?
+        if heartbeat is not None and heartbeat.exchange is None and heartbeat.verdict is not None:
+            raise UsageError(heartbeat.verdict.line) from error
+        raise
+    finally:
+        if heartbeat is not None:
+            heartbeat.leave()
+
+
+def tell(trainer: Trainer, line: str) -> None:
+    """From any thread of any rank: prints a line and leaves it in result.json, unless that tells of an end already."""
+    record = RunRecord.of(trainer)
+    left = None
+    if record is not None and not record.writes:
+        with contextlib.suppress(OSError, UnreadableResultError):
+            left = Result.read(record.path)
+            if left.status != "running":
+                return
+    os.write(2, f"\nerror: {line}\n".encode())  # the main thread may hold Python's own lock of the stream
+    if left is not None and record is not None:
+        left.status, left.error = "failed", line
+        left.write(record.path)
+    elif record is not None and record.writes:
+        record.failed(line)
+
+
+def _end_readers() -> bool:
+    """Ends the processes that read images, if there are any: a stopped one would stay behind."""
+    readers = multiprocessing.active_children()
+    for reader in readers:
+        reader.kill()
+    return bool(readers)
+
+
+def _reap(processes: list[subprocess.Popen]) -> None:
+    """Waits for processes that are about to end by themselves, and ends them if they do not."""
+    until = time.monotonic() + GRACE / 4
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(until - time.monotonic(), 0))
+        process.kill()
+        process.wait()

@@ -1,0 +1,230 @@
+"""Processes of a distributed run killed, stopped, or in an endless loop, and those that read its images.
+
+Each time all processes must be gone within two minutes, the command must fail and name the one at fault, result.json
+must say the same, and the same command must go on from there and finish in the end.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from infvit.module import Classifier
+from tests.chaos import Fault
+from tests.chaos.kill import newest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = ["-m", "tests.chaos.worker"]
+LAUNCHERS = {
+    "lightning": [sys.executable],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+}
+RUN = [
+    "experiment=digits",
+    "data/loader=torch",
+    "data.module.workers=1",
+    "trainer=ddp_cpu",
+    "logger=csv",
+    "size.depth=1",
+    "size.dim=16",
+    "recipe.batch_size=16",
+    "recipe.warmup_epochs=0",
+    "checkpoint.every_minutes=0.003",
+    "callbacks.attention_pictures=null",
+    "hydra.run.dir=run",
+    "resume=auto",
+]
+STEPS = 1437 // 16
+"""Of an epoch."""
+
+SECONDS = 120
+"""That all may take to end."""
+
+LOOP = signal.SIGALRM
+"""After which a process of this harness gets no further than its next step."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A signal for rank `rank`, or for the process that reads its images, and what must be said of it."""
+
+    number: int
+    rank: int
+    reader: bool = False
+
+    @property
+    def kind(self) -> str:
+        what = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop"}[self.number]
+        return f"a reader of rank {self.rank} {what}" if self.reader else f"rank {self.rank} {what}"
+
+
+CASES = [
+    Case(signal.SIGKILL, 0),
+    Case(signal.SIGKILL, 1),
+    Case(signal.SIGSTOP, 0),
+    Case(signal.SIGSTOP, 1),
+    Case(LOOP, 0),
+    Case(LOOP, 1),
+    Case(signal.SIGKILL, 1, reader=True),
+    Case(signal.SIGSTOP, 1, reader=True),
+]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
+    parser.add_argument("--faults", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
+    parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
+    parser.add_argument("--patience", type=float, default=5, help="seconds after which a process counts as hanging")
+
+
+def run(options: argparse.Namespace) -> Iterator[Fault]:
+    for launcher in options.launchers:
+        with tempfile.TemporaryDirectory() as name:
+            folder, lost = Path(name), {}
+            for case in [CASES[i] for i in options.faults]:
+                job = Job(launcher, folder, options)
+                try:
+                    lost[case] = job.broken(case)
+                finally:
+                    job.end()
+                if lost[case]:
+                    print(job.said.read_text(), flush=True)
+            job = Job(launcher, folder, options)
+            try:
+                finished = job.process.wait(4 * SECONDS) == 0 and result(folder)["status"] == "finished"
+            finally:
+                job.end()
+            if not finished:
+                print(job.said.read_text(), flush=True)
+            for case in lost:
+                yield Fault(f"{case.kind}, {launcher}", lost[case] or (None if finished else "the run's end"))
+
+
+class Job:
+    """The command, once more in the same folder, with all the processes that it starts."""
+
+    def __init__(self, launcher: str, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
+        self.before = newest(folder)
+        self.said = folder / f"{self.mark}.txt"
+        environment = {**os.environ, "CHAOS": self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        settings = [f"recipe.epochs={options.epochs}", f"callbacks.heartbeat.patience={options.patience}"]
+        command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, *settings]
+        with self.said.open("w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment | {"INFVIT_CACHE": str(folder)}, stdout=output, stderr=output
+            )
+
+    def broken(self, case: Case) -> str | None:
+        """Does it, when this job has written a checkpoint; what was lost."""
+        if not until(self.trains, 4 * SECONDS, self.alive):
+            return "its start"
+        if self.before and "goes on after step" not in self.said.read_text():
+            return "its place"
+        all_of_it = marked(self.mark)
+        rank = self.rank(case.rank)
+        process = next(child for child in children(rank) if is_reader(child, rank)) if case.reader else rank
+        os.kill(process, case.number)
+        if not until(lambda: not self.alive() and not any(map(exists, all_of_it)), SECONDS):
+            return f"its end, left are {[pid for pid in all_of_it if exists(pid)]}"
+        if self.process.returncode == 0:
+            return "its exit code"
+        died = case.reader and case.number == signal.SIGKILL
+        named = f"images died (process {process}, " if died else f"rank {case.rank} (process {rank} on "
+        lines = [line for line in self.said.read_text().splitlines() if line.startswith("error: ") and named in line]
+        if len(lines) != 1:
+            return f"its one line, found {len(lines)}"
+        left = result(self.folder)
+        told = died or f"error: {left['error']}" == lines[0]
+        return None if left["status"] == "failed" and told else f"result.json, {left['status']}: {left['error']}"
+
+    def trains(self) -> bool:
+        """Some steps after its start, and not at the end of an epoch, which may take long and is not watched."""
+        step = newest(self.folder)
+        return step >= self.before + 5 and 5 <= step % STEPS < STEPS - 30
+
+    def rank(self, number: int) -> int:
+        """Its process."""
+        if self.launcher == "lightning" and number == 0:
+            return self.process.pid
+        return next(pid for pid in children(self.process.pid) if setting(pid, "LOCAL_RANK") == str(number))
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        for pid in marked(self.mark):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "run" / "result.json").read_text())
+
+
+def until(true: Callable[[], bool], seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:
+    """Whether it became true within the time, and while `goes_on`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and goes_on():
+        if true():
+            return True
+        time.sleep(0.05)
+    return true()
+
+
+def marked(mark: str) -> list[int]:
+    """All processes that a job has started, itself or through others."""
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in found if setting(pid, "CHAOS") == mark]
+
+
+def setting(pid: int, name: str) -> str | None:
+    """Of the environment that a process was started with."""
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((line.decode().partition("=")[2] for line in lines if line.startswith(f"{name}=".encode())), None)
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in tasks for child in path.read_text().split()]
+
+
+def is_reader(child: int, rank: int) -> bool:
+    """A process that a rank has forked, and not one that it has started."""
+    command, own = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (child, rank))
+    return command == own and setting(child, "LOCAL_RANK") == setting(rank, "LOCAL_RANK")
+
+
+def exists(pid: int) -> bool:
+    """Also as a zombie."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def loop(_number: int, _frame: FrameType | None) -> None:
+    """From the next step on; a signal may come while a checkpoint is written, which may take as long as it likes."""
+
+    def forever(*_: object) -> None:
+        while True:
+            pass
+
+    Classifier.training_step = forever
+
+
+if __name__ == "__main__":
+    import train
+    from callbacks import failures
+
+    signal.signal(LOOP, loop)
+    failures.run(train.train)

@@ -1,0 +1,82 @@
+"""Who hangs is told from beats; the harness of real processes that are stopped is `tests.chaos.worker`."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from callbacks.hangs import Beat, Judge, Point
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 90.0
+
+
+def beat(rank, batch, point=Point.STARTS, **more):
+    """Of a step that is watched; its number is set when it is heard."""
+    known = {"watched": True, "patience": PATIENCE, "place": f"data/of_rank{rank}.py:1", "doing": f"in batch {batch}"}
+    return Beat(rank, 100 + rank, "host", "1", position=(1, batch, point, 0), **known | more)
+
+
+def stalled(*beats, seconds=95.0):
+    """What is told when the beats go on for so long with nothing new in them."""
+    judge = Judge()
+    assert judge.stall(beats, 0.0) is None
+    return judge.stall(beats, seconds)
+
+
+def test_the_rank_furthest_behind_hangs_and_not_those_that_wait_for_it():
+    told = stalled(beat(0, 7), beat(1, 6, Point.FETCHES), beat(2, 7))
+    assert told.processes == (("host", 101, "1"),)
+    for words in ("rank 1 (process 101 on host) hangs for 95 s in batch 6", "data/of_rank1.py:1", "resume=auto"):
+        assert words in told.line
+
+
+def test_of_ranks_in_the_same_place_the_one_that_does_not_wait_hangs():
+    told = stalled(beat(0, 7, waits=True), beat(1, 7), beat(2, 7, waits=True))
+    assert told.line.startswith("rank 1 ")
+    undecided = stalled(beat(0, 7, waits=True), beat(1, 7, waits=True))
+    assert "rank 0 " in undecided.line
+    assert "rank 1 " in undecided.line
+
+
+@pytest.mark.parametrize(
+    "beats",
+    [
+        [beat(0, 6, watched=False), beat(1, 7)],  # rank 0 writes a checkpoint, rank 1 waits for it in its next step
+        [beat(0, 6, patience=100.0), beat(1, 7)],  # steps are as long
+        [beat(0, 7)],  # a step of one process makes nobody wait
+        [beat(0, 7, over=True), beat(1, 7, over=True)],
+    ],
+)
+def test_what_may_take_long_is_no_hang(beats):
+    assert stalled(*beats) is None
+
+
+def test_reading_that_hangs_is_told_of_a_single_process_too():
+    assert "what reads them hangs" in stalled(beat(0, 7, Point.FETCHES)).line
+
+
+def test_a_rank_that_has_told_its_error_is_named_and_not_the_one_that_waits_for_it():
+    told = stalled(beat(0, 7), beat(1, 6, over=True))
+    assert told.line.startswith("rank 1 (process 101 on host) has ended, its error above")
+
+
+def test_getting_on_ends_a_stall_and_beats_end_silence():
+    judge = Judge()
+    for second in range(0, 500, 50):
+        slow = [beat(0, second), beat(1, second)]
+        assert judge.stall(slow, second) is None
+        assert judge.silence([dataclasses.replace(b, number=second) for b in slow], second, PATIENCE) is None
+    silent = [dataclasses.replace(beat(0, 450), number=451), dataclasses.replace(beat(1, 450), number=450)]
+    assert judge.silence(silent, 550, PATIENCE).processes == (("host", 101, "1"),)
+    assert judge.silence([dataclasses.replace(b, over=True) for b in silent], 650, PATIENCE) is None
+
+
+def test_a_stopped_rank_is_named_and_ended_and_the_same_command_goes_on():
+    command = [sys.executable, "-m", "tests.chaos", "worker", "--launchers", "lightning", "--faults", "3"]
+    command += ["--epochs", "1", "--patience", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 1 | 1 | 0 |" in done.stdout
