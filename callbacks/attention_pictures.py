@@ -2,15 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks import disk
+from callbacks.fully_sharded import whole
 from data.datamodule import ImageDataModule
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
@@ -67,8 +68,11 @@ class AttentionPictures(Callback):
         self._look(trainer, pl_module, trainer.current_epoch, at_end=True)
 
     def _look(self, trainer: Trainer, module: LightningModule, finished: int, at_end: bool = False) -> None:
-        if not trainer.is_global_zero:
-            return
+        with whole(cast(nn.Module, module.net)):
+            if trainer.is_global_zero:
+                self._look_alone(trainer, module, finished, at_end)
+
+    def _look_alone(self, trainer: Trainer, module: LightningModule, finished: int, at_end: bool) -> None:
         try:
             data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
             if self.images is None:

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, read_write
 
+from callbacks.fully_sharded import FullySharded
 from callbacks.ranks import launcher
 from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
@@ -63,10 +64,12 @@ def _count(devices: Any) -> int:
 
 
 def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> None:
-    """Raises UsageError if the recipe's batch does not divide over the devices, or leaves Mixup an odd one.
+    """Raises UsageError if the batch does not divide over the devices, leaves Mixup an odd one, or cannot be sharded.
 
     To be called before the run starts: its first work may be to write a data set to disk for hours.
     """
+    if isinstance(trainer.strategy, FullySharded):
+        trainer.strategy.check(trainer, module, data)
     share = data.per_device(trainer)
     if module.mixup is not None and share % 2:
         raise UsageError(

@@ -25,7 +25,7 @@ from data.datamodule import ImageDataModule
 from data.progressive import Ramp
 from infvit.compare.render import amount, duration
 from infvit.measure.alone import peak_memory
-from infvit.measure.cost import cost
+from infvit.measure.cost import Cost, cost
 from infvit.measure.shape import shape
 from infvit.module import Classifier
 
@@ -111,12 +111,13 @@ def rehearse(cfg: DictConfig, data: ImageDataModule, module: Classifier, folder:
         limit_val_batches=1,
     )
     check_batch(trainer, module, data)
+    counted = cost(module.net, data.view.size)  # now: sharded, it cannot be copied
     if trainer.is_global_zero:
         print(f"dry run: {STEPS} steps of the run, of which no result, checkpoint or log is kept", flush=True)
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
         kept = KEPT * sum(isinstance(callback, Checkpoints) for callback in callbacks)
-        for name, text in rows(cfg, data, module, trainer, rehearsal, kept, ramp):
+        for name, text in rows(cfg, data, module, trainer, rehearsal, counted, kept, ramp):
             print(textwrap.fill(f"{name:<9}{text}", WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False))
 
 
@@ -126,12 +127,13 @@ def rows(
     module: Classifier,
     trainer: Trainer,
     done: Rehearsal,
+    counted: Cost,
     kept: int,
     ramp: Ramp | None,
 ) -> Iterator[tuple[str, str]]:
     """What a person wants to know of the run, each with its name."""
     size, devices, parts = done.side, trainer.world_size, trainer.accumulate_grad_batches
-    counted, steps, epochs = cost(module.net, size), done.batches // parts, int(trainer.max_epochs or 0)
+    steps, epochs = done.batches // parts, int(trainer.max_epochs or 0)
     images = steps * data.batch_size
     first, *timed = done.steps
     trained = data.batch_size / statistics.fmean(timed or done.steps)

@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from callbacks import disk
 from callbacks.checkpoint import LAST
+from callbacks.fully_sharded import local, whole
 from callbacks.result import RunRecord
 from callbacks.resume import CHECKPOINTS
 from infvit.errors import UsageError
@@ -56,7 +57,8 @@ class SkipNonFinite(Callback):
         assert self.loss is not None
         assert self.counts is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        largest = get_total_norm([cast(Tensor, p.grad) for p in parameters], norm_type=math.inf)
+        gradients = [local(cast(Tensor, p.grad)) for p in parameters]
+        largest = get_total_norm([grad for grad in gradients if grad.numel()], norm_type=math.inf)
         bad = (self.loss | ~largest.isfinite()).float()
         if trainer.world_size > 1:
             bad = cast(Tensor, trainer.strategy.reduce(bad, reduce_op="max"))
@@ -98,7 +100,7 @@ class SkipNonFinite(Callback):
         self.skipped = state_dict["skipped"]
 
     def _diverged(self, trainer: Trainer, module: LightningModule, batch: Any, row: int) -> None:
-        with trainer.precision_plugin.train_step_context():
+        with trainer.precision_plugin.train_step_context(), whole(cast(nn.Module, module.net)):
             place = origin(cast(nn.Module, module.net), *batch)
         places: list[str | None] = [place] * trainer.world_size
         if trainer.world_size > 1:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 
+from callbacks.fully_sharded import gathered
 from infvit.attention import DiscountedAttention
 
 
@@ -39,7 +40,7 @@ class Watch(Callback):
     ) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # a row follows
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            pl_module.log("grad_norm", get_total_norm(gradients))
+            pl_module.log("grad_norm", gathered(get_total_norm(gradients)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.images:
@@ -48,4 +49,4 @@ class Watch(Callback):
             pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since))
         layers = [m for m in pl_module.modules() if isinstance(m, DiscountedAttention)]
         for i, layer in enumerate(layers):
-            pl_module.log_dict({f"gamma/{i}.{h}": g for h, g in enumerate(layer.gamma.detach())})
+            pl_module.log_dict({f"gamma/{i}.{h}": g for h, g in enumerate(gathered(layer.gamma.detach()))})

@@ -235,6 +235,9 @@ class ImageDataModule(LightningDataModule):
         images = self.normalised(images)
         if training and self.erasing is not None:
             images = self.erasing(images, *keys)
+        if self.trainer is not None:
+            # Lightning converts what comes from a loader, and these were no floating-point numbers then.
+            images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
 
     def normalised(self, images: Tensor) -> Tensor:
