@@ -26,6 +26,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import Precision
 from torch.nn import functional as F
 
 import train
@@ -65,7 +66,7 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
     data, module = train.start(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     one = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=1, testing=False, training=True)
-    one.strategy = SimpleNamespace(root_device=device)
+    one.strategy, one.precision_plugin = SimpleNamespace(root_device=device), Precision()
     data.trainer = one  # type: ignore[assignment]
     data.prepare_data()
     net = module.net.to(device)
