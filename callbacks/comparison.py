@@ -8,7 +8,6 @@ import wandb
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from callbacks import report
 from callbacks.ranks import is_first
 from callbacks.wandb_logger import bounded
 from infvit.compare import Comparison, to_text, write_comparison
@@ -62,6 +61,8 @@ def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures:
             _log(logger, "offline", sweep, comparison, pictures)
         return
     if mode == "online":
+        from callbacks import report  # half a second, which no single run should wait
+
         try:
             made = report.report(logger.project, entity, config.name, sweep.name, comparison)
             print(f"report:     {report.save(made)}")
