@@ -26,7 +26,7 @@ from train import build
 def evaluate(cfg: DictConfig) -> Any:
     """One measurement; returns its figure, which sweepers may maximise."""
     check_targets(cfg)
-    check_values(cfg, "measure", only_parts=True)
+    check_values(cfg, "measure")
     use_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)

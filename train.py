@@ -25,6 +25,8 @@ from data.datamodule import ImageDataModule
 from infvit.errors import expect
 from infvit.module import Classifier
 
+PARTS = ("data.module", "model.net", "recipe", "trainer", "callbacks", "logger")
+
 
 def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model with its recipe, as composed; the data say how many classes there are."""
@@ -43,7 +45,7 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model, on a machine that has what is asked for."""
     check_targets(cfg)
-    check_values(cfg, "data.module", "model.net", "trainer")
+    check_values(cfg, *PARTS)
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
     use_threads(cfg.threads)

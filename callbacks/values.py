@@ -23,22 +23,20 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}+$")
 """The end of `${size.depth}` and of `${oc.select:model.depth,${size.depth}}`."""
 
 
-def check_values(cfg: DictConfig, *parts: str, only_parts: bool = False) -> None:
+def check_values(cfg: DictConfig, *parts: str) -> None:
     """Raises UsageError for the first value of another type than its class or function declares, or of no use to it.
 
     What they declare is not repeated anywhere: it is read off their signatures.
 
     Args:
         cfg: as composed.
-        parts: the names of what has to be an object.
-        only_parts: look at nothing else, where the rest refers to what is not there.
+        parts: the names of what will be made; what else there is may refer to what is not there.
     """
     for part in parts:
-        if not _is_call(OmegaConf.select(cfg, part)):
+        if not isinstance(OmegaConf.select(cfg, part), DictConfig):
             raise UsageError(f"{part}={_shown(OmegaConf.select(cfg, part))}: expected {OBJECT}")
     raw = OmegaConf.to_container(cfg, resolve=False)
-    whole = {name: OmegaConf.select(cfg, name) for name in parts} if only_parts else {"": cfg}
-    for place, node in (call for name, part in whole.items() for call in _calls(_resolved(part), name)):
+    for place, node in (call for part in parts for call in _calls(_resolved(OmegaConf.select(cfg, part)), part)):
         target = node["_target_"]
         called = led_to(target) if isinstance(target, str) else None
         if not callable(called):
@@ -79,7 +77,7 @@ def _calls(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         if _is_call(node):
             yield place, node
         for name, value in node.items():
-            yield from _calls(value, f"{place}.{name}" if place else str(name))
+            yield from _calls(value, f"{place}.{name}")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _calls(value, f"{place}.{index}")

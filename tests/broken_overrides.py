@@ -258,6 +258,7 @@ def _child(script: str, overrides: Command, folder: Path, out: Path, err: Path) 
         os.chdir(folder)
         for number, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.argv = [f"{script}.py", *overrides]
         failures.run(SCRIPTS[script])

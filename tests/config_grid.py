@@ -36,7 +36,7 @@ from callbacks.targets import check_targets
 from callbacks.values import check_values
 from conf import resolvers
 from infvit.module import warmup_cosine
-from train import build
+from train import PARTS, build
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -124,7 +124,7 @@ def _made(cfg: DictConfig, refused: list[tuple[str, str]]) -> None:
             return None
 
     check_targets(cfg)
-    check_values(cfg, "data.module", "model.net", "trainer")
+    check_values(cfg, *PARTS)
     if not tried("devices", lambda: check_devices(cfg.trainer)):
         cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes = "cpu", 2, 1
     with torch.device("meta"):
