@@ -11,7 +11,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 SHOWN = 15
 """Settings that are listed where none looks like the one that was meant."""
@@ -56,8 +56,9 @@ def complaint(error: BaseException) -> str | None:
             f"{error.override or 'an empty argument'} cannot be read: write NAME=VALUE, and text with spaces, brackets "
             "or signs in quotes of its own, e.g. 'name=\"a b\"'"
         )
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key or error} has no value: give {error.full_key or 'NAME'}=VALUE"
+    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if isinstance(error, OmegaConfBaseException) and missing:
+        return f"{missing[1]} has no value: give {missing[1]}=VALUE"
     if isinstance(error, ConfigCompositionException):
         unknown = _no_setting(error)
         if unknown:

@@ -25,9 +25,8 @@ from omegaconf import OmegaConf
 
 from callbacks import failures
 from conf import resolvers
+from tests.config_grid import CONF, options
 from tests.conftest import SCRIPTS
-
-CONF = Path(__file__).parents[1] / "conf"
 
 TRAIN = ("experiment=digits", "logger=csv", "data/loader=torch", "+dry_run=true", "trainer.accelerator=cpu")
 """What each mistake is added to; of what is acceptable a dry run passes."""
@@ -40,15 +39,6 @@ MEMORY = 24 << 30
 """Address space for a command, of which torch reserves much."""
 
 Command = tuple[str, ...]
-
-
-def groups() -> dict[str, list[str]]:
-    """The options of each group of conf/, as its files say."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(CONF.rglob("*.yaml")):
-        if path.parent != CONF and not path.stem.startswith("_"):
-            found.setdefault(str(path.parent.relative_to(CONF)), []).append(path.stem)
-    return found
 
 
 def composed(config: str, *overrides: str):
@@ -160,7 +150,7 @@ def mistakes(config: str, base: Command) -> st.SearchStrategy[tuple[str, str]]:
     """(what kind of mistake, override), from the settings and groups that there are."""
     places = st.sampled_from(settings_of(config, *base))
     targets = st.sampled_from([name for name in settings_of(config, *base) if name.endswith("_target_")])
-    choices = groups()
+    choices = options()
     group = st.sampled_from(sorted(choices))
     option = group.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(choices[name])))
     junk = st.sampled_from(JUNK) | st.integers().map(str) | st.floats().map(str) | st.text(max_size=20).map(printable)
@@ -295,25 +285,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.broken_overrides", description=__doc__)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--script", default="train", choices=SCRIPTS)
     parser.add_argument("--show", default="wrong", help="wrong, accepted, refused")
-    options = parser.parse_args()
+    wanted = parser.parse_args()
     table: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory() as name:
         os.environ["INFVIT_CACHE"] = f"{name}/cache"
 
         def look(kinds: str, overrides: Command) -> None:
-            got = outcome(options.script, overrides, Path(name, "trial"))
+            got = outcome("train", overrides, Path(name, "trial"))
             verdict = "wrong" if got.wrong else {0: "accepted", SLOW: "slow"}.get(got.code, "refused")
             table[kinds if " and " not in kinds else "several"][verdict] += 1
-            if verdict in options.show.split(","):
+            if verdict in wanted.show.split(","):
                 print(f"{verdict}: {list(overrides[len(TRAIN) :])!r:.300}", flush=True)
                 if verdict != "accepted":
                     print(
                         f"    {got.wrong or ''} {got.err.strip()[-700:] if got.wrong else got.err.strip()}", flush=True
                     )
 
-        tried(options.script, TRAIN, options.count, options.seed, look)
+        tried("train", TRAIN, wanted.count, wanted.seed, look)
     for kind, counts in sorted(table.items()):
         print(f"{kind:<20} {dict(counts)}")
     return int(any(counts["wrong"] for counts in table.values()))
