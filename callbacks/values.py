@@ -41,6 +41,9 @@ def check_values(cfg: DictConfig, *parts: str) -> None:
         called = led_to(target) if isinstance(target, str) else None
         if not callable(called):
             raise UsageError(f"{place}._target_={target} is no class or function: expected its full name")
+        for flag in ("_partial_", "_recursive_"):
+            if not isinstance(node.get(flag, False), bool):
+                raise UsageError(f"{place}.{flag}={_shown(node[flag])}: expected true or false")
         given = {name: value for name, value in node.items() if not str(name).startswith("_")}
         check_call(called, given, functools.partial(_said, raw, place))
 
