@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from callbacks import failures
-from callbacks.devices import workers_of_this_job
+from callbacks.devices import use_threads, workers_of_this_job
 from callbacks.measurement import log_measurement
 from callbacks.targets import check_targets
+from callbacks.values import check_values
 from conf.subjects import Subjects
 from train import build
 
@@ -26,8 +26,8 @@ from train import build
 def evaluate(cfg: DictConfig) -> Any:
     """One measurement; returns its figure, which sweepers may maximise."""
     check_targets(cfg)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    check_values(cfg, "measure")
+    use_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)
     with workers_of_this_job():

@@ -6,43 +6,49 @@ Composes conf/train.yaml, fits, measures with the exact pipeline, and leaves res
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from callbacks import accidents, failures
 from callbacks.checkpoint import matching_checkpoint
-from callbacks.devices import check_batch, check_devices, workers_of_this_job
+from callbacks.devices import check_batch, check_devices, use_threads, workers_of_this_job
 from callbacks.dry_run import rehearse
 from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
 from callbacks.resume import checkpoint_to_go_on_from
 from callbacks.sweep import score
 from callbacks.targets import check_targets
+from callbacks.values import check_call, check_values
 from conf import resolvers
 from data.datamodule import ImageDataModule
+from infvit.errors import expect
 from infvit.module import Classifier
+
+PARTS = ("data.module", "model.net", "recipe", "trainer", "callbacks", "logger")
 
 
 def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model with its recipe, as composed; the data say how many classes there are."""
     data = instantiate(cfg.data.module, _convert_="all")
     net = instantiate(cfg.model.net, num_classes=data.num_classes, _convert_="all")
+    expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
     if cfg.compile:
         net.compile()
     recipe = instantiate(cfg.recipe, _convert_="all")
-    settings = ("optimizer", "epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "label_smoothing", "mixup")
-    return data, Classifier(net, data.num_classes, **{name: recipe[name] for name in settings})
+    names = ("optimizer", "epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "label_smoothing", "mixup")
+    settings = {name: recipe[name] for name in names}
+    check_call(Classifier, settings, "recipe.{}".format)
+    return data, Classifier(net, data.num_classes, **settings)
 
 
 def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model, on a machine that has what is asked for."""
     check_targets(cfg)
+    check_values(cfg, *PARTS)
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    use_threads(cfg.threads)
     return build(cfg)
 
 

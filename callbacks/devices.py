@@ -15,7 +15,7 @@ from omegaconf import DictConfig, read_write
 from callbacks.fully_sharded import FullySharded
 from callbacks.ranks import launcher
 from data.datamodule import ImageDataModule
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.module import Classifier
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
@@ -64,18 +64,39 @@ def _count(devices: Any) -> int:
 
 
 def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> None:
-    """Raises UsageError if the batch does not divide over the devices, leaves Mixup an odd one, or cannot be sharded.
+    """Raises UsageError if the recipe's batch does not divide over the devices or leaves Mixup an odd one, if Mixup or
+    the trainer has a setting that cannot be, or if what is asked for cannot be sharded.
 
     To be called before the run starts: its first work may be to write a data set to disk for hours.
     """
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.check(trainer, module, data)
+    for name in ("accumulate_grad_batches", "max_epochs", "log_every_n_steps"):
+        count = getattr(trainer, name)
+        expect(count is not None and count >= 1, f"trainer.{name}={count}", "1 or more")
+    clip = trainer.gradient_clip_val
+    expect(clip is None or clip > 0, f"recipe.clip_grad={clip}", "a norm above 0, or null for no clipping")
     share = data.per_device(trainer)
     if module.mixup is not None and share % 2:
         raise UsageError(
             f"recipe.batch_size={data.batch_size} leaves each device batches of {share}, and recipe.mixup mixes pairs: "
             f"give a multiple of {2 * data.batch_size // share}"
         )
+    if module.mixup is not None:
+        try:
+            module.mixup(torch.zeros(2, 3, data.view.size, data.view.size), torch.tensor([0, 0]))
+        except Exception as error:  # timm looks at its settings when it mixes
+            raise UsageError(f"recipe.mixup cannot mix with its settings: {error}") from error
+
+
+def use_threads(threads: int | None) -> None:
+    """Sets the CPU threads of torch; None leaves them as torch chooses."""
+    if threads is not None:
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        expect(
+            whole and 1 <= threads < 2**16, f"threads={threads}", "a number of CPU threads, or null for torch's choice"
+        )
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import wandb
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import disk
+from callbacks.complaints import complaint, joined
 from callbacks.ranks import is_first, told_by_the_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
@@ -50,32 +51,22 @@ NOISE = (
 
 def one_line(error: BaseException) -> str | None:
     """The line that tells a user what to mend, or None if the error is not a mistake of use but a bug."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        cause = error.__cause__
-        return one_line(cause) or _joined(str(error))
     if isinstance(error, UsageError):  # of a process that reads images with its traceback, as torch hands it on
-        return _joined(str(error).rpartition(f"{UsageError.__module__}.UsageError: ")[2])
+        return joined(str(error).rpartition(f"{UsageError.__module__}.UsageError: ")[2])
     if isinstance(error, Interrupted):
         return error.line
     if isinstance(error, OSError) and disk.full(error):
         return disk.full(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        options = ", ".join(o for o in error.options or [])
-        return f"{group or 'config'}={name} does not exist" + (f": expected one of {options}" if options else "")
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return one_line(error.__cause__) or joined(complaint(error) or "")
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which not everyone has
         return "a process of the sweep was killed, perhaps for want of memory: the same command runs what is left"
     if type(error).__name__ == "FailedJobError":  # submitit's, likewise
         return (
-            f"SLURM takes no such jobs ({_joined(str(error))}): ask for what it has, see conf/hydra/launcher/slurm.yaml"
+            f"SLURM takes no such jobs ({joined(str(error))}): ask for what it has, see conf/hydra/launcher/slurm.yaml"
         )
-    if isinstance(error, HydraException | OmegaConfBaseException | MisconfigurationException):
-        return _joined(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
-    return None
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())
+    line = str(error) if isinstance(error, MisconfigurationException) else complaint(error)
+    return None if line is None else joined(line)
 
 
 def sweep_goes_on(task: Task) -> Task:
@@ -138,6 +129,7 @@ def run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(WANTS_TRACEBACK, before or "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them over many lines
     try:
+        _check_words()
         with disk.output_may_fail():
             main()
     except Exception as error:
@@ -149,8 +141,21 @@ def run(main: Callable[[], Any]) -> None:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
+def _check_words() -> None:
+    """Raises UsageError for words with dashes that Hydra does not know: argparse would print all that it does."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"{message}: settings have no dashes in front, as seed=1 or +name=value; --help shows them")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
+
+
 def _stop(error: Exception) -> NoReturn:
     line = one_line(error)
+    if line is None and not _in_a_job(error):  # Hydra stumbles over the words of the command in many ways
+        line = joined(f"{' '.join(sys.argv[1:])} cannot be read ({type(error).__name__}: {error}): write NAME=VALUE")
     if line is None:
         raise error
     if _wants_traceback():
@@ -158,6 +163,13 @@ def _stop(error: Exception) -> NoReturn:
     if not told_by_the_first("error", line):
         print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _in_a_job(error: Exception) -> bool:
+    return any(
+        frame.f_code.co_name == "job" and frame.f_globals is globals()
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _wants_traceback() -> bool:

@@ -19,6 +19,7 @@ from callbacks import disk
 from callbacks.checkpoint import NEWEST, WholeFiles
 from callbacks.failures import Interrupted
 from callbacks.heartbeat import at_rest
+from infvit.errors import expect
 
 BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
 """What SLURM sends some time before it ends a job: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
@@ -43,6 +44,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: str, every_minutes: float) -> None:
+        expect(every_minutes > 0, f"checkpoint.every_minutes={every_minutes}", "more than 0, e.g. 10")
         self.folder, self.seconds = Path(folder), 60 * every_minutes
         self.since = 0.0
         self.signal: int | None = None

@@ -47,7 +47,7 @@ def check_targets(cfg: DictConfig) -> None:
 def check_stored(cfg: DictConfig, path: Path) -> None:
     """Raises UsageError if the config of a run on disk calls anything but `STORED`, under whatever name."""
     for place, target in _targets(cfg):
-        found = _found(target)
+        found = led_to(target)
         ours = target.startswith((*OURS, "timm.optim.")) or isinstance(found, type)
         if not (ours and target.startswith(STORED) and _home(target).startswith(HOMES)):
             raise UsageError(
@@ -76,7 +76,7 @@ def _root(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _found(target: str) -> Any:
+def led_to(target: str) -> Any:
     """What a target leads to; None if to nothing: instantiating it will say why."""
     try:
         return get_object(target)
@@ -89,6 +89,6 @@ def _home(target: str) -> str:
 
     A method of a class is at home nowhere: some load files.
     """
-    found = _found(target)
+    found = led_to(target)
     name = getattr(found, "__qualname__", "")
     return f"{getattr(found, '__module__', '')}.{name}" if name and "." not in name else ""

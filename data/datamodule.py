@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from data.progressive import GrowingBatches, Ramp
 from data.source import Source, Split
 from data.torch_loader import TorchReader, Views
 from data.view import View
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -80,6 +81,12 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if not 0 <= validation_fraction < 1:
             raise UsageError(f"data.validation_fraction={validation_fraction} is no share: expected 0 ≤ fraction < 1")
+        for size, what in ((batch_size, "batch_size"), (eval_batch_size, "eval_batch_size"), (repeats, "repeats")):
+            expect(size >= 1, f"{what}={size}", "1 or more")
+        expect(workers >= 0, f"workers={workers}", "0 or more")
+        for scale, what in ((mean, "mean"), (std, "std")):
+            expect(len(scale) == 3 and all(map(math.isfinite, scale)), f"{what}={list(scale)}", "a number a channel, 3")
+        expect(all(scale > 0 for scale in std), f"std={list(std)}", "numbers above 0")
         self.tests = not validation_fraction
         source = HeldOut(source, validation_fraction) if validation_fraction else source
         self.source, self.reader, self.view = source, loader, view

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.image_files import decoded
 from data.source import ImageSet, Originals
+from infvit.errors import expect
 
 Pieces = list[list[int]]
 """Images by their indices, in the order of reading, those together that one process takes."""
@@ -27,6 +28,8 @@ Pieces = list[list[int]]
 BAD, CMYK, OTHER_FORMAT, ROTATED = 1, 2, 4, 8
 """Oddities: cannot be decoded (and was left out), CMYK, not the format that its name says, an EXIF rotation."""
 
+
+MODES = ("raw", "jpg", "proportion", "smart")
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that comes when the parent dies."""
@@ -51,6 +54,13 @@ class BetonSettings:
     quality: int = 90
     jpg_share: float = 0.5
     smart_threshold: int | None = None
+
+    def __post_init__(self) -> None:
+        expect(self.mode in MODES, f"mode={self.mode}", f"one of {', '.join(MODES)}")
+        expect(1 <= self.quality <= 100, f"quality={self.quality}", "1 to 100")
+        largest = self.max_resolution
+        expect(largest is None or largest >= 1, f"max_resolution={largest}", "1 pixel or more, or null")
+        expect(0 <= self.jpg_share <= 1, f"jpg_share={self.jpg_share}", "a share, 0 to 1")
 
 
 class Encoded(NamedTuple):

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from data.draws import CROP, FLIP, uniforms
+from infvit.errors import expect
 
 ATTEMPTS = 10
 """How many random boxes are tried for an image before it gets the one in its centre."""
@@ -32,6 +33,13 @@ class View:
     crop_ratio: float = 0.875
     crop_scale: tuple[float, float] | None = None
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        expect(self.size >= 1, f"size={self.size}", "1 pixel or more")
+        expect(0 < self.crop_ratio <= 1, f"crop_ratio={self.crop_ratio}", "a share above 0, at most 1")
+        if self.crop_scale is not None:
+            least, most = self.crop_scale
+            expect(0 < least <= most <= 1, f"crop_scale=[{least}, {most}]", "shares, 0 < least ≤ most ≤ 1")
 
     def __str__(self) -> str:
         return f"{self.size} px, PIL bicubic, centre crop {self.crop_ratio}"

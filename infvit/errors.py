@@ -6,3 +6,9 @@ class UsageError(ValueError):
 
     The command line prints the line alone and exits with 2; every other exception is a bug and keeps its traceback.
     """
+
+
+def expect(holds: bool, found: str, expected: str) -> None:
+    """Raises UsageError(f"{found}: expected {expected}") unless it holds."""
+    if not holds:
+        raise UsageError(f"{found}: expected {expected}")

@@ -1,5 +1,6 @@
 """The LightningModule of a classifier: loss, optimizer, schedule and metrics, the same for every backbone."""
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+
+from infvit.errors import UsageError, expect
 
 Batch = tuple[Tensor, Tensor]
 
@@ -27,6 +30,9 @@ class Classifier(LightningModule):
         base_lr: learning rate for 512 images per step; what is used is base_lr · batch_size / 512.
         label_smoothing: of the targets, mixed or not.
         mixup: `mixup(num_classes=...)` gives timm's Mixup/CutMix; None for none.
+
+    Raises:
+        UsageError: if a number cannot be what it is for.
     """
 
     def __init__(
@@ -43,6 +49,12 @@ class Classifier(LightningModule):
         mixup: Callable[..., Callable[[Tensor, Tensor], Batch]] | None = None,
     ) -> None:
         super().__init__()
+        expect(epochs >= 1, f"epochs={epochs}", "1 or more")
+        expect(batch_size >= 1, f"batch_size={batch_size}", "1 image or more")
+        expect(0 < base_lr < math.inf, f"base_lr={base_lr}", "a learning rate above 0")
+        expect(0 <= min_lr < math.inf, f"min_lr={min_lr}", "a learning rate from 0")
+        expect(warmup_epochs >= 0, f"warmup_epochs={warmup_epochs}", "0 or more")
+        expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")
         self.net = net
         self.base_lr, self.lr = base_lr, base_lr * batch_size / 512
         self.min_lr, self.epochs, self.warmup_epochs = min_lr, epochs, warmup_epochs
@@ -113,7 +125,10 @@ class Classifier(LightningModule):
         loss.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(self.net, lr=self.lr)
+        try:
+            optimizer = self.make_optimizer(self.net, lr=self.lr)
+        except Exception as error:  # what timm and torch raise, each in its way
+            raise UsageError(f"the optimizer cannot be made with lr={self.lr:.3g} and its settings: {error}") from error
         # The schedule belongs to the recipe: a trainer that stops early (max_epochs) stops on the same curve.
         per_epoch = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
         schedule = warmup_cosine(optimizer, self.warmup_epochs * per_epoch, self.epochs * per_epoch, self.min_lr)

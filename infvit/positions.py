@@ -5,13 +5,14 @@ usual faint positions (normal, std 0.02) it hardly learns; from sin-cos at full 
 positions is therefore part of the recipe, the same for every model.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from torch import Tensor
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 PositionStart = Callable[[tuple[int, int], int], Tensor]
 """(grid height, grid width), D → the initial embedding of each patch, (h · w, D)."""
@@ -29,7 +30,8 @@ def sincos(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def normal(grid: tuple[int, int], dim: int, std: float = 0.02) -> Tensor:
-    """Positions drawn from a normal of the given std: (h, w), D → (h · w, D)."""
+    """Positions drawn from a normal of the given std, 0 or more: (h, w), D → (h · w, D)."""
+    expect(0 <= std < math.inf, f"std={std}", "0 or more")
     return torch.randn(grid[0] * grid[1], dim) * std
 
 

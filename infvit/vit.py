@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infvit.attention.layer import Attention
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.positions import PositionStart, resample, sincos
 from infvit.sharing import Shared
 
@@ -111,7 +111,8 @@ class VisionTransformer(nn.Module, Shared):
         extra_proj: see `Block`.
 
     Raises:
-        UsageError: if the image size is not a multiple of the patch, or num_heads does not divide dim.
+        UsageError: if the image size is not a multiple of the patch, num_heads does not divide dim, or a number cannot
+            be what it is for.
     """
 
     def __init__(
@@ -133,6 +134,10 @@ class VisionTransformer(nn.Module, Shared):
         extra_proj: bool = False,
     ) -> None:
         super().__init__()
+        for name, count in (("patch_size", patch_size), ("dim", dim), ("depth", depth), ("num_heads", num_heads)):
+            expect(count >= 1, f"{name}={count}", "1 or more")
+        expect(int(dim * mlp_ratio) >= 1, f"mlp_ratio={mlp_ratio}", f"a width of the MLP over dim={dim}, e.g. 4")
+        expect(0 <= drop_path_rate < 1, f"drop_path_rate={drop_path_rate}", "a probability below 1")
         # Drawn before anything that depends on the attention.
         seed = int(torch.randint(2**62, (), device="cpu"))
         self.num_classes, self.num_features, self.embed_dim = num_classes, dim, dim

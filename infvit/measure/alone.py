@@ -121,7 +121,8 @@ def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
 def _main() -> None:
     """The new process: prints go to the terminal's error stream, the answer alone to the pipe."""
     parent, limit, threads, work = pickle.load(sys.stdin.buffer)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         return
     answer = os.dup(1)
