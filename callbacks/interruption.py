@@ -44,7 +44,7 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: str, every_minutes: float) -> None:
-        expect(every_minutes > 0, f"checkpoint.every_minutes={every_minutes}", "more than 0, e.g. 10")
+        expect(every_minutes >= 0, f"checkpoint.every_minutes={every_minutes}", "10, or 0 for every step")
         self.folder, self.seconds = Path(folder), 60 * every_minutes
         self.since = 0.0
         self.signal: int | None = None

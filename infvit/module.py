@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         super().__init__()
         expect(epochs >= 1, f"epochs={epochs}", "1 or more")
         expect(batch_size >= 1, f"batch_size={batch_size}", "1 image or more")
-        expect(0 < base_lr < math.inf, f"base_lr={base_lr}", "a learning rate above 0")
+        expect(0 <= base_lr < math.inf, f"base_lr={base_lr}", "a learning rate from 0")
         expect(0 <= min_lr < math.inf, f"min_lr={min_lr}", "a learning rate from 0")
         expect(warmup_epochs >= 0, f"warmup_epochs={warmup_epochs}", "0 or more")
         expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")

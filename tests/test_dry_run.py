@@ -71,12 +71,13 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
     done.side = 8
     done.steps, done.batches, done.memory, done.checkpoint = [9.0, 0.75, 1.25], 11, 10**9, 10**6
 
+    counted = cost(module.net, 8)
+
     def said(loaded: float, ramp: Ramp | None = None) -> str:
         done.loaded = loaded
-        return "\n".join(" ".join(row) for row in rows(cfg, data, module, trainer, done, 1, ramp))
+        return "\n".join(" ".join(row) for row in rows(cfg, data, module, trainer, done, counted, 1, ramp))
 
     fast, slow = said(1e6), said(64.0)
-    counted = cost(module.net, 8)
     training, validation = 11 * 10, 10 * 360 / 128 * counted.flops_forward / counted.flops_training
     assert "speed 128 images/s by steps of 0.75 and 1.25 s, behind a first of 9 s" in fast
     assert "no bottleneck" in fast

@@ -17,6 +17,7 @@ from callbacks import checkpoint
 from callbacks.interruption import Checkpoints
 from infvit.compare import Comparison
 from infvit.compare.page import to_html
+from infvit.module import Classifier
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
@@ -85,8 +86,15 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
 
 
 def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interruption(cli, signals, monkeypatch):
-    drawn, draw = [], Mixup._params_per_batch
-    monkeypatch.setattr(Mixup, "_params_per_batch", lambda self: drawn.append(draw(self)) or drawn[-1])
+    drawn, step = [], Classifier.training_step
+
+    def noted(self: Classifier, *arguments: object) -> torch.Tensor:
+        draw = Mixup._params_per_batch
+        with monkeypatch.context() as within:
+            within.setattr(Mixup, "_params_per_batch", lambda mixup: drawn.append(draw(mixup)) or drawn[-1])
+            return step(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "training_step", noted)
     mixup = "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}"
     run = [*SMALL, "recipe.epochs=1", "logger=csv", mixup, "recipe.batch_size=128", "resume=auto"]
     run.append("trainer.accumulate_grad_batches=2")

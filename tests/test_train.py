@@ -120,7 +120,7 @@ def wandb_state(run: Path) -> str:
 
 def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(cli):
     short = [*QUICK, "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
-    outcome = cli("train", "-m", *short, "model=vit", "seed=0", "recipe.min_lr=1e-5,x")
+    outcome = cli("train", "-m", *short, "model=vit", "seed=0", "recipe.optimizer.opt=adamw,nothing")
     assert outcome.code == 1
     runs = [run for folder in outcome.runs() for run in folder.glob("wandb/offline-run-*")]
     assert sorted(wandb_state(run).split()[0] for run in runs) == ["failed", "finished"]

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from callbacks import wandb_access
 from callbacks.result import RunRecord
@@ -72,6 +73,8 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    yield
+    unauthenticate_session()  # W&B keeps a key for all runs of the process
 
 
 def test_a_key_that_is_accepted_logs_online(monkeypatch, capsys):

@@ -109,7 +109,8 @@ def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
 
 def to_its_end(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
     folder = disk.folder / "end"
-    code, said = tried(folder, disk.full_from(15), disk.beside / "end")
+    each_step = [*RUN, "checkpoint.every_minutes=0"]
+    code, said = tried(folder, disk.full_from(15), disk.beside / "end", each_step)
     found = checkpoint.newest_first(folder / "run" / "checkpoints")
     damaged = len(found) != checkpoint.KEPT or checkpoint.newest_whole(folder / "run" / "checkpoints") != found[0]
     lost = _code(code, 2) or _one_error(said) or ("a checkpoint" if damaged else None)
