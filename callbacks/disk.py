@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -78,7 +79,14 @@ class Room(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._refuse(Path(config.hydra.run.dir))
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # Hydra does so behind this, and the folder's name may ask for it
+        try:
+            folder = Path(config.hydra.run.dir)
+        finally:
+            hydra.cfg = before
+        self._refuse(folder)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self._refuse(Path(config.hydra.sweep.dir))
