@@ -20,9 +20,15 @@ from infvit.compare.result import written_whole
 
 
 class WholeRows(ExperimentWriter):
-    """Writes rows whole or not at all: those that find no room are written the next time."""
+    """Writes rows whole or not at all: those that find no room are written the next time.
+
+    Lightning's own deletes the file that is there; a process killed before it goes on would have lost it.
+    """
 
     whole = 0
+
+    def _check_log_dir_exists(self) -> None:
+        """The file stays until `ContinuedCSV.go_on`."""
 
     def save(self) -> None:
         path, known = Path(self.metrics_file_path), list(self.metrics_keys)
@@ -48,19 +54,12 @@ class WholeRows(ExperimentWriter):
 
 
 class ContinuedCSV(CSVLogger):
-    """Lightning's CSV logger, which begins its file anew in every process, with a way to keep the rows of before.
-
-    A disk without room costs no more than a line.
-    """
-
-    before: list[str]
+    """Lightning's CSV logger with a way to keep the rows of before. A disk without room costs no more than a line."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
-            path = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
-            self.before = path.read_text().splitlines(keepends=True) if path.is_file() else []
             self._experiment = WholeRows(self.log_dir)
         return cast(WholeRows, self._experiment)
 
@@ -80,10 +79,13 @@ class ContinuedCSV(CSVLogger):
         return written + len(self.experiment.metrics)
 
     def go_on(self, rows: int) -> None:
-        """Takes the first `rows` rows of the file that was there."""
-        kept = self.before[: rows + 1]
-        if kept:
-            Path(self.experiment.metrics_file_path).write_text("".join(kept))
+        """Keeps the first `rows` rows of the file that is there, if there is one, and no other."""
+        path = Path(self.experiment.metrics_file_path)
+        if not rows:
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            kept = path.read_text().splitlines(keepends=True)[: rows + 1]
+            written_whole(path, "".join(kept))
             self.experiment.metrics_keys = kept[0].strip().split(",")
 
 
@@ -129,14 +131,15 @@ class Continuity(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before training starts: a run that was killed in its test does not train any more."""
-        if self.found is None or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
+        found = self.found or {"csv_rows": 0, "wandb_step": 0}
         for logger in trainer.loggers:
             if isinstance(logger, ContinuedCSV):
-                logger.go_on(self.found["csv_rows"])
+                logger.go_on(found["csv_rows"])
             # Offline W&B counts from 0 again under the same name; online it knows where it was.
-            if isinstance(logger, WandbLogger) and logger.experiment.step < self.found["wandb_step"]:
-                logger.experiment.log({}, step=self.found["wandb_step"])
+            if isinstance(logger, WandbLogger) and logger.experiment.step < found["wandb_step"]:
+                logger.experiment.log({}, step=found["wandb_step"])
 
 
 def _means(trainer: Trainer) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from timm.data import Mixup
 
 from callbacks import checkpoint
+from callbacks.continuity import ContinuedCSV
 from callbacks.interruption import Checkpoints
 from infvit.compare import Comparison
 from infvit.compare.page import to_html
@@ -201,6 +202,20 @@ def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
     assert not ran.exists()
     torch.load(path, weights_only=False)  # it would have
     assert ran.exists()
+
+
+def test_a_run_killed_before_it_goes_on_loses_no_row_of_its_csv(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step\n0,1\n0,2\n")
+    for _ in range(2):  # the first process is killed here
+        log = ContinuedCSV(tmp_path, name="", version="")
+        assert log.experiment.metrics_file_path == str(path)
+    log.go_on(1)
+    assert path.read_text() == "epoch,step\n0,1\n"
+    log.log_metrics({"epoch": 0}, step=2)
+    assert log.rows() == 2
+    log.go_on(0)
+    assert not path.exists()
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened():
