@@ -61,7 +61,7 @@ class Turns(Callback):
 def bare_loop(overrides: list[str], turns: Connection) -> None:
     """What one would write without a framework."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides, return_hydra_config=True)
+        cfg = compose("train", [*overrides, "hydra.runtime.output_dir=."], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     data, module = train.start(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,26 +116,33 @@ def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, lis
         BARE: ["-m", "tests.bench_frame", f"--bare={numbers[BARE]}", *overrides],
         FRAMED: ["train.py", *overrides, watched],
     }
-    since = time.perf_counter()
-    processes = [_start(commands[FRAMED], turns[FRAMED][1])]
-    turns[FRAMED][0].send(None)
-    turns[FRAMED][0].recv()
-    to_first_step = time.perf_counter() - since
-    turns[FRAMED][0].recv()
-    processes.append(_start(commands[BARE], turns[BARE][1]))
-    turns[BARE][0].send(None)
-    turns[BARE][0].recv()
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(1, epochs):
-        for name, (ours, _) in turns.items():
-            since = time.perf_counter()
+    processes: list[subprocess.Popen] = []
+    try:
+        since = time.perf_counter()
+        processes.append(_start(commands[FRAMED], turns[FRAMED][1]))
+        turns[FRAMED][0].send(None)
+        turns[FRAMED][0].recv()
+        to_first_step = time.perf_counter() - since
+        turns[FRAMED][0].recv()
+        processes.append(_start(commands[BARE], turns[BARE][1]))
+        turns[BARE][0].send(None)
+        turns[BARE][0].recv()
+        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(1, epochs):
+            for name, (ours, _) in turns.items():
+                since = time.perf_counter()
+                ours.send(None)
+                ours.recv()
+                seconds[name].append(time.perf_counter() - since)
+        for ours, _ in turns.values():
             ours.send(None)
-            ours.recv()
-            seconds[name].append(time.perf_counter() - since)
-    for ours, _ in turns.values():
-        ours.send(None)
-    for process in processes:
-        process.wait()
+        for process in processes:
+            process.wait()
+    except EOFError:
+        sys.exit("one of both ended too early: what it showed is above")
+    finally:
+        for process in processes:
+            process.kill()
     return seconds, to_first_step
 
 
