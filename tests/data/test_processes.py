@@ -1,5 +1,6 @@
 """Several processes see together what one sees alone: the same images, augmented alike, and the same metrics."""
 
+import multiprocessing
 import socket
 
 import pytest
@@ -22,8 +23,10 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_see_what_one_sees(world, alone, tmp_path):
     # Forked: to import everything anew takes each process many seconds.
+    # Not forked from here: another test may have run torch's threads of backward passes, which forbid that.
+    multiprocessing.set_forkserver_preload(["tests.data.processes"])
     torch.multiprocessing.start_processes(
-        processes.process, (world, free_port(), tmp_path), nprocs=world, start_method="fork"
+        processes.process, (world, free_port(), tmp_path), nprocs=world, start_method="forkserver"
     )
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     assert [part["rank"] for part in parts] == list(range(world))
