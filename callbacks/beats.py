@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from torch.distributed import PrefixStore, TCPStore
 
 from callbacks.hangs import ALL_STOP, Beat, Verdict
+from callbacks.ranks import agent_keeps_store, attempt
 
 OURS = ("callbacks", "data", "infvit", "lightning", "train", "__main__")
 WAITING = ("torch.distributed", "torch.nn.parallel", "torch.autograd.graph")
@@ -36,12 +37,12 @@ class Exchange(threading.Thread):
         self.beats: dict[int, Beat] = {}
         self.answers = 0
         self.over = threading.Event()
-        self.of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+        self.of_torchrun = agent_keeps_store()
         # A connection of its own: that of the process group may wait in a collective.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(address, port, is_master=False, wait_for_workers=False)
-        attempt, job = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), HydraConfig.get().runtime.output_dir
-        self.store = PrefixStore(f"infvit/beats/{attempt}/{job}", store)
+        job = HydraConfig.get().runtime.output_dir
+        self.store = PrefixStore(f"infvit/beats/{attempt()}/{job}", store)
 
     def run(self) -> None:
         last = False

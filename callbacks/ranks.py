@@ -46,6 +46,16 @@ def of_the_first(name: str, value: str) -> str:
     return store.get(name).decode()
 
 
+def agent_keeps_store() -> bool:
+    """Whether the store by which the processes find each other is in torchrun, and outlives them."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
+def attempt() -> str:
+    """Which start of the job by torchrun this is, from 0."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def told_by_the_first(name: str, line: str) -> bool:
     """Whether the first process fails with the same line, which then need not be printed again by this one.
 
@@ -53,8 +63,7 @@ def told_by_the_first(name: str, line: str) -> bool:
     the first has failed with another, or has not within `SECONDS`.
     """
     started_by = launcher()
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    if started_by is None or started_by.world_size() == 1 or not agent:
+    if started_by is None or started_by.world_size() == 1 or not agent_keeps_store():
         return False
     try:
         store = _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
@@ -73,4 +82,4 @@ def _store(address: str, port: int, rank: int, world_size: int) -> Store:
     found = rendezvous(f"tcp://{address}:{port}?rank={rank}&world_size={world_size}", timeout=PATIENCE)
     store, *_ = next(found)
     # A restart by torchrun finds what the attempt before left.
-    return PrefixStore(f"infvit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"infvit/{attempt()}", store)

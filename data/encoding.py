@@ -1,13 +1,10 @@
 """Encodes images as FFCV stores them, by one process per core."""
 
 import contextlib
-import ctypes
 import hashlib
 import io
 import os
 import re
-import signal
-import sys
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.image_files import decoded
 from data.source import ImageSet, Originals
 from infvit.errors import expect
+from infvit.measure.alone import end_with_parent
 
 Pieces = list[list[int]]
 """Images by their indices, in the order of reading, those together that one process takes."""
@@ -30,9 +28,6 @@ BAD, CMYK, OTHER_FORMAT, ROTATED = 1, 2, 4, 8
 
 
 MODES = ("raw", "jpg", "proportion", "smart")
-
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that comes when the parent dies."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,7 @@ def _begin(*_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 class _Encoder(Dataset):

@@ -44,6 +44,12 @@ class Outcome:
     note: str = ""
 
 
+def end_with_parent() -> None:
+    """From now on this process is killed when the thread that started it ends, of whatever; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def alone(work: Callable[[], Any], time_limit: float | None = None, memory_limit: int | None = None) -> Outcome:
     """Calls `work()` in a new process, which does not outlive the thread that called.
 
@@ -121,8 +127,7 @@ def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
 def _main() -> None:
     """The new process: prints go to the terminal's error stream, the answer alone to the pipe."""
     parent, limit, threads, work = pickle.load(sys.stdin.buffer)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:  # it ended before
         return
     answer = os.dup(1)
