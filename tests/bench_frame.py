@@ -4,7 +4,8 @@
 
 Both have the model, loader, augmentation, optimizer and schedule that the same configuration makes, and train and
 validate epoch by epoch. They are two processes that take turns, an epoch each, so that drift hits both alike. A ratio
-is of one turn of both; the first, in which things are compiled and allocated, is left out.
+is of one turn of both; the first, in which things are compiled and allocated, is left out. Two ratios are told: of the
+epoch's training steps alone, and of the whole epoch with its validation, checkpoint, logs and files.
 """
 
 import argparse
@@ -40,7 +41,7 @@ BARE, FRAMED = "a bare loop", "train.py"
 class Turns(Callback):
     """Lets train.py take turns: an epoch begins when it is told to, and ends behind its validation, logs and files.
 
-    The end of the first step is told too.
+    It tells the ends of the first step, of each epoch's steps and of each epoch.
     """
 
     def __init__(self, number: int) -> None:
@@ -51,6 +52,10 @@ class Turns(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 1:
+            self.turns.send(None)
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
             self.turns.send(None)
 
     def on_train_epoch_end(self, *_: Any) -> None:
@@ -96,6 +101,7 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.trainer.gradient_clip_val)
             optimizer.step()
             schedule.step()
+        turns.send(None)
         net.eval()
         one.training, right = False, 0
         with torch.inference_mode(), mixed:
@@ -106,8 +112,8 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
     turns.recv()
 
 
-def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[float]], float]:
-    """Seconds of each epoch of each but the first; seconds from train.py's start to the end of its first step."""
+def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[tuple[float, float]]], float]:
+    """Seconds of (steps, epoch) of each epoch of each but the first, and of train.py to the end of its first step."""
     overrides = [*overrides, f"trainer.max_epochs={epochs}", f"hydra.run.dir={folder}"]
     turns = {BARE: Pipe(), FRAMED: Pipe()}
     numbers = {name: theirs.fileno() for name, (_, theirs) in turns.items()}
@@ -117,23 +123,29 @@ def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, lis
         FRAMED: ["train.py", *overrides, watched],
     }
     processes: list[subprocess.Popen] = []
+
+    def turn(name: str) -> tuple[float, float]:
+        ours, since = turns[name][0], time.perf_counter()
+        ours.send(None)
+        ours.recv()
+        steps = time.perf_counter() - since
+        ours.recv()
+        return steps, time.perf_counter() - since
+
     try:
         since = time.perf_counter()
         processes.append(_start(commands[FRAMED], turns[FRAMED][1]))
         turns[FRAMED][0].send(None)
         turns[FRAMED][0].recv()
         to_first_step = time.perf_counter() - since
-        turns[FRAMED][0].recv()
+        for _ in range(2):
+            turns[FRAMED][0].recv()
         processes.append(_start(commands[BARE], turns[BARE][1]))
-        turns[BARE][0].send(None)
-        turns[BARE][0].recv()
-        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        turn(BARE)
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for _ in range(1, epochs):
-            for name, (ours, _) in turns.items():
-                since = time.perf_counter()
-                ours.send(None)
-                ours.recv()
-                seconds[name].append(time.perf_counter() - since)
+            for name in turns:
+                seconds[name].append(turn(name))
         for ours, _ in turns.values():
             ours.send(None)
         for process in processes:
@@ -178,12 +190,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         seconds, to_first_step = race(overrides, arguments.epochs, Path(folder))
-    speed = ratio(seconds[BARE], seconds[FRAMED])
-    print(f"{' '.join(overrides)}: {arguments.epochs - 1} epochs, training and validation")
-    for name, values in seconds.items():
-        print(f"{name:<12}{statistics.median(values):>9.3f} s an epoch")
-    spread = f"{100 * speed.low:.1f} – {100 * speed.high:.1f}"
-    print(f"train.py has {100 * speed.median:.1f}% of the bare loop's speed ({spread})")
+    print(f"{' '.join(overrides)}: {arguments.epochs - 1} epochs")
+    for at, part in enumerate(("training steps", "whole epochs")):
+        bare, framed = ([both[at] for both in seconds[name]] for name in (BARE, FRAMED))
+        speed = ratio(bare, framed)
+        print(
+            f"{part}: {BARE} {statistics.median(bare):.3f} s, {FRAMED} {statistics.median(framed):.3f} s;"
+            f" {FRAMED} has {100 * speed.median:.1f}% ({100 * speed.low:.1f} – {100 * speed.high:.1f}) of its speed"
+        )
     print(f"train.py ends its first step {to_first_step:.1f} s after its start")
 
 
