@@ -26,6 +26,9 @@ LAST = "last.ckpt"
 KEPT = 2
 """Checkpoints that a run keeps: the one before is for a disk that damages the newest."""
 
+FLUSHED = 64 * 2**20
+"""Bytes of a checkpoint between two flushes to the disk."""
+
 NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
 """Steps of training, and the first digits of the content's sha256: file and checksum appear with one renaming."""
 
@@ -76,14 +79,24 @@ def _checksum(path: Path) -> str:
 
 
 class _Hashed:
-    """A file that is written in order, and the checksum of what was."""
+    """A file that is written in order, and the checksum of what was.
+
+    It is flushed to the disk on the way: a slow one then shows that it goes on, where one flush of all at the end may
+    take minutes without a sign.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
+        self.file, self.sha256, self.pending = file, hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        written = self.file.write(data)
+        self.pending += written
+        if self.pending >= FLUSHED:
+            self.file.flush()
+            os.fdatasync(self.file.fileno())
+            self.pending = 0
+        return written
 
     def flush(self) -> None:
         self.file.flush()

@@ -65,7 +65,8 @@ def complaint(error: BaseException) -> str | None:
             return unknown
     if isinstance(error, OmegaConfBaseException):
         place = f"{error.full_key}: " if error.full_key else ""
-        return place + (error.msg or str(error)).split("\n    full_key")[0]
+        said = (error.msg or str(error)).split("\n    full_key")[0]
+        return place + said.removeprefix("UsageError raised while resolving interpolation: ")
     if isinstance(error, HydraException):
         text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
         for theirs, ours in REWORDED:

@@ -12,6 +12,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from callbacks.complaints import complaint
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -84,6 +87,9 @@ class Room(Callback):
         hydra.set_config(config)  # Hydra does so behind this, and the folder's name may ask for it
         try:
             folder = Path(config.hydra.run.dir)
+        except OmegaConfBaseException as error:  # Hydra would ask once more, and the answer may take minutes
+            print(f"error: {complaint(error)}", file=sys.stderr)
+            sys.exit(2)
         finally:
             hydra.cfg = before
         self._refuse(folder)

@@ -16,6 +16,18 @@ class Point(IntEnum):
     UPDATES = 4
 
 
+class Watched(IntEnum):
+    """What of a process must show within its patience."""
+
+    EFFORT = 0
+    """Some work: it may take as long as it likes."""
+    STEP = 1
+    """The next position."""
+
+
+IDLE = 0.03
+"""Of its patience: a process that works for less of it does nothing. What W&B and the beats do is below."""
+
 ADVICE = "go on with the same command and resume=auto"
 ALL_STOP = f"all ranks stop; {ADVICE}"
 
@@ -33,7 +45,8 @@ class Beat:
             work larger ones.
         doing: the same in words.
         place: where its main thread is, as file:line of this project or of Lightning.
-        watched: whether that must not take longer than `patience` seconds.
+        watched: what must show within `patience` seconds.
+        effort: seconds of work so far, without what was done while it waited for other processes.
         waits: whether torch waits there for other processes.
         started: when the process started, as the system counts it: another one may get its number.
         over: it has ended its work, or has told its error.
@@ -48,7 +61,8 @@ class Beat:
     position: Position = (0, 0, 0, 0)
     doing: str = ""
     place: str = "?"
-    watched: bool = False
+    watched: Watched = Watched.EFFORT
+    effort: float = 0.0
     waits: bool = False
     patience: float = 0.0
     over: bool = False
@@ -75,7 +89,7 @@ class Judge:
 
     def __init__(self) -> None:
         self.heard: dict[int, tuple[int, float]] = {}
-        self.moved: dict[int, tuple[Position, float]] = {}
+        self.moved: dict[int, tuple[Beat, float]] = {}
 
     def silence(self, beats: Sequence[Beat], now: float, patience: float) -> Verdict | None:
         """Whether one of the processes, by their newest beats at `now`, has sent none for `patience` seconds."""
@@ -88,31 +102,43 @@ class Judge:
         return None
 
     def stall(self, beats: Sequence[Beat], now: float) -> Verdict | None:
-        """Whether a step lasts too long, by the newest beats of all processes at `now`, in seconds; and whose fault.
+        """Whether a step lasts too long, or nothing is done elsewhere, by the newest beats of all at `now`, in seconds.
 
         Where one hangs all come to wait for it: it is the one furthest behind, and among several the one that does
-        not itself wait. What is not watched may take as long as it likes. A process alone makes nobody wait: of its
-        work only the reading of images counts.
+        not itself wait. A process alone makes nobody wait: of its work only the reading of images counts.
         """
         for beat in beats:
-            if self.moved.get(beat.rank, ((-1, 0, 0, 0), 0.0))[0] != beat.position:
-                self.moved[beat.rank] = beat.position, now
+            before, _ = self.moved.get(beat.rank, (None, 0.0))
+            if before is None or beat.position != before.position or _works(beat, before):
+                self.moved[beat.rank] = beat, now
         here = [beat for beat in beats if not beat.over]
         last = min((beat.position for beat in here), default=None)
         behind = [beat for beat in here if beat.position == last]
         seconds = min((now - self.moved[beat.rank][1] for beat in behind), default=0.0)
-        if seconds <= max((beat.patience for beat in here), default=0.0) or not all(beat.watched for beat in behind):
+        if seconds <= max((beat.patience for beat in behind), default=0.0):
             return None
         if len(beats) == 1:
             (beat,) = behind
             line = f"{beat.doing} for {seconds:.0f} s, at {beat.place}: what reads them hangs, or its disk; {ADVICE}"
-            return Verdict(line, (beat.process,)) if beat.position[2] == Point.FETCHES else None
+            reads = beat.watched is Watched.STEP and beat.position[2] == Point.FETCHES
+            return Verdict(line, (beat.process,)) if reads else None
         if len(here) < len(beats):
             left = next(beat for beat in beats if beat.over)
             return Verdict(f"{left} has ended, its error above, and the others wait for it: {ALL_STOP}")
         hang = [beat for beat in behind if not beat.waits] or behind
         each = "; ".join(f"{beat} hangs for {seconds:.0f} s {beat.doing}, at {beat.place}" for beat in hang)
         return Verdict(f"{each}: {ALL_STOP}", tuple(beat.process for beat in hang))
+
+
+def _works(beat: Beat, before: Beat) -> bool:
+    """Whether it has since done what counts as getting on."""
+    return beat.watched is Watched.EFFORT and beat.effort - before.effort > IDLE * beat.patience
+
+
+def absent(ranks: Sequence[int], where: str, seconds: float) -> Verdict:
+    """Of processes that have not come to the store at `where`."""
+    named = " and ".join(f"rank {rank}" for rank in ranks)
+    return Verdict(f"{named} did not come to {where} within {seconds:.0f} s: {ALL_STOP}")
 
 
 def silent(beat: Beat, seconds: float) -> Verdict:

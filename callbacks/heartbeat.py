@@ -15,10 +15,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.beats import Exchange, where
-from callbacks.hangs import Beat, Judge, Point, Position, Verdict, alive, gone, silent, started
-from callbacks.ranks import launcher
+from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
+from callbacks.effort import effort
+from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
+from callbacks.ranks import ARRIVAL, launcher
 from callbacks.result import RunRecord
+from callbacks.whereabouts import Whereabouts
 from infvit.compare import Result, UnreadableResultError
 from infvit.errors import UsageError
 
@@ -28,23 +30,21 @@ EVERY = 2.0
 GRACE = 20.0
 """Seconds in which others are expected to do what only one should."""
 
-END = 2**31
-"""The batch behind the last one: processes may have different numbers of them in evaluation."""
-
 
 class Heartbeat(Callback):
     """Watches the steps of all processes of a run, and what the only one reads; must be the first callback.
 
-    A thread of each process sends a beat every few seconds to the store by which the processes found each other; rank
-    0 hears all, the others hear rank 0. The main thread only notes where it is. A process hangs if its beats stop, or
-    if it is the last one in a step for longer than `patience`, 10 times the longest step so far and twice the longest
-    first one. Not watched but for stopped beats: the very first batch of training, validation and test (readers start,
-    code is compiled), what is done `at_rest`, and all from the last batch of an epoch or evaluation to the next one.
+    A thread of each process sends a beat every few seconds to the store by which the processes will find each other;
+    rank 0 hears all, the others hear rank 0. The main thread only notes where it is. A process hangs if it does not
+    come, if its beats stop, or if it is the last one in a step for longer than `patience`, 10 times the longest step
+    so far and twice the longest first one. Elsewhere it may take as long as it likes while it works, but not do nothing
+    for longer than `patience`: before training, in the very first batch of training, validation and test (readers
+    start, code is compiled), and from the last batch of an epoch or evaluation to the next one (files are written).
 
     A single process has nobody who waits for it: only its reading of images is watched.
 
     Args:
-        patience: seconds that a step may take in any case.
+        patience: seconds that a step may take in any case, and that a process may do nothing elsewhere.
     """
 
     def __init__(self, patience: float) -> None:
@@ -53,11 +53,8 @@ class Heartbeat(Callback):
         self.patience, self.every = patience, min(EVERY, patience / 5)
         self.judge = Judge()
         self.beat = Beat(0, os.getpid(), os.uname().nodename, started(os.getpid()))
-        self.loops, self.loop, self.first = 0, "", True
-        self.now: tuple[Position, bool] = (0, 0, Point.FETCHES, 0), False
-        self.begun = self.longest = self.longest_first = 0.0
-        self.known: set[str] = set()
-        self.started = False
+        self.at = Whereabouts(patience)
+        self.effort = self.counted = 0.0
         self.numbers = itertools.count(1)
         self.over, self.ending = threading.Event(), threading.Event()
         self.verdict: Verdict | None = None
@@ -71,124 +68,95 @@ class Heartbeat(Callback):
 
     # Where the main thread is.
 
-    def _begin(self, loop: str) -> None:
-        self.loops, self.loop, self.first, self.begun = self.loops + 1, loop, True, time.monotonic()
-        self._at(0, Point.FETCHES, watched=loop in self.known)
-
-    def _at(self, batch: int, point: Point, watched: bool | None = None) -> None:
-        self.now = (self.loops, batch, point, 0), self.now[1] if watched is None else watched
-
-    def _end_of(self, batch: int, batches: float) -> None:
-        now = time.monotonic()
-        if self.loop not in self.known:
-            self.longest_first = max(self.longest_first, now - self.begun)
-            self.known.add(self.loop)
-        elif self.now[1] and not self.first:  # which may have waited for what rank 0 does between two epochs
-            self.longest = max(self.longest, now - self.begun)
-        self.first, self.begun = False, now
-        if batch + 1 < batches:
-            self._at(batch + 1, Point.FETCHES, watched=True)
-        else:  # Lightning fetches the first images of a validation before its hooks
-            self._at(END, Point.FETCHES, watched=self.loop == "training" and "validation" in self.known)
-
-    def _rest(self, rests: bool = True) -> None:
-        loops, batch, point, rest = self.now[0]
-        self.now = (loops, batch, point, rest + 1), not rests
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on within an epoch does not start it."""
-        self._begin("training")
+        self.at.begin("training")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("training")
+        self.at.begin("training")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("validation")
+        self.at.begin("validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("training")
-        self._rest()
+        self.at.begin("training")
+        self.at.rest()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin("the test")
+        self.at.begin("the test")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._at(batch_idx, Point.STARTS)
+        self.at.at(Point.STARTS, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
-        self._at(self.now[0][1], Point.RUNS_BACKWARD)
+        self.at.at(Point.RUNS_BACKWARD)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._at(self.now[0][1], Point.HAS_RUN_BACKWARD)
+        self.at.at(Point.HAS_RUN_BACKWARD)
 
     def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        self._at(self.now[0][1], Point.UPDATES)
+        self.at.at(Point.UPDATES)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_of(batch_idx, trainer.num_training_batches)
+        self.at.end_of(batch_idx, trainer.num_training_batches)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._at(batch_idx, Point.STARTS)
+        self.at.at(Point.STARTS, batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self._end_of(batch_idx, sum(trainer.num_val_batches))
+        self.at.end_of(batch_idx, sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches))
 
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._at(batch_idx, Point.STARTS)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        self._end_of(batch_idx, sum(trainer.num_test_batches))
+    on_test_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rest()
+        self.at.rest()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rest()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rest()
+    on_train_end = on_test_end = on_train_epoch_end
 
     # What the threads do.
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the threads, when the processes know each other."""
-        if self.started:
-            return
-        self.started = True
+    def begin(self, trainer: Trainer) -> None:
+        """Starts the threads, before the processes know each other: one may hang until they do."""
         self.beat = dataclasses.replace(self.beat, rank=trainer.global_rank)
         if trainer.world_size > 1:
             of = range(trainer.world_size) if trainer.global_rank == 0 else range(1)
-            self.exchange = Exchange(self._current, of, self.every)
-            self.exchange.send()
-            trainer.strategy.barrier("the first beats")
-            self.exchange.fetch()
+            environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+            place = environment.main_address, environment.main_port
+            self.exchange = Exchange(partial(self._current, trainer), of, self.every, *place)
             self.exchange.start()
         threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
 
-    def _current(self) -> Beat:
-        place, waits = where()
-        position, watched = self.now
-        what = "waiting for the images of" if position[2] == Point.FETCHES else "in"
-        doing = f"{what} batch {position[1] + 1} of {self.loop}" if self.loop else "before the first batch"
+    def _current(self, trainer: Trainer) -> Beat:
+        place, module = where()
+        counted = effort(besides=[process.pid for process in _processes(trainer)])
+        if not module.startswith(COLLECTIVES):
+            self.effort += max(counted - self.counted, 0.0)
+        self.counted = counted
+        position, watched = self.at.now
         return dataclasses.replace(
             self.beat,
             position=position,
-            doing=f"behind the last batch of {self.loop}" if position[1] == END else doing,
+            doing=self.at.doing,
             watched=watched,
+            effort=self.effort,
             number=next(self.numbers),
             place=place,
-            waits=waits,
-            patience=max(self.patience, 10 * self.longest, 2 * self.longest_first),
+            waits=module.startswith(WAITING),
+            patience=self.at.patience,
             over=self.exchange is not None and self.exchange.over.is_set(),
             at_fault=self.verdict.processes if self.verdict else None,
         )
@@ -196,14 +164,20 @@ class Heartbeat(Callback):
     def _watch(self, trainer: Trainer) -> None:
         """Looks at the beats, and ends this process if one hangs. Its clock stands while this process is stopped."""
         clock, before = 0.0, time.monotonic()
+        record = RunRecord.of(trainer)
+        own = 0.0 if record is None else before - record.since
+        arrival = max(self.patience, ARRIVAL, 5 * own)  # of a process that Lightning starts and that finds its data
         answered, answers, missing = 0.0, 0, set[int]()
         while not self.over.wait(self.every):
             now = time.monotonic()
             clock, before = clock + min(now - before, 2 * self.every), now
             if self.exchange is None:
-                self._judged(trainer, self.judge.stall([self._current()], clock))
+                self._judged(trainer, self.judge.stall([self._current(trainer)], clock))
                 continue
             heard = list(self.exchange.beats.values())
+            if self.exchange.absent:
+                self._judged(trainer, self.exchange.silence(clock) if clock > arrival else None)
+                continue
             if self.beat.rank and heard[0].over:
                 continue
             if self.exchange.answers != answers:
@@ -214,9 +188,7 @@ class Heartbeat(Callback):
                 elif heard[0].at_fault is not None:
                     self._end(trainer, Verdict("", heard[0].at_fault))
             elif clock - answered > self.patience:
-                of_torchrun = self.exchange.of_torchrun or self.beat.rank == 0
-                no_answer = self.exchange.silent if of_torchrun else partial(silent, heard[0])
-                self._judged(trainer, no_answer(clock - answered))
+                self._judged(trainer, self.exchange.silence(clock - answered))
             if launcher() is None:
                 continue  # Lightning's processes: `callbacks.accidents` knows more of their end
             for beat in heard:
@@ -248,7 +220,7 @@ class Heartbeat(Callback):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
         _end_readers()
-        _reap(getattr(trainer.strategy.launcher, "procs", []))
+        _reap(_processes(trainer))
         os._exit(2)
 
     # What the main thread does at the end.
@@ -267,19 +239,20 @@ class Heartbeat(Callback):
 def at_rest(trainer: Trainer) -> Iterator[None]:
     """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
     heartbeat = Heartbeat.of(trainer)
-    before = heartbeat is not None and heartbeat.now[1]
-    if heartbeat is not None and before:
-        heartbeat._rest()
+    before = None if heartbeat is None else heartbeat.at.now[1]
+    if heartbeat is not None:
+        heartbeat.at.rest()
     yield
-    if heartbeat is not None and before:
-        heartbeat.begun = time.monotonic()
-        heartbeat._rest(False)
+    if heartbeat is not None and before is not None:
+        heartbeat.at.go_on(before)
 
 
 @contextlib.contextmanager
 def watched(trainer: Trainer) -> Iterator[None]:
     """Around the training and the test of a run with a `Heartbeat`: no process counts as gone that has just ended."""
     heartbeat = Heartbeat.of(trainer)
+    if heartbeat is not None:
+        heartbeat.begin(trainer)
     try:
         yield
         if trainer.world_size > 1:
@@ -318,6 +291,11 @@ def _end_readers() -> bool:
     for reader in readers:
         reader.kill()
     return bool(readers)
+
+
+def _processes(trainer: Trainer) -> list[subprocess.Popen]:
+    """The other ranks, where Lightning has started them from this one."""
+    return getattr(trainer.strategy.launcher, "procs", [])
 
 
 def _reap(processes: list[subprocess.Popen]) -> None:

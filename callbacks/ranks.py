@@ -8,8 +8,13 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from torch.distributed import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from infvit.errors import UsageError
+
 PATIENCE = timedelta(minutes=5)
 """How long the others wait for the first process: it may still be importing from a slow disk."""
+
+ARRIVAL = 110.0
+"""Seconds that a process has, all of them running, to be ready to train; W&B may take 90 of them to start a run."""
 
 SECONDS = timedelta(seconds=5)
 """How long another process that fails waits for the first one to do so."""
@@ -35,15 +40,24 @@ def of_the_first(name: str, value: str) -> str:
     """The `value` that the job's first process gives for `name`; all processes of a launcher must ask.
 
     Raises:
-        torch.distributed.DistStoreError: the first process gave none within `PATIENCE`.
+        UsageError: the first process gave none within `PATIENCE`, or not all came to ask.
     """
     started_by = launcher()
     if started_by is None or started_by.world_size() == 1:
         return value
-    store = _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
-    if started_by.global_rank() == 0:
-        store.set(name, value)
-    return store.get(name).decode()
+    place, rank = (started_by.main_address, started_by.main_port), started_by.global_rank()
+    try:
+        store = _store(*place, rank, started_by.world_size())
+        if rank == 0:
+            store.set(name, value)
+        return store.get(name).decode()
+    except RuntimeError as error:  # torch's errors of stores
+        others = f"the other {started_by.world_size() - 1} processes" if rank == 0 else "rank 0"
+        seconds = PATIENCE.total_seconds()
+        raise UsageError(
+            f"rank {rank} waited {seconds:.0f} s in vain for {others} at {place[0]}:{place[1]} "
+            f"({str(error).splitlines()[0]}): see what they say, and give the same command again"
+        ) from error
 
 
 def agent_keeps_store() -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.hangs import Beat, Judge, Point
+from callbacks.effort import effort
+from callbacks.hangs import Beat, Judge, Point, Watched
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 90.0
@@ -15,8 +16,14 @@ PATIENCE = 90.0
 
 def beat(rank, batch, point=Point.STARTS, **more):
     """Of a step that is watched; its number is set when it is heard."""
-    known = {"watched": True, "patience": PATIENCE, "place": f"data/of_rank{rank}.py:1", "doing": f"in batch {batch}"}
-    return Beat(rank, 100 + rank, "host", "1", position=(1, batch, point, 0), **known | more)
+    known = {"watched": Watched.STEP, "patience": PATIENCE, "position": (1, batch, point, 0)}
+    words = {"place": f"data/of_rank{rank}.py:1", "doing": f"in batch {batch}"}
+    return Beat(rank, 100 + rank, "host", "1", **known | words | more)
+
+
+def resting(rank, effort=0.0, **more):
+    """Of what may take as long as it likes while it works."""
+    return beat(rank, 6, watched=Watched.EFFORT, effort=effort, **more)
 
 
 def stalled(*beats, seconds=95.0):
@@ -44,14 +51,39 @@ def test_of_ranks_in_the_same_place_the_one_that_does_not_wait_hangs():
 @pytest.mark.parametrize(
     "beats",
     [
-        [beat(0, 6, watched=False), beat(1, 7)],  # rank 0 writes a checkpoint, rank 1 waits for it in its next step
         [beat(0, 6, patience=100.0), beat(1, 7)],  # steps are as long
         [beat(0, 7)],  # a step of one process makes nobody wait
+        [resting(0)],
         [beat(0, 7, over=True), beat(1, 7, over=True)],
     ],
 )
 def test_what_may_take_long_is_no_hang(beats):
     assert stalled(*beats) is None
+
+
+@pytest.mark.parametrize("other", [beat(1, 7, waits=True), resting(1, waits=True)])
+def test_what_may_take_long_is_no_hang_while_it_works(other):
+    """Rank 0 writes a checkpoint, and rank 1 waits for it there or in its next step."""
+    judge = Judge()
+    for second in range(0, 1000, 2):
+        assert judge.stall([resting(0, effort=0.05 * second), other], second) is None
+    assert judge.stall([resting(0, effort=50.0), other], 1060) is None
+    told = judge.stall([resting(0, effort=50.1), other], 1095)
+    assert told.line.startswith("rank 0 (process 100 on host) hangs for ")
+    assert told.processes == (("host", 100, "1"),)
+
+
+def test_effort_is_processor_time_and_bytes_written_by_a_process_and_its_children(tmp_path):
+    before = effort()
+    works = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", works], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert effort() - before > 0.9
+        assert effort(besides=[child.pid]) - before < 0.5
+        child.kill()
+    before = effort()
+    (tmp_path / "written").write_bytes(bytes(64 * 2**20))
+    assert effort() - before > 3.9
 
 
 def test_reading_that_hangs_is_told_of_a_single_process_too():

@@ -92,12 +92,29 @@ def test_another_number_of_processes_than_devices_is_told(cli, monkeypatch):
     assert "are 2 processes, found 1" in refused.err
 
 
-def test_a_line_that_the_first_process_has_told_is_not_told_again(monkeypatch):
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """This process is rank 0 of two that torchrun has started."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
     more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for name, value in (dict.fromkeys(names, "0") | {"WORLD_SIZE": "2"} | more).items():
         monkeypatch.setenv(name, value)
+    return store
+
+
+def test_a_first_process_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
+    assert refused.code == 2
+    *_, line = refused.err.splitlines()  # behind torch's warnings
+    assert f"error: hydra.run.dir: rank 1 waited 1 s in vain for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_line_that_the_first_process_has_told_is_not_told_again(monkeypatch):
     assert not ranks.told_by_the_first("error", "too large")
     monkeypatch.setenv("RANK", "1")
     assert ranks.told_by_the_first("error", "too large")

@@ -1,4 +1,4 @@
-"""Processes of a distributed run killed, stopped, or in an endless loop, and those that read its images.
+"""Processes of a distributed run killed, stopped, in an endless loop or asleep, and those that read its images.
 
 Each time all processes must be gone within two minutes, the command must fail and name the one at fault, result.json
 must say the same, and the same command must go on from there and finish in the end.
@@ -7,10 +7,12 @@ must say the same, and the same command must go on from there and finish in the 
 import argparse
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -53,16 +55,29 @@ LOOP = signal.SIGALRM
 """After which a process of this harness gets no further than its next step."""
 
 
+ASLEEP = {
+    "before it is ready": "train.start",
+    "while data are prepared": "data.datamodule.ImageDataModule.prepare_data",
+    "in the first batch": "infvit.module.Classifier.training_step",
+    "while a checkpoint is written": "callbacks.checkpoint.WholeFiles.save_checkpoint",
+    "at an epoch's end": "callbacks.result.RunRecord.on_train_epoch_end",
+}
+"""What does not return in a process of this harness, where a step is not what is watched."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A signal for rank `rank`, or for the process that reads its images, and what must be said of it."""
+    """A signal for rank `rank`, or for the process that reads its images, or none and where the rank falls asleep."""
 
     number: int
     rank: int
     reader: bool = False
+    asleep: str = ""
 
     @property
     def kind(self) -> str:
+        if self.asleep:
+            return f"rank {self.rank} is asleep {self.asleep}"
         what = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop"}[self.number]
         return f"a reader of rank {self.rank} {what}" if self.reader else f"rank {self.rank} {what}"
 
@@ -76,6 +91,11 @@ CASES = [
     Case(LOOP, 1),
     Case(signal.SIGKILL, 1, reader=True),
     Case(signal.SIGSTOP, 1, reader=True),
+    Case(0, 1, asleep="before it is ready"),
+    Case(0, 0, asleep="while data are prepared"),
+    Case(0, 1, asleep="in the first batch"),
+    Case(0, 0, asleep="while a checkpoint is written"),
+    Case(0, 1, asleep="at an epoch's end"),
 ]
 
 
@@ -91,7 +111,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         with tempfile.TemporaryDirectory() as name:
             folder, lost = Path(name), {}
             for case in [CASES[i] for i in options.faults]:
-                job = Job(launcher, folder, options)
+                job = Job(launcher, folder, options, case)
                 try:
                     lost[case] = job.broken(case)
                 finally:
@@ -112,34 +132,44 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
 class Job:
     """The command, once more in the same folder, with all the processes that it starts."""
 
-    def __init__(self, launcher: str, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(self, launcher: str, folder: Path, options: argparse.Namespace, case: Case | None = None) -> None:
         self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
         self.before = newest(folder)
         self.said = folder / f"{self.mark}.txt"
-        environment = {**os.environ, "CHAOS": self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.sleeps = folder / f"{self.mark}.asleep"
+        asleep = [str(case.rank), ASLEEP[case.asleep], str(self.sleeps)] if case and case.asleep else []
+        environment = {
+            **os.environ,
+            "CHAOS": self.mark,
+            "ASLEEP": " ".join(asleep),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         settings = [f"recipe.epochs={options.epochs}", f"callbacks.heartbeat.patience={options.patience}"]
         command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, *settings]
         with self.said.open("w") as output:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=environment | {"INFVIT_CACHE": str(folder)}, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
     def broken(self, case: Case) -> str | None:
         """Does it, when this job has written a checkpoint; what was lost."""
-        if not until(self.trains, 4 * SECONDS, self.alive):
+        there = self.sleeps.exists if case.asleep else self.trains
+        if not until(there, 4 * SECONDS, self.alive):
             return "its start"
-        if self.before and "goes on after step" not in self.said.read_text():
+        if not case.asleep and self.before and "goes on after step" not in self.said.read_text():
             return "its place"
         all_of_it = marked(self.mark)
         rank = self.rank(case.rank)
         process = next(child for child in children(rank) if is_reader(child, rank)) if case.reader else rank
-        os.kill(process, case.number)
+        if not case.asleep:
+            os.kill(process, case.number)
         if not until(lambda: not self.alive() and not any(map(exists, all_of_it)), SECONDS):
             return f"its end, left are {[pid for pid in all_of_it if exists(pid)]}"
         if self.process.returncode == 0:
             return "its exit code"
         died = case.reader and case.number == signal.SIGKILL
         named = f"images died (process {process}, " if died else f"rank {case.rank} (process {rank} on "
+        if case.asleep == "before it is ready":
+            named = f"rank {case.rank} did not come to "
         lines = [line for line in self.said.read_text().splitlines() if line.startswith("error: ") and named in line]
         if len(lines) != 1:
             return f"its one line, found {len(lines)}"
@@ -222,9 +252,23 @@ def loop(_number: int, _frame: FrameType | None) -> None:
     Classifier.training_step = forever
 
 
+def fall_asleep(rank: str, where: str, path: str) -> None:
+    """Replaces what `where` names by what never returns, in one process; it leaves the file `path` then."""
+    owner, _, name = where.rpartition(".")
+
+    def forever(*_: object, **__: object) -> None:
+        Path(path).touch()
+        threading.Event().wait()
+
+    if os.environ.get("LOCAL_RANK", "0") == rank:
+        setattr(pkgutil.resolve_name(owner), name, forever)
+
+
 if __name__ == "__main__":
     import train
     from callbacks import failures
 
     signal.signal(LOOP, loop)
+    if asleep := os.environ.get("ASLEEP"):
+        fall_asleep(*asleep.split(" "))
     failures.run(train.train)
