@@ -1,4 +1,4 @@
-"""A real SLURM of one node: a sweep by sbatch, one job stopped by a signal and requeued, one of two tasks with DDP.
+"""A real SLURM of one node: a sweep by sbatch, one job stopped by a signal and requeued, others of two tasks with DDP.
 
 munged, slurmctld and slurmd run from a configuration, ports and a key of their own in a temporary folder, and end with
 the harness. Debian has all of it: apt-get install slurm-wlm munge.
@@ -26,17 +26,19 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "s
 SECONDS = 240
 """How long anything may take on a busy machine."""
 
-EPOCHS = 40
+EPOCHS = 30
 SWEEP = [
     "-m",
     "experiment=digits",
     "data/loader=torch",
     "model=vit",
-    "size.depth=1",
+    "seed=0,1",
+    "size.depth=1,2",
+    "trainer=ddp_cpu",
+    "trainer.devices=${size.depth}",
     "size.dim=16",
     f"recipe.epochs={EPOCHS}",
     "hydra/launcher=slurm",
-    "trainer.accelerator=cpu",
     "hydra.launcher.timeout_min=10",
     "checkpoint.every_minutes=0.005",
     "callbacks.attention_pictures=null",
@@ -87,18 +89,21 @@ def run(_: argparse.Namespace) -> Iterator[Fault]:
         folder.mkdir()
         sweep = folder / "runs" / "digits" / "digits_sweep"
 
-        def start(*words: str) -> subprocess.Popen:
-            with (folder / "output.txt").open("a") as output:
-                command = [sys.executable, ROOT / "train.py", *SWEEP, *words]
-                return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        def one(seed: int, depth: int) -> Path | None:
+            """The folder of one job."""
+            found = [path.parents[1] for path in sweep.glob(f"*_seed{seed}_*/.hydra/overrides.yaml")]
+            return next((run for run in found if f"size.depth={depth}" in _overrides(run)), None)
 
-        def one(seed: int) -> Path | None:
-            return next(sweep.glob(f"vit_seed{seed}_*"), None)
+        def first_checkpoint() -> bool:
+            return (run := one(0, 1)) is not None and bool(newest_first(run / "checkpoints"))
 
-        submitted = start("seed=0,1")
+        with (folder / "output.txt").open("w") as output:
+            command = [sys.executable, ROOT / "train.py", *SWEEP]
+            submitted = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
         try:
-            _until(lambda: (job := one(0)) and newest_first(job / "checkpoints"), submitted, folder / "output.txt")
-            (stopped,) = [job for job in _squeue(environment) if job.endswith("_0")]
+            _until(first_checkpoint, submitted, folder / "output.txt")
+            queue = [line.split() for line in _output(["squeue", "-h", "-r", "-o", "%i %C"], environment).splitlines()]
+            (stopped,) = [job for job, tasks in queue if job.endswith("_0") and tasks == "1"]
             subprocess.run(["scancel", "--signal=USR2", stopped], env=environment, check=True)
             code = submitted.wait(SECONDS)
         finally:
@@ -106,11 +111,17 @@ def run(_: argparse.Namespace) -> Iterator[Fault]:
         said = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
         requeued = "SIGUSR2 after step " in said and "goes on after step " in said
         yield Fault(
-            "a job told to stop is requeued and goes on", _lost(one(0), 1) or (None if requeued else "its place")
+            "a job told to stop is requeued and goes on", _lost(one(0, 1), 1) or (None if requeued else "its place")
         )
-        yield Fault("a job beside it finishes", _lost(one(1), 1) or (f"exit code {code}" if code else None))
-        code = start("seed=2", "trainer=ddp_cpu").wait(SECONDS)
-        yield Fault("a job of two tasks is one run", _lost(one(2), 2) or (f"exit code {code}" if code else None))
+        yield Fault("a job beside it finishes", _lost(one(1, 1), 1))
+        for seed in range(2):
+            yield Fault("a job of two tasks in the same sweep is one run", _lost(one(seed, 2), 2))
+        compared = (folder / "output.txt").read_text().count("comparison: ")
+        yield Fault("the sweep ends with its comparison", f"exit code {code}, {compared} of it" if code or compared != 1 else None)
+
+
+def _overrides(run: Path) -> str:
+    return (run / ".hydra" / "overrides.yaml").read_text()
 
 
 @contextlib.contextmanager
