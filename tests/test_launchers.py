@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -29,17 +30,34 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture
 def torchrun(tmp_path, data_cache):
-    """`torchrun("experiment=digits", ...)`: two processes on the CPU; → the folder they ran in, what they printed."""
+    """`torchrun("experiment=digits", ...)`: two processes on the CPU; → the folder they ran in, what they printed.
 
-    def run(*arguments: str, trainer: str = "ddp_cpu") -> tuple[Path, str]:
+    With nodes=2 a torchrun of its own starts each of both, as on two machines.
+    """
+
+    def run(*arguments: str, trainer: str = "ddp_cpu", nodes: int = 1) -> tuple[Path, str]:
         folder = tmp_path / "torchrun"
-        folder.mkdir()
-        started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        command = [*started, ROOT / "train.py", *arguments, f"trainer={trainer}"]
+        folder.mkdir(exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            where = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
+        started = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", *where]
+        train = [ROOT / "train.py", *arguments, f"trainer={trainer}"]
+        train += [f"trainer.devices={2 // nodes}", f"trainer.num_nodes={nodes}"]
         environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return folder, done.stdout
+        agents = [
+            subprocess.Popen(
+                [*started, f"--nproc_per_node={2 // nodes}", f"--node_rank={node}", *train],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for node in range(nodes)
+        ]
+        said = [agent.communicate()[0] for agent in agents]
+        assert not any(agent.returncode for agent in agents), "".join(said)
+        return folder, "".join(said)
 
     return run
 
@@ -60,6 +78,15 @@ def test_two_processes_of_torchrun_are_one_run_with_the_losses_of_one_process(cl
     assert len(losses(alone)) == 55
     assert losses(left) == pytest.approx(losses(alone), abs=1e-5, rel=0)
     assert result(left)["metrics"]["test/top1"] == pytest.approx(result(alone)["metrics"]["test/top1"])
+
+
+def test_processes_on_two_nodes_are_one_run(torchrun):
+    folder, printed = torchrun(*TINY, "model=vit", "recipe.epochs=1", nodes=2)
+    (left,) = folder.glob("runs/*/*")
+    assert result(left)["status"] == "finished"
+    assert result(left)["hardware"]["devices"] == 2
+    assert len(list(left.glob("wandb/offline-run-*"))) == 1
+    assert printed.count("finished: ") == 1
 
 
 def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, torchrun):

@@ -117,7 +117,10 @@ def run(_: argparse.Namespace) -> Iterator[Fault]:
         for seed in range(2):
             yield Fault("a job of two tasks in the same sweep is one run", _lost(one(seed, 2), 2))
         compared = (folder / "output.txt").read_text().count("comparison: ")
-        yield Fault("the sweep ends with its comparison", f"exit code {code}, {compared} of it" if code or compared != 1 else None)
+        yield Fault(
+            "the sweep ends with its comparison",
+            f"exit code {code}, {compared} of it" if code or compared != 1 else None,
+        )
 
 
 def _overrides(run: Path) -> str:
