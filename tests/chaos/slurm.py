@@ -10,16 +10,19 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from callbacks.checkpoint import newest_first
 from tests.chaos import Fault
+from tests.chaos.worker import marked, setting
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "sinfo")
@@ -32,8 +35,6 @@ SWEEP = [
     "experiment=digits",
     "data/loader=torch",
     "model=vit",
-    "seed=0,1",
-    "size.depth=1,2",
     "trainer=ddp_cpu",
     "trainer.devices=${size.depth}",
     "size.dim=16",
@@ -76,10 +77,10 @@ def missing() -> str | None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """None of its own."""
+    parser.add_argument("--sweep-alone", action="store_true", help="without the task that is stopped, two minutes less")
 
 
-def run(_: argparse.Namespace) -> Iterator[Fault]:
+def run(options: argparse.Namespace) -> Iterator[Fault]:
     reason = missing()
     if reason:
         print(f"slurm: skipped: {reason}", flush=True)
@@ -97,11 +98,16 @@ def run(_: argparse.Namespace) -> Iterator[Fault]:
         def first_checkpoint() -> bool:
             return (run := one(0, 1)) is not None and bool(newest_first(run / "checkpoints"))
 
-        with (folder / "output.txt").open("w") as output:
-            command = [sys.executable, ROOT / "train.py", *SWEEP]
-            submitted = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        output = folder / "output.txt"
+
+        def start(*words: str) -> subprocess.Popen:
+            command = [sys.executable, ROOT / "train.py", *SWEEP, *words]
+            with output.open("w") as file:
+                return subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+
+        submitted = start("seed=0,1", "size.depth=1,2")
         try:
-            _until(first_checkpoint, submitted, folder / "output.txt")
+            _until(first_checkpoint, submitted, output)
             queue = [line.split() for line in _output(["squeue", "-h", "-r", "-o", "%i %C"], environment).splitlines()]
             (stopped,) = [job for job, tasks in queue if job.endswith("_0") and tasks == "1"]
             subprocess.run(["scancel", "--signal=USR2", stopped], env=environment, check=True)
@@ -116,11 +122,38 @@ def run(_: argparse.Namespace) -> Iterator[Fault]:
         yield Fault("a job beside it finishes", _lost(one(1, 1), 1))
         for seed in range(2):
             yield Fault("a job of two tasks in the same sweep is one run", _lost(one(seed, 2), 2))
-        compared = (folder / "output.txt").read_text().count("comparison: ")
-        yield Fault(
-            "the sweep ends with its comparison",
-            f"exit code {code}, {compared} of it" if code or compared != 1 else None,
-        )
+        compared = output.read_text().count("comparison: ")
+        lost = f"exit code {code}, {compared} of it" if code or compared != 1 else None
+        yield Fault("the sweep ends with its comparison", lost)
+        if options.sweep_alone:
+            return
+        submitted = start("seed=2", "size.depth=2", "callbacks.heartbeat.patience=5")
+        try:
+            _until(lambda: (run := one(2, 2)) and newest_first(run / "checkpoints"), submitted, output)
+            task = next(pid for pid in marked(environment["CHAOS"]) if _task_of_slurm(pid) == 1)
+            os.kill(task, signal.SIGSTOP)
+            code = submitted.wait(SECONDS)
+        finally:
+            submitted.kill()
+        yield Fault("a job with a task that is stopped names it and ends", _not_named(one(2, 2), 1, code, environment))
+
+
+def _task_of_slurm(pid: int) -> int | None:
+    """Which of a job's tasks a process is; None for what SLURM has not started itself, and for its tools."""
+    number = setting(pid, "SLURM_PROCID")
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return int(number) if number is not None and b"submitit.core._submit" in command else None
+
+
+def _not_named(run: Path | None, rank: int, code: int, environment: dict[str, str]) -> str | None:
+    """What is missing where a job's task hangs: its name in result.json, an error, an empty queue."""
+    if run is None:
+        return "its folder"
+    result = json.loads((run / "result.json").read_text())
+    if result["status"] != "failed" or not str(result["error"]).startswith(f"rank {rank} (process "):
+        return f"its name: {result['status']} {result['error']}"
+    left = [pid for pid in marked(environment["CHAOS"]) if _task_of_slurm(pid) is not None]
+    return f"exit code {code}, left are {_squeue(environment)} {left}" if left or not code else None
 
 
 def _overrides(run: Path) -> str:
@@ -137,7 +170,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     key.chmod(0o400)
     settings.write_text(CONFIGURATION.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2)))
     environment = {**os.environ, "SLURM_CONF": str(settings), "PATH": _path(), "WANDB_MODE": "offline"}
-    environment |= {"INFVIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment |= {"INFVIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "CHAOS": uuid.uuid4().hex}
     munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munge += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/seed"]
     commands = [munge, ["slurmctld", "-D", "-i", "-f", str(settings)], ["slurmd", "-D", "-f", str(settings)]]

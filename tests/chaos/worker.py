@@ -34,7 +34,6 @@ RUN = [
     "experiment=digits",
     "data/loader=torch",
     "data.module.workers=1",
-    "trainer=ddp_cpu",
     "logger=csv",
     "size.depth=1",
     "size.dim=16",
@@ -102,6 +101,7 @@ CASES = [
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
     parser.add_argument("--faults", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
+    parser.add_argument("--trainer", choices=("ddp_cpu", "fsdp_cpu"), default="ddp_cpu")
     parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
     parser.add_argument("--patience", type=float, default=5, help="seconds after which a process counts as hanging")
 
@@ -145,7 +145,8 @@ class Job:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        settings = [f"recipe.epochs={options.epochs}", f"callbacks.heartbeat.patience={options.patience}"]
+        settings = [f"trainer={options.trainer}", f"recipe.epochs={options.epochs}"]
+        settings += [f"callbacks.heartbeat.patience={options.patience}"]
         command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, *settings]
         with self.said.open("w") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
