@@ -61,13 +61,18 @@ class WholeFiles(TorchCheckpointIO):
             os.fsync(file.fileno())
         whole = folder / f"{path.stem}-{hashed.sha256.hexdigest()[:16]}.ckpt"
         part.rename(whole)
-        link = folder / f"{LAST}.part"
-        link.unlink(missing_ok=True)
-        link.symlink_to(whole.name)
-        link.rename(folder / LAST)
-        _flush(folder)
+        make_last(whole)
         for old in newest_first(folder)[KEPT:]:
             old.unlink()
+
+
+def make_last(path: Path) -> None:
+    """Makes `LAST` lead to a checkpoint beside it."""
+    link = path.with_name(f"{LAST}.part")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.rename(path.with_name(LAST))
+    _flush(path.parent)
 
 
 def _checksum(path: Path) -> str:

@@ -178,7 +178,6 @@ class RunRecord(Callback):
             self.result.seconds = round(time.monotonic() - self.since, 2)
             with disk.tried(RESULT_FILE, "the run goes on, the one from before stays"):
                 self.result.write(self.path)
-
             self._prepare()
 
     def _prepare(self) -> None:

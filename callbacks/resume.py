@@ -6,7 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from callbacks.checkpoint import newest_first, newest_whole
+from callbacks import disk
+from callbacks.checkpoint import LAST, make_last, newest_first, newest_whole
+from callbacks.ranks import is_first
 from infvit.compare import Result, UnreadableResultError
 from infvit.errors import UsageError
 
@@ -41,7 +43,12 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
     folder = run_dir / CHECKPOINTS
     if cfg.resume == "auto" or (sweep and newest_first(folder)):
         found = newest_whole(folder)
-        return str(found) if found else None
+        if found is None:
+            return None
+        if is_first() and (folder / LAST).resolve() != found.resolve():  # a kill came before the link
+            with disk.tried(LAST, "it leads to the checkpoint before"):
+                make_last(found)
+        return str(found)
     if cfg.resume is None and newest_first(folder):
         raise UsageError(
             f"{run_dir} holds checkpoints of an earlier run: go on with it by resume=auto, or give another folder"

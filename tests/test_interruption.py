@@ -144,6 +144,17 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, si
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
+def test_a_run_killed_before_the_link_to_its_last_checkpoint_has_it_when_it_goes_on(cli):
+    run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
+    assert cli("train", *run).code == 0
+    newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
+    checkpoint.make_last(before)
+    path = Path("run/result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    assert cli("train", *run).code == 0  # nothing is left to train, and no checkpoint is written
+    assert Path("run/checkpoints/last.ckpt").resolve() == newest
+
+
 def test_a_folder_of_another_run_is_refused(cli, signals):
     run = [*RUN, "logger=csv", "hydra.run.dir=run"]
     signals(signal.SIGTERM, 2)
