@@ -103,7 +103,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--trainer", choices=("ddp_cpu", "fsdp_cpu"), default="ddp_cpu")
     parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
-    parser.add_argument("--patience", type=float, default=5, help="seconds after which a process counts as hanging")
+    parser.add_argument("--patience", type=float, default=10, help="seconds after which a process counts as hanging")
 
 
 def run(options: argparse.Namespace) -> Iterator[Fault]:
