@@ -47,15 +47,14 @@ class Exchange(threading.Thread):
         self.prefix = f"infvit/beats/{attempt()}/{HydraConfig.get().runtime.output_dir}"
 
     def run(self) -> None:
-        last = False
         try:
             # A connection of its own: that of the process group may wait in a collective.
             served = TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=CONNECT)
             store = PrefixStore(self.prefix, served)
-            while not last:
-                self._round(store)
-                last = self.over.wait(self.every)
             self._round(store)
+            while not self.over.wait(self.every):
+                self._round(store)
+            self._round(store)  # that it is over
         except RuntimeError:  # torch's errors of stores
             return
 

@@ -239,12 +239,13 @@ class Heartbeat(Callback):
 def at_rest(trainer: Trainer) -> Iterator[None]:
     """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
     heartbeat = Heartbeat.of(trainer)
-    before = None if heartbeat is None else heartbeat.at.now[1]
-    if heartbeat is not None:
-        heartbeat.at.rest()
+    if heartbeat is None:
+        yield
+        return
+    _, watched_before = heartbeat.at.now
+    heartbeat.at.rest()
     yield
-    if heartbeat is not None and before is not None:
-        heartbeat.at.go_on(before)
+    heartbeat.at.go_on(watched_before)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def _waited_for(jobs: dict[int, Any]) -> dict[int, JobReturn]:
     """
     returned: dict[int, JobReturn] = {}
     absent: dict[int, float] = {}
-    while len(returned) < len(jobs):
+    while True:
         queue = _queue()
         for number, job in jobs.items():
             if number in returned:
@@ -81,8 +81,9 @@ def _waited_for(jobs: dict[int, Any]) -> dict[int, JobReturn]:
                 absent.pop(number, None)
             elif time.monotonic() - absent.setdefault(number, time.monotonic()) > LAG:
                 returned[number] = _no_result(number, job)
+        if len(returned) == len(jobs):
+            return returned
         time.sleep(LOOKS)
-    return returned
 
 
 def _result(number: int, job: Any) -> JobReturn:

@@ -54,9 +54,8 @@ class Turns(Callback):
         if trainer.global_step == 1:
             self.turns.send(None)
 
-    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
-        if not trainer.sanity_checking:
-            self.turns.send(None)
+    def on_validation_start(self, *_: Any) -> None:
+        self.turns.send(None)
 
     def on_train_epoch_end(self, *_: Any) -> None:
         self.turns.send(None)
