@@ -49,7 +49,7 @@ class FFCVReader:
         if self.cache not in get_args(Cache):
             raise UsageError(f"data.loader.cache={self.cache} is unknown: expected one of {', '.join(get_args(Cache))}")
         try:
-            with _torch_threads_kept():
+            with _torch_threads_kept(), _plain_dictionaries():
                 import ffcv.loader  # noqa: F401
         except ImportError as error:
             raise UsageError(
@@ -224,3 +224,15 @@ def _torch_threads_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _plain_dictionaries() -> Iterator[None]:
+    """FFCV keeps two numbers in a dictionary that numba compiles on import, for 3 s; no compiled code reads it."""
+    from numba import typed
+
+    compiled, typed.Dict = typed.Dict, dict
+    try:
+        yield
+    finally:
+        typed.Dict = compiled
