@@ -25,6 +25,7 @@ from callbacks.failures import Interrupted, one_line
 from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
+from callbacks.watch import gammas
 from conf.resolvers import config_hash
 from data import bus_error
 from data.datamodule import ImageDataModule
@@ -212,7 +213,8 @@ class RunRecord(Callback):
         self.result.curves.append(
             {"epoch": trainer.current_epoch, "train/loss": loss, "lr": optimizer.param_groups[0]["lr"]}
             | {name: value for name, value in metrics.items() if name.startswith("val/")}
-            | _gamma_per_block(metrics)
+            # 24 blocks of 16 heads would fill the file.
+            | {f"gamma/{block}": statistics.fmean(heads) for block, heads in enumerate(gammas(pl_module))}
         )
         if "images_per_second" in metrics:
             self.speeds.append(metrics["images_per_second"])
@@ -274,12 +276,3 @@ def _git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _gamma_per_block(metrics: dict[str, float]) -> dict[str, float]:
-    """The mean over heads of each block's gamma, as "gamma/block": 24 blocks of 16 heads would fill the file."""
-    heads: dict[str, list[float]] = {}
-    for name, value in metrics.items():
-        if name.startswith("gamma/"):
-            heads.setdefault(name.rpartition(".")[0], []).append(value)
-    return {block: statistics.fmean(values) for block, values in heads.items()}

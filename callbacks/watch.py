@@ -47,6 +47,12 @@ class Watch(Callback):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()
             pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since))
-        layers = [m for m in pl_module.modules() if isinstance(m, DiscountedAttention)]
-        for i, layer in enumerate(layers):
-            pl_module.log_dict({f"gamma/{i}.{h}": g for h, g in enumerate(gathered(layer.gamma.detach()))})
+        named = {f"gamma/{i}.{h}": g for i, heads in enumerate(gammas(pl_module)) for h, g in enumerate(heads)}
+        for logger in trainer.loggers if named else []:  # by Lightning's own way each number takes as long as all do
+            logger.log_metrics({"epoch": trainer.current_epoch, **named}, trainer.global_step)
+
+
+def gammas(module: LightningModule) -> list[list[float]]:
+    """Every head's discount in every block that has one; all processes must ask."""
+    layers = [layer for layer in module.modules() if isinstance(layer, DiscountedAttention)]
+    return [gathered(layer.gamma.detach()).tolist() for layer in layers]

@@ -47,7 +47,10 @@ class Turns(Callback):
     def __init__(self, number: int) -> None:
         self.turns = Connection(number)
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """The end of the epoch before too: some of its logs and files are made behind the hooks at its end."""
+        if trainer.current_epoch:
+            self.turns.send(None)
         self.turns.recv()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -57,7 +60,7 @@ class Turns(Callback):
     def on_validation_start(self, *_: Any) -> None:
         self.turns.send(None)
 
-    def on_train_epoch_end(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self.turns.send(None)
         self.turns.recv()
 
