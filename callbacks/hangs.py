@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+END = 2**31
+"""The batch behind the last one: processes may have different numbers of them in evaluation."""
+
 
 class Point(IntEnum):
     """Of a batch, in their order."""
@@ -20,7 +23,7 @@ class Watched(IntEnum):
     """What of a process must show within its patience."""
 
     EFFORT = 0
-    """Some work: it may take as long as it likes."""
+    """Some work: it may take as long as it likes while no other waits for it."""
     STEP = 1
     """The next position."""
 
@@ -90,6 +93,8 @@ class Judge:
     def __init__(self) -> None:
         self.heard: dict[int, tuple[int, float]] = {}
         self.moved: dict[int, tuple[Beat, float]] = {}
+        self.begun: dict[int, tuple[int, float]] = {}
+        self.awaited: dict[int, tuple[Position, float]] = {}
 
     def silence(self, beats: Sequence[Beat], now: float, patience: float) -> Verdict | None:
         """Whether one of the processes, by their newest beats at `now`, has sent none for `patience` seconds."""
@@ -108,8 +113,13 @@ class Judge:
         not itself wait. A process alone makes nobody wait: of its work only the reading of images counts.
         """
         for beat in beats:
+            loops, _ = self.begun.get(beat.rank, (-1, 0.0))
+            if beat.position[0] != loops:
+                self.begun[beat.rank] = beat.position[0], now
+        for beat in beats:
             before, _ = self.moved.get(beat.rank, (None, 0.0))
-            if before is None or beat.position != before.position or _works(beat, before):
+            holds_up = self._holds_up(beat, beats, now)
+            if before is None or beat.position != before.position or (_works(beat, before) and not holds_up):
                 self.moved[beat.rank] = beat, now
         here = [beat for beat in beats if not beat.over]
         last = min((beat.position for beat in here), default=None)
@@ -128,6 +138,31 @@ class Judge:
         hang = [beat for beat in behind if not beat.waits] or behind
         each = "; ".join(f"{beat} hangs for {seconds:.0f} s {beat.doing}, at {beat.place}" for beat in hang)
         return Verdict(f"{each}: {ALL_STOP}", tuple(beat.process for beat in hang))
+
+    def _holds_up(self, beat: Beat, beats: Sequence[Beat], now: float) -> bool:
+        """Whether others wait for it so long that its work does not count any more: it may be in an endless loop.
+
+        That is at once, but in a first batch, where all compile and start readers, so that all that it takes is twice
+        what theirs took. The first process of a machine writes and prepares alone, and the others wait for that.
+        """
+        loops, batch, _, rests = beat.position
+        first = min(other.rank for other in beats if other.host == beat.host)
+        alone = beat.rank == first and (loops == 0 or batch == END or rests > 0)
+        waiting = [other for other in beats if _waits_for(other, beat)]
+        if alone or not waiting:
+            self.awaited.pop(beat.rank, None)
+            return False
+        position, since = self.awaited.get(beat.rank, (None, now))
+        if position != beat.position:
+            since = now
+            self.awaited[beat.rank] = beat.position, now
+        took = since - min(self.begun[other.rank][1] for other in waiting) if batch == 0 else 0.0
+        return now - since >= 2 * took - beat.patience
+
+
+def _waits_for(other: Beat, beat: Beat) -> bool:
+    """Whether a process is ahead of another one, or waits where that one does something."""
+    return other.position > beat.position or (other.position == beat.position and other.waits and not beat.waits)
 
 
 def _works(beat: Beat, before: Beat) -> bool:

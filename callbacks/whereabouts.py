@@ -2,10 +2,7 @@
 
 import time
 
-from callbacks.hangs import Point, Position, Watched
-
-END = 2**31
-"""The batch behind the last one: processes may have different numbers of them in evaluation."""
+from callbacks.hangs import END, Point, Position, Watched
 
 
 class Whereabouts:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from callbacks.effort import effort
-from callbacks.hangs import Beat, Judge, Point, Watched
+from callbacks.hangs import END, Beat, Judge, Point, Watched
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 90.0
@@ -23,7 +23,7 @@ def beat(rank, batch, point=Point.STARTS, **more):
 
 def resting(rank, effort=0.0, **more):
     """Of what may take as long as it likes while it works."""
-    return beat(rank, 6, watched=Watched.EFFORT, effort=effort, **more)
+    return beat(rank, 6, watched=Watched.EFFORT, position=(1, 6, Point.STARTS, 1), effort=effort, **more)
 
 
 def stalled(*beats, seconds=95.0):
@@ -71,6 +71,49 @@ def test_what_may_take_long_is_no_hang_while_it_works(other):
     told = judge.stall([resting(0, effort=50.1), other], 1095)
     assert told.line.startswith("rank 0 (process 100 on host) hangs for ")
     assert told.processes == (("host", 100, "1"),)
+
+
+def judged(*beats, before=(), until, first=0):
+    """When the judge names one, of processes whose work goes on, the seconds before `first` with other beats."""
+    judge = Judge()
+    for second in range(0, until, 2):
+        now = before if second < first else beats
+        now = [dataclasses.replace(b, effort=0.0 if b.waits else float(second)) for b in now]
+        if told := judge.stall(now, second):
+            return second, told.line.split(" (")[0]
+    return None
+
+
+FIRST = {"watched": Watched.EFFORT, "position": (1, 0, Point.STARTS, 0)}
+BEHIND = {"watched": Watched.EFFORT, "position": (1, END, Point.FETCHES, 1)}
+START = {"watched": Watched.EFFORT, "position": (0, 0, Point.FETCHES, 0)}
+
+
+@pytest.mark.parametrize(
+    ("here", "ahead"),
+    [
+        (FIRST, FIRST | {"position": (1, 0, Point.RUNS_BACKWARD, 0)}),
+        (FIRST, FIRST | {"waits": True}),  # sharded weights are awaited in the forward pass
+        (BEHIND, FIRST | {"position": (2, 0, Point.STARTS, 0)}),
+        (START, START | {"waits": True}),
+    ],
+)
+def test_an_endless_loop_is_told_though_it_works_when_another_waits_for_it(here, ahead):
+    both = beat(0, 0, **here), beat(1, 0, **here)
+    second, named = judged(beat(0, 0, **ahead), beat(1, 0, **here), before=both, first=30, until=1000)
+    assert named == "rank 1"
+    assert second == pytest.approx(30 + PATIENCE, abs=4)
+    if here is not FIRST:  # rank 0 writes and prepares alone
+        assert judged(beat(0, 0, **here), beat(1, 0, **ahead), before=both, first=30, until=1000) is None
+
+
+def test_a_first_batch_may_take_twice_as_long_as_that_of_others():
+    """Rank 0 has compiled after 200 s, rank 1 has not."""
+    both = beat(0, 0, **FIRST), beat(1, 0, **FIRST)
+    ahead = beat(0, 0, **FIRST, waits=True)
+    second, named = judged(ahead, both[1], before=both, first=200, until=1000)
+    assert named == "rank 1"
+    assert second == pytest.approx(200 + 2 * 200, abs=4)
 
 
 def test_effort_is_processor_time_and_bytes_written_by_a_process_and_its_children(tmp_path):
