@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
 from callbacks.effort import effort
 from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
-from callbacks.ranks import ARRIVAL, launcher
+from callbacks.ranks import arrival, launcher
 from callbacks.result import RunRecord
 from callbacks.whereabouts import Whereabouts
 from infvit.compare import Result, UnreadableResultError
@@ -166,7 +166,7 @@ class Heartbeat(Callback):
         clock, before = 0.0, time.monotonic()
         record = RunRecord.of(trainer)
         own = 0.0 if record is None else before - record.since
-        arrival = max(self.patience, ARRIVAL, 5 * own)  # of a process that Lightning starts and that finds its data
+        all_there = max(self.patience, arrival(own))  # Lightning starts the others, and each finds its data
         answered, answers, missing = 0.0, 0, set[int]()
         while not self.over.wait(self.every):
             now = time.monotonic()
@@ -176,7 +176,7 @@ class Heartbeat(Callback):
                 continue
             heard = list(self.exchange.beats.values())
             if self.exchange.absent:
-                self._judged(trainer, self.exchange.silence(clock) if clock > arrival else None)
+                self._judged(trainer, self.exchange.silence(clock) if clock > all_there else None)
                 continue
             if self.beat.rank and heard[0].over:
                 continue

@@ -2,19 +2,19 @@
 
 import functools
 import os
+import time
 from datetime import timedelta
 
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
+from callbacks.effort import TICKS
+from callbacks.hangs import started
 from infvit.errors import UsageError
 
-PATIENCE = timedelta(minutes=5)
-"""How long the others wait for the first process: it may still be importing from a slow disk."""
-
 ARRIVAL = 110.0
-"""Seconds that a process has, all of them running, to be ready to train; W&B may take 90 of them to start a run."""
+"""Seconds that a process has, when another one is ready, to be so too; W&B may take 90 of them to start a run."""
 
 SECONDS = timedelta(seconds=5)
 """How long another process that fails waits for the first one to do so."""
@@ -40,24 +40,29 @@ def of_the_first(name: str, value: str) -> str:
     """The `value` that the job's first process gives for `name`; all processes of a launcher must ask.
 
     Raises:
-        UsageError: the first process gave none within `PATIENCE`, or not all came to ask.
+        UsageError: the first process gave none in the time that it has.
     """
     started_by = launcher()
     if started_by is None or started_by.world_size() == 1:
         return value
-    place, rank = (started_by.main_address, started_by.main_port), started_by.global_rank()
+    address, port, rank = started_by.main_address, started_by.main_port, started_by.global_rank()
+    since = time.monotonic()
     try:
-        store = _store(*place, rank, started_by.world_size())
+        store = _store(address, port, rank, started_by.world_size())
         if rank == 0:
             store.set(name, value)
         return store.get(name).decode()
     except RuntimeError as error:  # torch's errors of stores
-        others = f"the other {started_by.world_size() - 1} processes" if rank == 0 else "rank 0"
-        seconds = PATIENCE.total_seconds()
+        waited = f" waited {time.monotonic() - since:.0f} s in vain for rank 0 at" if rank else " cannot be found at"
         raise UsageError(
-            f"rank {rank} waited {seconds:.0f} s in vain for {others} at {place[0]}:{place[1]} "
-            f"({str(error).splitlines()[0]}): see what they say, and give the same command again"
+            f"rank {rank}{waited} {address}:{port} ({str(error).splitlines()[0]}): "
+            "see what the other processes say, and give the same command again"
         ) from error
+
+
+def arrival(own: float) -> float:
+    """How long to wait for another process, in seconds, by how long this one took: the disk may be slow to both."""
+    return max(ARRIVAL, 5 * own)
 
 
 def agent_keeps_store() -> bool:
@@ -93,7 +98,19 @@ def told_by_the_first(name: str, line: str) -> bool:
 @functools.cache
 def _store(address: str, port: int, rank: int, world_size: int) -> Store:
     """Kept while the process lives: Lightning's process group finds the port served, by this store, and joins it."""
-    found = rendezvous(f"tcp://{address}:{port}?rank={rank}&world_size={world_size}", timeout=PATIENCE)
-    store, *_ = next(found)
+    age = _age()
+    timeout = timedelta(seconds=arrival(age) - age)  # what started them did so at one time
+    found: Store
+    if agent_keeps_store():
+        found, _, _ = next(rendezvous(f"tcp://{address}:{port}?rank={rank}&world_size={world_size}", timeout=timeout))
+    else:
+        # Without waiting for the others: `Heartbeat` names who does not come.
+        found = TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False, multi_tenant=True)
     # A restart by torchrun finds what the attempt before left.
-    return PrefixStore(f"infvit/{attempt()}", store)
+    return PrefixStore(f"infvit/{attempt()}", found)
+
+
+def _age() -> float:
+    """Seconds since this process started, where the system tells."""
+    since = started(os.getpid())
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(since) / TICKS if since else 0.0

@@ -132,7 +132,7 @@ def first_of_two(monkeypatch):
 
 def test_a_first_process_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(ranks, "PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
     monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
     refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
     assert refused.code == 2

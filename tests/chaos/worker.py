@@ -1,4 +1,4 @@
-"""Processes of a distributed run killed, stopped, in an endless loop or asleep, and those that read its images.
+"""Processes of a distributed run killed, stopped, asleep or in an endless loop, and those that read its images.
 
 Each time all processes must be gone within two minutes, the command must fail and name the one at fault, result.json
 must say the same, and the same command must go on from there and finish in the end.
@@ -54,7 +54,8 @@ LOOP = signal.SIGALRM
 """After which a process of this harness gets no further than its next step."""
 
 
-ASLEEP = {
+STUCK = {
+    "before it claims its folder": "train.train",
     "before it is ready": "train.start",
     "while data are prepared": "data.datamodule.ImageDataModule.prepare_data",
     "in the first batch": "infvit.module.Classifier.training_step",
@@ -66,19 +67,27 @@ ASLEEP = {
 
 @dataclass(frozen=True)
 class Case:
-    """A signal for rank `rank`, or for the process that reads its images, or none and where the rank falls asleep."""
+    """A signal for rank `rank`, or for the process that reads its images; or where the rank sleeps or loops for ever.
+
+    `by` are the launchers where that can happen.
+    """
 
     number: int
     rank: int
     reader: bool = False
-    asleep: str = ""
+    stuck: str = ""
+    by: tuple[str, ...] = tuple(LAUNCHERS)
 
     @property
     def kind(self) -> str:
-        if self.asleep:
-            return f"rank {self.rank} is asleep {self.asleep}"
-        what = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop"}[self.number]
-        return f"a reader of rank {self.rank} {what}" if self.reader else f"rank {self.rank} {what}"
+        whats = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop", 0: "sleeps"}
+        who = f"a reader of rank {self.rank}" if self.reader else f"rank {self.rank}"
+        return f"{who} {whats[self.number]} {self.stuck}".rstrip()
+
+    @property
+    def comes(self) -> bool:
+        """Whether the rank gets so far that it has a place to be named with."""
+        return not self.stuck.startswith("before it ")
 
 
 CASES = [
@@ -90,11 +99,14 @@ CASES = [
     Case(LOOP, 1),
     Case(signal.SIGKILL, 1, reader=True),
     Case(signal.SIGSTOP, 1, reader=True),
-    Case(0, 1, asleep="before it is ready"),
-    Case(0, 0, asleep="while data are prepared"),
-    Case(0, 1, asleep="in the first batch"),
-    Case(0, 0, asleep="while a checkpoint is written"),
-    Case(0, 1, asleep="at an epoch's end"),
+    Case(0, 1, stuck="before it is ready"),
+    Case(0, 0, stuck="while data are prepared"),
+    Case(0, 1, stuck="in the first batch"),
+    Case(0, 0, stuck="while a checkpoint is written"),
+    Case(0, 1, stuck="at an epoch's end"),
+    Case(LOOP, 0, stuck="in the first batch"),
+    Case(LOOP, 1, stuck="at an epoch's end"),
+    Case(0, 0, stuck="before it claims its folder", by=("torchrun",)),
 ]
 
 
@@ -110,7 +122,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
     for launcher in options.launchers:
         with tempfile.TemporaryDirectory() as name:
             folder, lost = Path(name), {}
-            for case in [CASES[i] for i in options.faults]:
+            for case in [CASES[i] for i in options.faults if launcher in CASES[i].by]:
                 job = Job(launcher, folder, options, case)
                 try:
                     lost[case] = job.broken(case)
@@ -136,12 +148,12 @@ class Job:
         self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
         self.before = newest(folder)
         self.said = folder / f"{self.mark}.txt"
-        self.sleeps = folder / f"{self.mark}.asleep"
-        asleep = [str(case.rank), ASLEEP[case.asleep], str(self.sleeps)] if case and case.asleep else []
+        self.stuck = folder / f"{self.mark}.stuck"
+        stuck = [str(case.rank), STUCK[case.stuck], str(case.number), str(self.stuck)] if case and case.stuck else []
         environment = {
             **os.environ,
             "CHAOS": self.mark,
-            "ASLEEP": " ".join(asleep),
+            "STUCK": " ".join(stuck),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
@@ -153,15 +165,15 @@ class Job:
 
     def broken(self, case: Case) -> str | None:
         """Does it, when this job has written a checkpoint; what was lost."""
-        there = self.sleeps.exists if case.asleep else self.trains
+        there = self.stuck.exists if case.stuck else self.trains
         if not until(there, 4 * SECONDS, self.alive):
             return "its start"
-        if not case.asleep and self.before and "goes on after step" not in self.said.read_text():
+        if not case.stuck and self.before and "goes on after step" not in self.said.read_text():
             return "its place"
         all_of_it = marked(self.mark)
         rank = self.rank(case.rank)
         process = next(child for child in children(rank) if is_reader(child, rank)) if case.reader else rank
-        if not case.asleep:
+        if not case.stuck:
             os.kill(process, case.number)
         if not until(lambda: not self.alive() and not any(map(exists, all_of_it)), SECONDS):
             return f"its end, left are {[pid for pid in all_of_it if exists(pid)]}"
@@ -169,11 +181,13 @@ class Job:
             return "its exit code"
         died = case.reader and case.number == signal.SIGKILL
         named = f"images died (process {process}, " if died else f"rank {case.rank} (process {rank} on "
-        if case.asleep == "before it is ready":
+        if not case.comes:
             named = f"rank {case.rank} did not come to "
         lines = [line for line in self.said.read_text().splitlines() if line.startswith("error: ") and named in line]
         if len(lines) != 1:
             return f"its one line, found {len(lines)}"
+        if not case.comes and case.rank == 0:
+            return None  # it would write result.json
         left = result(self.folder)
         told = died or f"error: {left['error']}" == lines[0]
         return None if left["status"] == "failed" and told else f"result.json, {left['status']}: {left['error']}"
@@ -253,12 +267,14 @@ def loop(_number: int, _frame: FrameType | None) -> None:
     Classifier.training_step = forever
 
 
-def fall_asleep(rank: str, where: str, path: str) -> None:
+def get_stuck(rank: str, where: str, number: str, path: str) -> None:
     """Replaces what `where` names by what never returns, in one process; it leaves the file `path` then."""
     owner, _, name = where.rpartition(".")
 
     def forever(*_: object, **__: object) -> None:
         Path(path).touch()
+        while int(number) == LOOP:
+            pass
         threading.Event().wait()
 
     if os.environ.get("LOCAL_RANK", "0") == rank:
@@ -270,6 +286,6 @@ if __name__ == "__main__":
     from callbacks import failures
 
     signal.signal(LOOP, loop)
-    if asleep := os.environ.get("ASLEEP"):
-        fall_asleep(*asleep.split(" "))
+    if stuck := os.environ.get("STUCK"):
+        get_stuck(*stuck.split(" "))
     failures.run(train.train)
