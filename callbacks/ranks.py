@@ -16,6 +16,9 @@ from infvit.errors import UsageError
 ARRIVAL = 110.0
 """Seconds that a process has, when another one is ready, to be so too; W&B may take 90 of them to start a run."""
 
+BETWEEN_JOBS = timedelta(minutes=30)
+"""How long the others wait for the first process when it was there once: W&B may upload what a job left."""
+
 SECONDS = timedelta(seconds=5)
 """How long another process that fails waits for the first one to do so."""
 
@@ -45,17 +48,18 @@ def of_the_first(name: str, value: str) -> str:
     started_by = launcher()
     if started_by is None or started_by.world_size() == 1:
         return value
-    address, port, rank = started_by.main_address, started_by.main_port, started_by.global_rank()
-    since = time.monotonic()
+    rank, since = started_by.global_rank(), time.monotonic()
     try:
-        store = _store(address, port, rank, started_by.world_size())
+        store = _store_of(started_by)
         if rank == 0:
             store.set(name, value)
-        return store.get(name).decode()
+        given = store.get(name).decode()
+        store.set_timeout(BETWEEN_JOBS)
+        return given
     except RuntimeError as error:  # torch's errors of stores
         waited = f" waited {time.monotonic() - since:.0f} s in vain for rank 0 at" if rank else " cannot be found at"
         raise UsageError(
-            f"rank {rank}{waited} {address}:{port} ({str(error).splitlines()[0]}): "
+            f"rank {rank}{waited} {started_by.main_address}:{started_by.main_port} ({str(error).splitlines()[0]}): "
             "see what the other processes say, and give the same command again"
         ) from error
 
@@ -85,7 +89,7 @@ def told_by_the_first(name: str, line: str) -> bool:
     if started_by is None or started_by.world_size() == 1 or not agent_keeps_store():
         return False
     try:
-        store = _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
+        store = _store_of(started_by)
         if started_by.global_rank() == 0:
             store.set(name, line)
             return False
@@ -93,6 +97,10 @@ def told_by_the_first(name: str, line: str) -> bool:
         return store.get(name).decode() == line
     except RuntimeError:  # torch's errors of stores
         return False
+
+
+def _store_of(started_by: ClusterEnvironment) -> Store:
+    return _store(started_by.main_address, started_by.main_port, started_by.global_rank(), started_by.world_size())
 
 
 @functools.cache

@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from callbacks import ranks
 
@@ -138,6 +139,16 @@ def test_a_first_process_that_does_not_come_is_one_line(cli, first_of_two, monke
     assert refused.code == 2
     *_, line = refused.err.splitlines()  # behind torch's warnings
     assert f"error: hydra.run.dir: rank 1 waited 1 s in vain for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
+
+
+def test_a_first_process_that_was_there_once_may_take_its_time_between_two_jobs(first_of_two, monkeypatch):
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
+    assert ranks.of_the_first("folder of job 0", "runs/first") == "runs/first"
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.of_the_first("folder of job 0", "runs/second") == "runs/first"
+    later = threading.Timer(2, lambda: PrefixStore("infvit/0", first_of_two).set("folder of job 1", "runs/third"))
+    later.start()
+    assert ranks.of_the_first("folder of job 1", "runs/fourth") == "runs/third"
 
 
 @pytest.mark.usefixtures("first_of_two")
