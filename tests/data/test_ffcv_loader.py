@@ -1,7 +1,10 @@
 """What FFCV does to its process: nothing that a run would notice."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ pytest.importorskip("ffcv")
 from data.ffcv_decoder import Epoch
 from data.ffcv_loader import FFCVReader
 
+ROOT = Path(__file__).parents[2]
 RAW, CPU = BetonSettings(), torch.device("cpu")
 
 
@@ -46,6 +50,16 @@ def test_torch_keeps_its_threads(cache):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_its_import_compiles_no_dictionary_and_leaves_numba_its_own():
+    asked = (
+        "from data.ffcv_loader import FFCVReader; FFCVReader()\n"
+        "from ffcv.fields.rgb_image import IMAGE_MODES; from numba.typed import Dict\n"
+        "print(type(IMAGE_MODES) is dict, Dict is dict)"
+    )
+    told = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("batch_size", [32, 400])  # of 45 batches, and of so few that all lie ready
