@@ -1,7 +1,9 @@
 """What the processes of a job tell each other of themselves, through the store by which they found each other."""
 
+import contextlib
 import dataclasses
 import json
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from callbacks.ranks import agent_keeps_store, attempt
 
 CONNECT = timedelta(hours=1)
 """Who looks at the beats gives up sooner."""
+
+SOON = 0.2
+"""Seconds between two attempts to find the store."""
 
 OURS = ("callbacks", "data", "infvit", "lightning", "train", "__main__")
 COLLECTIVES = "torch.distributed"
@@ -47,6 +52,9 @@ class Exchange(threading.Thread):
         self.prefix = f"infvit/beats/{attempt()}/{HydraConfig.get().runtime.output_dir}"
 
     def run(self) -> None:
+        while not self._served():
+            if self.over.wait(SOON):
+                return
         try:
             # A connection of its own: that of the process group may wait in a collective.
             served = TCPStore(self.address, self.port, is_master=False, wait_for_workers=False, timeout=CONNECT)
@@ -57,6 +65,12 @@ class Exchange(threading.Thread):
             self._round(store)  # that it is over
         except RuntimeError:  # torch's errors of stores
             return
+
+    def _served(self) -> bool:
+        """Whether the store is there. torch's own attempts come ever later, seconds after the processes train."""
+        with contextlib.suppress(OSError), socket.create_connection((self.address, self.port), timeout=self.every):
+            return True
+        return False
 
     def _round(self, store: Store) -> None:
         beat = self.current()

@@ -5,6 +5,8 @@ import importlib
 import pkgutil
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 
 import tests.chaos
 from tests.chaos import Fault
@@ -24,12 +26,21 @@ def main() -> int:
     for name in names:
         since = time.monotonic()
         options = parser.parse_args(words or [name])
-        for fault in modules[name].run(options):
+        for fault in faults_of(modules[name].run(options)):
             tried.setdefault((name, fault.kind), []).append(fault)
             print(f"{name}: {fault.kind}: {f'LOST {fault.lost}' if fault.lost else 'survived'}", flush=True)
         print(f"{name}: {time.monotonic() - since:.0f} s", flush=True)
     print("\n".join(table(tried)))
     return int(any(fault.lost for faults in tried.values() for fault in faults))
+
+
+def faults_of(found: Iterator[Fault]) -> Iterator[Fault]:
+    """A harness that fails has lost what it was trying; the others go on."""
+    try:
+        yield from found
+    except Exception:
+        traceback.print_exc()
+        yield Fault("the harness itself", "the rest of it")
 
 
 def table(tried: dict[tuple[str, str], list[Fault]]) -> list[str]:

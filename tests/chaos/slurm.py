@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             queue = [line.split() for line in _output(["squeue", "-h", "-r", "-o", "%i %C"], environment).splitlines()]
             (stopped,) = [job for job, tasks in queue if job.endswith("_0") and tasks == "1"]
             subprocess.run(["scancel", "--signal=USR2", stopped], env=environment, check=True)
-            code = submitted.wait(SECONDS)
+            code = _ended(submitted, output)
         finally:
             submitted.kill()
         said = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         for seed in range(2):
             yield Fault("a job of two tasks in the same sweep is one run", _lost(one(seed, 2), 2))
         compared = output.read_text().count("comparison: ")
-        lost = f"exit code {code}, {compared} of it" if code or compared != 1 else None
+        lost = f"exit code {code}, {compared} of it" if code != 0 or compared != 1 else None
         yield Fault("the sweep ends with its comparison", lost)
         if options.sweep_alone:
             return
@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             _until(lambda: (run := one(2, 2)) and newest_first(run / "checkpoints"), submitted, output)
             task = next(pid for pid in marked(environment["CHAOS"]) if _task_of_slurm(pid) == 1)
             os.kill(task, signal.SIGSTOP)
-            code = submitted.wait(SECONDS)
+            code = _ended(submitted, output)
         finally:
             submitted.kill()
         yield Fault("a job with a task that is stopped names it and ends", _not_named(one(2, 2), 1, code, environment))
@@ -145,7 +145,7 @@ def _task_of_slurm(pid: int) -> int | None:
     return int(number) if number is not None and b"submitit.core._submit" in command else None
 
 
-def _not_named(run: Path | None, rank: int, code: int, environment: dict[str, str]) -> str | None:
+def _not_named(run: Path | None, rank: int, code: int | None, environment: dict[str, str]) -> str | None:
     """What is missing where a job's task hangs: its name in result.json, an error, an empty queue."""
     if run is None:
         return "its folder"
@@ -217,6 +217,15 @@ def _until(true: Callable[[], object], process: subprocess.Popen, output: Path) 
         if process.poll() is not None or time.monotonic() > until:
             raise RuntimeError(f"ended too early or took too long, status {process.returncode}: {output.read_text()}")
         time.sleep(0.05)
+
+
+def _ended(process: subprocess.Popen, output: Path) -> int | None:
+    """The exit code; None, with what it wrote shown, if it goes on for too long."""
+    try:
+        return process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        print(output.read_text(), flush=True)
+        return None
 
 
 def _lost(run: Path | None, devices: int) -> str | None:
