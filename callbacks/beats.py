@@ -13,6 +13,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from callbacks.effort import Effort
 from callbacks.hangs import ALL_STOP, Beat, Verdict, Watched, absent, silent
 from callbacks.ranks import agent_keeps_store, attempt
 
@@ -99,6 +100,7 @@ def _read(content: bytes) -> Beat:
     found = json.loads(content)
     found["watched"] = Watched(found["watched"])
     found["position"] = tuple(found["position"])
+    found["effort"] = Effort(*found["effort"])
     if found["at_fault"] is not None:
         found["at_fault"] = tuple(map(tuple, found["at_fault"]))
     return Beat(**found)

@@ -1,9 +1,11 @@
 """Which of a job's processes hangs, is stopped or is gone: told from the beats that `callbacks.heartbeat` sends."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+
+from callbacks.effort import Effort
 
 END = 2**31
 """The batch behind the last one: processes may have different numbers of them in evaluation."""
@@ -49,7 +51,7 @@ class Beat:
         doing: the same in words.
         place: where its main thread is, as file:line of this project or of Lightning.
         watched: what must show within `patience` seconds.
-        effort: seconds of work so far, without what was done while it waited for other processes.
+        effort: so far, without what was done while it waited for other processes.
         waits: whether torch waits there for other processes.
         started: when the process started, as the system counts it: another one may get its number.
         over: it has ended its work, or has told its error.
@@ -65,7 +67,7 @@ class Beat:
     doing: str = ""
     place: str = "?"
     watched: Watched = Watched.EFFORT
-    effort: float = 0.0
+    effort: Effort = field(default_factory=Effort)
     waits: bool = False
     patience: float = 0.0
     over: bool = False
@@ -118,8 +120,8 @@ class Judge:
                 self.begun[beat.rank] = beat.position[0], now
         for beat in beats:
             before, _ = self.moved.get(beat.rank, (None, 0.0))
-            holds_up = self._holds_up(beat, beats, now)
-            if before is None or beat.position != before.position or (_works(beat, before) and not holds_up):
+            held_up = self._held_up(beat, beats, now)
+            if before is None or beat.position != before.position or _works(beat, before, held_up):
                 self.moved[beat.rank] = beat, now
         here = [beat for beat in beats if not beat.over]
         last = min((beat.position for beat in here), default=None)
@@ -139,8 +141,8 @@ class Judge:
         each = "; ".join(f"{beat} hangs for {seconds:.0f} s {beat.doing}, at {beat.place}" for beat in hang)
         return Verdict(f"{each}: {ALL_STOP}", tuple(beat.process for beat in hang))
 
-    def _holds_up(self, beat: Beat, beats: Sequence[Beat], now: float) -> bool:
-        """Whether others wait for it so long that its work does not count any more: it may be in an endless loop.
+    def _held_up(self, beat: Beat, beats: Sequence[Beat], now: float) -> bool:
+        """Whether others wait for it so long that of its work only the bytes it moves count: it may loop for ever.
 
         That is at once, but in a first batch, where all compile and start readers, so that all that it takes is twice
         what theirs took. The first process of a machine writes and prepares alone, and the others wait for that.
@@ -165,9 +167,11 @@ def _waits_for(other: Beat, beat: Beat) -> bool:
     return other.position > beat.position or (other.position == beat.position and other.waits and not beat.waits)
 
 
-def _works(beat: Beat, before: Beat) -> bool:
+def _works(beat: Beat, before: Beat, held_up: bool) -> bool:
     """Whether it has since done what counts as getting on."""
-    return beat.watched is Watched.EFFORT and beat.effort - before.effort > IDLE * beat.patience
+    done = beat.effort - before.effort
+    seconds = done.moved + (0.0 if held_up else done.worked)
+    return beat.watched is Watched.EFFORT and seconds > IDLE * beat.patience
 
 
 def absent(ranks: Sequence[int], where: str, seconds: float) -> Verdict:

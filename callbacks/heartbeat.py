@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
-from callbacks.effort import effort
+from callbacks.effort import Effort, effort
 from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
 from callbacks.ranks import arrival, launcher
 from callbacks.result import RunRecord
@@ -54,7 +54,7 @@ class Heartbeat(Callback):
         self.judge = Judge()
         self.beat = Beat(0, os.getpid(), os.uname().nodename, started(os.getpid()))
         self.at = Whereabouts(patience)
-        self.effort = self.counted = 0.0
+        self.effort = self.counted = Effort()
         self.numbers = itertools.count(1)
         self.over, self.ending = threading.Event(), threading.Event()
         self.verdict: Verdict | None = None
@@ -144,7 +144,8 @@ class Heartbeat(Callback):
         place, module = where()
         counted = effort(besides=[process.pid for process in _processes(trainer)])
         if not module.startswith(COLLECTIVES):
-            self.effort += max(counted - self.counted, 0.0)
+            done = counted - self.counted  # less than nothing if a process has ended
+            self.effort += Effort(max(done.worked, 0.0), max(done.moved, 0.0))
         self.counted = counted
         position, watched = self.at.now
         return dataclasses.replace(

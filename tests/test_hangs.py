@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.effort import effort
+from callbacks.effort import Effort, effort
 from callbacks.hangs import END, Beat, Judge, Point, Watched
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def beat(rank, batch, point=Point.STARTS, **more):
 
 def resting(rank, effort=0.0, **more):
     """Of what may take as long as it likes while it works."""
-    return beat(rank, 6, watched=Watched.EFFORT, position=(1, 6, Point.STARTS, 1), effort=effort, **more)
+    return beat(rank, 6, watched=Watched.EFFORT, position=(1, 6, Point.STARTS, 1), effort=Effort(effort), **more)
 
 
 def stalled(*beats, seconds=95.0):
@@ -73,12 +73,12 @@ def test_what_may_take_long_is_no_hang_while_it_works(other):
     assert told.processes == (("host", 100, "1"),)
 
 
-def judged(*beats, before=(), until, first=0):
+def judged(*beats, before=(), until, first=0, moved=0.0):
     """When the judge names one, of processes whose work goes on, the seconds before `first` with other beats."""
     judge = Judge()
     for second in range(0, until, 2):
         now = before if second < first else beats
-        now = [dataclasses.replace(b, effort=0.0 if b.waits else float(second)) for b in now]
+        now = [dataclasses.replace(b, effort=Effort(0.0 if b.waits else second, moved * second)) for b in now]
         if told := judge.stall(now, second):
             return second, told.line.split(" (")[0]
     return None
@@ -103,6 +103,8 @@ def test_an_endless_loop_is_told_though_it_works_when_another_waits_for_it(here,
     second, named = judged(beat(0, 0, **ahead), beat(1, 0, **here), before=both, first=30, until=1000)
     assert named == "rank 1"
     assert second == pytest.approx(30 + PATIENCE, abs=4)
+    reads = {"before": both, "first": 30, "until": 1000, "moved": 0.05}
+    assert judged(beat(0, 0, **ahead), beat(1, 0, **here), **reads) is None  # a checkpoint from a slow disk
     if here is not FIRST:  # rank 0 writes and prepares alone
         assert judged(beat(0, 0, **here), beat(1, 0, **ahead), before=both, first=30, until=1000) is None
 
@@ -116,17 +118,22 @@ def test_a_first_batch_may_take_twice_as_long_as_that_of_others():
     assert second == pytest.approx(200 + 2 * 200, abs=4)
 
 
-def test_effort_is_processor_time_and_bytes_written_by_a_process_and_its_children(tmp_path):
+def test_effort_is_processor_time_and_bytes_moved_by_a_process_and_its_children(tmp_path):
     before = effort()
-    works = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ntime.sleep(60)"
+    works = "import time\nwhile time.process_time() < 1: pass\nopen('/dev/zero', 'rb').read(2**26)\n"
+    works += "print(flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", works], stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        assert effort() - before > 0.9
-        assert effort(besides=[child.pid]) - before < 0.5
+        done = effort() - before
+        assert done.worked > 0.9
+        assert done.moved > 3.9
+        besides = effort(besides=[child.pid]) - before
+        assert besides.worked < 0.5
+        assert besides.moved < 0.5
         child.kill()
     before = effort()
     (tmp_path / "written").write_bytes(bytes(64 * 2**20))
-    assert effort() - before > 3.9
+    assert (effort() - before).moved > 3.9
 
 
 def test_reading_that_hangs_is_told_of_a_single_process_too():
