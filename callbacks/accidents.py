@@ -19,7 +19,8 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 
 from callbacks.failures import Interrupted
 from callbacks.hangs import ALL_STOP
-from callbacks.heartbeat import GRACE, tell, watched
+from callbacks.heartbeat import GRACE, watched
+from callbacks.last_words import tell
 from callbacks.result import RunRecord
 from data.datamodule import ImageDataModule
 from infvit.errors import UsageError

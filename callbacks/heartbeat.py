@@ -18,10 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
 from callbacks.effort import Effort, effort
 from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
+from callbacks.last_words import tell
 from callbacks.ranks import arrival, launcher
 from callbacks.result import RunRecord
 from callbacks.whereabouts import Whereabouts
-from infvit.compare import Result, UnreadableResultError
 from infvit.errors import UsageError
 
 EVERY = 2.0
@@ -212,7 +212,7 @@ class Heartbeat(Callback):
     def _end(self, trainer: Trainer, verdict: Verdict) -> None:
         self.ending.set()
         if verdict.line:
-            tell(trainer, verdict.line)
+            tell(trainer, verdict.line, first_was_there=self.exchange is None or 0 in self.exchange.beats)
             if self.exchange is not None:
                 time.sleep(3 * self.every)  # until the others have it from rank 0's next beat
         for process in verdict.processes:
@@ -228,8 +228,9 @@ class Heartbeat(Callback):
 
     def leave(self) -> None:
         """To be called when the run is over, or has an error of its own to tell; does not return if it has not."""
-        if self.ending.is_set():
-            threading.Event().wait()
+        while self.ending.is_set():
+            with contextlib.suppress(BaseException):  # torchrun ends our readers, and torch raises that here
+                threading.Event().wait()
         self.over.set()
         if self.exchange is not None:
             self.exchange.over.set()
@@ -268,23 +269,6 @@ def watched(trainer: Trainer) -> Iterator[None]:
     finally:
         if heartbeat is not None:
             heartbeat.leave()
-
-
-def tell(trainer: Trainer, line: str) -> None:
-    """From any thread of any rank: prints a line and leaves it in result.json, unless that tells of an end already."""
-    record = RunRecord.of(trainer)
-    left = None
-    if record is not None and not record.writes:
-        with contextlib.suppress(OSError, UnreadableResultError):
-            left = Result.read(record.path)
-            if left.status != "running":
-                return
-    os.write(2, f"\nerror: {line}\n".encode())  # the main thread may hold Python's own lock of the stream
-    if left is not None and record is not None:
-        left.status, left.error = "failed", line
-        left.write(record.path)
-    elif record is not None and record.writes:
-        record.failed(line)
 
 
 def _end_readers() -> bool:

@@ -13,7 +13,7 @@ from callbacks.effort import TICKS
 from callbacks.hangs import started
 from infvit.errors import UsageError
 
-ARRIVAL = 110.0
+ARRIVAL = 100.0
 """Seconds that a process has, when another one is ready, to be so too; W&B may take 90 of them to start a run."""
 
 BETWEEN_JOBS = timedelta(minutes=30)

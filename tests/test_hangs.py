@@ -156,6 +156,23 @@ def test_getting_on_ends_a_stall_and_beats_end_silence():
     assert judge.silence([dataclasses.replace(b, over=True) for b in silent], 650, PATIENCE) is None
 
 
+def test_no_error_of_a_reader_that_is_ended_too_is_told_beside_the_one_that_ends_all():
+    """torch raises in the main thread that a reader has died, wherever that is."""
+    ends = (
+        "import os, signal, threading\n"
+        "from callbacks.heartbeat import Heartbeat\n"
+        "def dies(*_): raise RuntimeError('a reader died')\n"
+        "heartbeat = Heartbeat(90)\n"
+        "heartbeat.ending.set()\n"
+        "signal.signal(signal.SIGALRM, dies)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.2)\n"
+        "threading.Timer(1, os._exit, [2]).start()\n"
+        "heartbeat.leave()"
+    )
+    done = subprocess.run([sys.executable, "-c", ends], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
 def test_a_stopped_rank_is_named_and_ended_and_the_same_command_goes_on():
     command = [sys.executable, "-m", "tests.chaos", "worker", "--launchers", "lightning", "--faults", "3"]
     command += ["--epochs", "1", "--patience", "4"]
