@@ -49,7 +49,9 @@ def _moved(process: int | str) -> float:
     with suppress(OSError):
         lines = Path(f"/proc/{process}/io").read_text().splitlines()
         found = dict(line.split(": ") for line in lines)
-        return (int(found["rchar"]) + int(found["wchar"])) / BYTES
+        return (
+            max(int(found["rchar"]), int(found["read_bytes"])) + int(found["wchar"])
+        ) / BYTES  # the latter is mapped
     return 0.0
 
 

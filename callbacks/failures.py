@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from callbacks import disk
 from callbacks.complaints import complaint, joined
-from callbacks.ranks import is_first, told_by_the_first
+from callbacks.ranks import agent_keeps_store, is_first, of_the_first, told_by_the_first
 from callbacks.sweep import finished_before, score
 from infvit.errors import UsageError
 
@@ -89,6 +89,9 @@ def sweep_goes_on(task: Task) -> Task:
                 print(f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again")
             return score(done)
         try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and agent_keeps_store():
+                # W&B may still upload what rank 0's last job left, which is no reason to miss it in this one.
+                of_the_first(f"start of job {HydraConfig.get().job.num}", "")
             value = task(cfg)
             code = 0
             return value

@@ -144,12 +144,13 @@ class Judge:
     def _held_up(self, beat: Beat, beats: Sequence[Beat], now: float) -> bool:
         """Whether others wait for it so long that of its work only the bytes it moves count: it may loop for ever.
 
-        That is at once, but in a first batch, where all compile and start readers, so that all that it takes is twice
-        what theirs took. The first process of a machine writes and prepares alone, and the others wait for that.
+        That is at once, but in a first batch, where all compile and start readers: they wait twice as long as theirs
+        took, or `patience`. Before training the first process of a machine prepares data alone, and between steps
+        rank 0 writes alone: that may take as long as it likes.
         """
         loops, batch, _, rests = beat.position
         first = min(other.rank for other in beats if other.host == beat.host)
-        alone = beat.rank == first and (loops == 0 or batch == END or rests > 0)
+        alone = beat.rank == first if loops == 0 else beat.rank == 0 and (batch == END or rests > 0)
         waiting = [other for other in beats if _waits_for(other, beat)]
         if alone or not waiting:
             self.awaited.pop(beat.rank, None)

@@ -37,9 +37,10 @@ class Heartbeat(Callback):
     A thread of each process sends a beat every few seconds to the store by which the processes will find each other;
     rank 0 hears all, the others hear rank 0. The main thread only notes where it is. A process hangs if it does not
     come, if its beats stop, or if it is the last one in a step for longer than `patience`, 10 times the longest step
-    so far and twice the longest first one. Elsewhere it may take as long as it likes while it works, but not do nothing
-    for longer than `patience`: before training, in the very first batch of training, validation and test (readers
-    start, code is compiled), and from the last batch of an epoch or evaluation to the next one (files are written).
+    so far and twice the longest first one. Elsewhere it may take as long as it likes while it works and no other waits
+    for it, but not do nothing for longer than `patience`: before training, in the very first batch of training,
+    validation and test (readers start, code is compiled), and from the last batch of an epoch or evaluation to the next
+    one (files are written). How long others may wait for one that works is in `Judge`.
 
     A single process has nobody who waits for it: only its reading of images is watched.
 
@@ -70,6 +71,7 @@ class Heartbeat(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that goes on within an epoch does not start it."""
+        self.at.compiles = getattr(pl_module.net, "_compiled_call_impl", None) is not None
         self.at.begin("training")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,18 +213,20 @@ class Heartbeat(Callback):
 
     def _end(self, trainer: Trainer, verdict: Verdict) -> None:
         self.ending.set()
-        if verdict.line:
-            tell(trainer, verdict.line, first_was_there=self.exchange is None or 0 in self.exchange.beats)
-            if self.exchange is not None:
-                time.sleep(3 * self.every)  # until the others have it from rank 0's next beat
-        for process in verdict.processes:
-            host, number, _ = process
-            if host == self.beat.host and number != self.beat.pid and alive(process):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
-        _end_readers()
-        _reap(_processes(trainer))
-        os._exit(2)
+        try:
+            if verdict.line:
+                tell(trainer, verdict.line, first_was_heard=self.exchange is None or 0 in self.exchange.beats)
+                if self.exchange is not None:
+                    time.sleep(3 * self.every)  # until the others have it from rank 0's next beat
+            for process in verdict.processes:
+                host, number, _ = process
+                if host == self.beat.host and number != self.beat.pid and alive(process):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(number, signal.SIGKILL)
+            _end_readers()
+            _reap(_processes(trainer))
+        finally:  # the terminal may be gone, or the disk full
+            os._exit(2)
 
     # What the main thread does at the end.
 

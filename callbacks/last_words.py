@@ -9,18 +9,20 @@ from callbacks.result import RunRecord
 from infvit.compare import Result, UnreadableResultError
 
 
-def tell(trainer: Trainer, line: str, first_was_there: bool = True) -> None:
+def tell(trainer: Trainer, line: str, first_was_heard: bool = True) -> None:
     """From any thread of any rank: prints a line and leaves it in result.json, unless that tells of an end already.
 
-    If the first process was not there, result.json is of an earlier start.
+    If nothing was heard of the first process, that end may be one of an earlier start.
     """
     record = RunRecord.of(trainer)
     left = None
-    if record is not None and not record.writes and first_was_there:
+    if record is not None and not record.writes:
         with contextlib.suppress(OSError, UnreadableResultError):
             left = Result.read(record.path)
             if left.status != "running":
-                return
+                if first_was_heard:
+                    return
+                left = None
     os.write(2, f"\nerror: {line}\n".encode())  # the main thread may hold Python's own lock of the stream
     if left is not None and record is not None:
         left.status, left.error = "failed", line

@@ -22,6 +22,8 @@ BETWEEN_JOBS = timedelta(minutes=30)
 SECONDS = timedelta(seconds=5)
 """How long another process that fails waits for the first one to do so."""
 
+ADVICE = "see what the other processes say, and give the same command again"
+
 
 def launcher() -> ClusterEnvironment | None:
     """What started all processes of this job, torchrun or SLURM, asked in Lightning's order; None for Lightning."""
@@ -48,20 +50,31 @@ def of_the_first(name: str, value: str) -> str:
     started_by = launcher()
     if started_by is None or started_by.world_size() == 1:
         return value
-    rank, since = started_by.global_rank(), time.monotonic()
+    rank, place = started_by.global_rank(), f"{started_by.main_address}:{started_by.main_port}"
+    since = time.monotonic()
     try:
         store = _store_of(started_by)
         if rank == 0:
             store.set(name, value)
         given = store.get(name).decode()
+        store.set(f"{name} of rank {rank}", "")
+        if rank == 0 and not agent_keeps_store():
+            _all_have(store, name, started_by.world_size(), place)
         store.set_timeout(BETWEEN_JOBS)
         return given
     except RuntimeError as error:  # torch's errors of stores
-        waited = f" waited {time.monotonic() - since:.0f} s in vain for rank 0 at" if rank else " cannot be found at"
-        raise UsageError(
-            f"rank {rank}{waited} {started_by.main_address}:{started_by.main_port} ({str(error).splitlines()[0]}): "
-            "see what the other processes say, and give the same command again"
-        ) from error
+        waited = f"waited {time.monotonic() - since:.0f} s in vain for rank 0" if rank else "cannot keep the store"
+        raise UsageError(f"rank {rank} {waited} at {place} ({str(error).splitlines()[0]}): {ADVICE}") from error
+
+
+def _all_have(store: Store, name: str, world_size: int, place: str) -> None:
+    """Waits until all have `name`: the store ends with this process."""
+    keys = {rank: f"{name} of rank {rank}" for rank in range(world_size)}
+    try:
+        store.wait(list(keys.values()))
+    except RuntimeError as error:
+        absent = " and ".join(f"rank {rank}" for rank, key in keys.items() if not store.check([key]))
+        raise UsageError(f"{absent} did not come to {place}: {ADVICE}") from error
 
 
 def arrival(own: float) -> float:
@@ -112,7 +125,6 @@ def _store(address: str, port: int, rank: int, world_size: int) -> Store:
     if agent_keeps_store():
         found, _, _ = next(rendezvous(f"tcp://{address}:{port}?rank={rank}&world_size={world_size}", timeout=timeout))
     else:
-        # Without waiting for the others: `Heartbeat` names who does not come.
         found = TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False, multi_tenant=True)
     # A restart by torchrun finds what the attempt before left.
     return PrefixStore(f"infvit/{attempt()}", found)

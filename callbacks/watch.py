@@ -48,8 +48,9 @@ class Watch(Callback):
                 torch.cuda.synchronize()
             pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since))
         named = {f"gamma/{i}.{h}": g for i, heads in enumerate(gammas(pl_module)) for h, g in enumerate(heads)}
-        for logger in trainer.loggers if named else []:  # by Lightning's own way each number takes as long as all do
-            logger.log_metrics({"epoch": trainer.current_epoch, **named}, trainer.global_step)
+        step = trainer.global_step - 1  # Lightning's own at an epoch's end
+        for logger in trainer.loggers if named else []:  # by Lightning's way each number takes as long as all do here
+            logger.log_metrics({"epoch": trainer.current_epoch, **named}, step)
 
 
 def gammas(module: LightningModule) -> list[list[float]]:

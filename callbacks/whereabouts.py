@@ -4,6 +4,9 @@ import time
 
 from callbacks.hangs import END, Point, Position, Watched
 
+COMPILING = 600.0
+"""Seconds of patience in a first batch with torch.compile: one machine may have compiled before, and another not."""
+
 
 class Whereabouts:
     """Told by the main thread, read by others.
@@ -18,6 +21,7 @@ class Whereabouts:
         self.now: tuple[Position, Watched] = (0, 0, Point.FETCHES, 0), Watched.EFFORT
         self._begun = self._longest = self._longest_first = 0.0
         self._known: set[str] = set()
+        self.compiles = False
 
     def begin(self, loop: str) -> None:
         """Of its very first batch only the effort is watched: readers start, code is compiled."""
@@ -58,7 +62,8 @@ class Whereabouts:
     def patience(self) -> float:
         """Seconds, of what is watched now: a step may take 10 times the longest so far, twice the longest first one."""
         if self.now[1] is Watched.EFFORT:
-            return self._patience
+            first = self._loop not in self._known
+            return max(self._patience, COMPILING) if self.compiles and first else self._patience
         return max(self._patience, 10 * self._longest, 2 * self._longest_first)
 
     @property

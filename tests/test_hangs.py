@@ -9,6 +9,7 @@ import pytest
 
 from callbacks.effort import Effort, effort
 from callbacks.hangs import END, Beat, Judge, Point, Watched
+from callbacks.whereabouts import Whereabouts
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 90.0
@@ -109,13 +110,24 @@ def test_an_endless_loop_is_told_though_it_works_when_another_waits_for_it(here,
         assert judged(beat(0, 0, **here), beat(1, 0, **ahead), before=both, first=30, until=1000) is None
 
 
-def test_a_first_batch_may_take_twice_as_long_as_that_of_others():
+def test_others_wait_for_a_first_batch_twice_as_long_as_theirs_took():
     """Rank 0 has compiled after 200 s, rank 1 has not."""
     both = beat(0, 0, **FIRST), beat(1, 0, **FIRST)
     ahead = beat(0, 0, **FIRST, waits=True)
     second, named = judged(ahead, both[1], before=both, first=200, until=1000)
     assert named == "rank 1"
     assert second == pytest.approx(200 + 2 * 200, abs=4)
+
+
+def test_where_code_is_compiled_first_batches_have_ten_minutes():
+    at = Whereabouts(PATIENCE)
+    at.compiles = True
+    at.begin("training")
+    assert at.patience == 600
+    at.end_of(0, 10)
+    assert at.patience == PATIENCE
+    at.begin("validation")
+    assert at.patience == 600
 
 
 def test_effort_is_processor_time_and_bytes_moved_by_a_process_and_its_children(tmp_path):

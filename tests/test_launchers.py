@@ -14,6 +14,7 @@ import pytest
 from torch.distributed import PrefixStore, TCPStore
 
 from callbacks import ranks
+from infvit.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 TINY = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
@@ -149,6 +150,36 @@ def test_a_first_process_that_was_there_once_may_take_its_time_between_two_jobs(
     later = threading.Timer(2, lambda: PrefixStore("infvit/0", first_of_two).set("folder of job 1", "runs/third"))
     later.start()
     assert ranks.of_the_first("folder of job 1", "runs/fourth") == "runs/third"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_rank_0_of_slurm_keeps_the_store_until_all_have_asked_and_names_who_does_not(monkeypatch, comes):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    task = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "train",
+    }
+    for name, value in (task | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 2)
+
+    def other() -> None:
+        store = PrefixStore("infvit/0", TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+        assert store.get("folder") == b"runs/first"
+        store.set("folder of rank 1", "")
+
+    if comes:
+        asks = threading.Thread(target=other)
+        asks.start()
+        assert ranks.of_the_first("folder", "runs/first") == "runs/first"
+        asks.join()
+    else:
+        with pytest.raises(UsageError, match=f"^rank 1 did not come to 127.0.0.1:{port}: see what the other processes"):
+            ranks.of_the_first("folder", "runs/first")
 
 
 @pytest.mark.usefixtures("first_of_two")
