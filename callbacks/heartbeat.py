@@ -230,6 +230,17 @@ class Heartbeat(Callback):
 
     # What the main thread does at the end.
 
+    def hear_why(self) -> None:
+        """A collective fails when another process dies or has an error: until it is known which, or three beats long.
+
+        What started the processes ends all when one has ended. This one has its own end to tell first.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        until = time.monotonic() + 3 * self.every
+        while time.monotonic() < until and not self.ending.wait(self.every / 20):
+            if self.exchange is not None and any(beat.over for beat in self.exchange.beats.values()):
+                return
+
     def leave(self) -> None:
         """To be called when the run is over, or has an error of its own to tell; does not return if it has not."""
         while self.ending.is_set():
@@ -266,7 +277,7 @@ def watched(trainer: Trainer) -> Iterator[None]:
             trainer.strategy.barrier("all is done")
     except RuntimeError as error:
         if heartbeat is not None and heartbeat.exchange is not None and launcher() is not None:
-            heartbeat.ending.wait(3 * heartbeat.every)  # a collective fails when another process dies: which?
+            heartbeat.hear_why()
         if heartbeat is not None and heartbeat.exchange is None and heartbeat.verdict is not None:
             raise UsageError(heartbeat.verdict.line) from error
         raise
