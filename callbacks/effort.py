@@ -48,10 +48,9 @@ def _of_family(pid: int) -> Effort:
 def _moved(process: int | str) -> float:
     with suppress(OSError):
         lines = Path(f"/proc/{process}/io").read_text().splitlines()
-        found = dict(line.split(": ") for line in lines)
-        return (
-            max(int(found["rchar"]), int(found["read_bytes"])) + int(found["wchar"])
-        ) / BYTES  # the latter is mapped
+        found = {name: int(number) for name, number in (line.split(": ") for line in lines)}
+        read = max(found["rchar"], found["read_bytes"])  # of files that are mapped the system counts the latter alone
+        return (read + found["wchar"]) / BYTES
     return 0.0
 
 

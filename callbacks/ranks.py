@@ -57,9 +57,10 @@ def of_the_first(name: str, value: str) -> str:
         if rank == 0:
             store.set(name, value)
         given = store.get(name).decode()
-        store.set(f"{name} of rank {rank}", "")
-        if rank == 0 and not agent_keeps_store():
-            _all_have(store, name, started_by.world_size(), place)
+        if not agent_keeps_store():
+            store.set(f"{name} of rank {rank}", "")
+            if rank == 0:
+                _all_have(store, name, started_by.world_size(), place)
         store.set_timeout(BETWEEN_JOBS)
         return given
     except RuntimeError as error:  # torch's errors of stores
