@@ -26,7 +26,7 @@ from callbacks.ranks import is_first
 from callbacks.resume import CHECKPOINTS
 from callbacks.sweep import hold, release, score
 from callbacks.watch import gammas
-from conf.resolvers import config_hash
+from conf.resolvers import OF_A_ROW, config_hash, settings
 from data import bus_error
 from data.datamodule import ImageDataModule
 from infvit.compare import Result, UnreadableResultError
@@ -37,8 +37,10 @@ from infvit.measure.machine import hardware, versions
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 
-VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "~")
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "data.", "trainer.", "~")
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
+
+FIELDS = ("model.name", "data.name", "trainer.precision")
 
 
 class RunRecord(Callback):
@@ -49,7 +51,7 @@ class RunRecord(Callback):
         self.prepared = run_dir / f".{RESULT_FILE}.sigbus"
         self.writes = is_first()
         disk.begin()
-        self._claim(run_dir, config_hash(_root_=cfg))
+        self.goes_on_with = self._claim(run_dir, config_hash(_root_=cfg))
         self.since = time.monotonic()
         self.speeds: list[float] = []
         # A whole model of timm has a shape of its own, known once it exists.
@@ -70,7 +72,7 @@ class RunRecord(Callback):
             epochs=cfg.trainer.max_epochs,
             batch_size=cfg.recipe.batch_size,
             data=cfg.data.name,
-            data_fingerprint="",
+            data_fingerprint=self.goes_on_with,
             loader="",
             precision=str(cfg.trainer.precision),
             seed=cfg.seed,
@@ -81,6 +83,7 @@ class RunRecord(Callback):
             command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
+            settings=settings(cfg),
             extra={"config_hash": config_hash(_root_=cfg)},
         )
         self.write()
@@ -124,10 +127,13 @@ class RunRecord(Callback):
                 "resume=auto goes on from the newest checkpoint"
             )
 
-    def _claim(self, run_dir: Path, configuration: str) -> None:
-        """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
+    def _claim(self, run_dir: Path, configuration: str) -> str:
+        """Makes the folder this run's, and finds the fingerprint of the images that its checkpoints have seen, or "".
+
+        UsageError if another run is running there or has left its checkpoints.
+        """
         if not self.writes:
-            return
+            return ""
         holder = hold(run_dir)
         if holder:
             raise UsageError(
@@ -135,16 +141,29 @@ class RunRecord(Callback):
                 "with hydra.run.dir=DIR"
             )
         with contextlib.suppress(FileNotFoundError, UnreadableResultError):
-            found = Result.read(self.path).extra.get("config_hash")
-            if found != configuration and newest_first(run_dir / CHECKPOINTS):
+            before = Result.read(self.path)
+            if not newest_first(run_dir / CHECKPOINTS):
+                return ""
+            found = before.extra.get("config_hash")
+            if found != configuration:
                 release(run_dir)
                 raise UsageError(
                     f"{run_dir} is the folder of a run of another configuration, {found}, and this one is "
                     f"{configuration}: give another folder with hydra.run.dir=DIR"
                 )
+            return before.data_fingerprint
+        return ""
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
-        """Adds what is known once model and data exist: shape, counts, classes, fingerprint."""
+        """Adds what is known once model and data exist: shape, counts, classes, fingerprint.
+
+        UsageError if a run that goes on has other images now.
+        """
+        if self.goes_on_with not in ("", data.fingerprint):
+            raise UsageError(
+                f"{self.result.run_dir} was trained on {data.name}#{self.goes_on_with}, and what is found now is "
+                f"#{data.fingerprint}: give it those images to go on, or another folder with hydra.run.dir=DIR"
+            )
         counted = cost(module.net, self.result.image_size)
         self.result = dataclasses.replace(
             self.result,
@@ -262,9 +281,14 @@ def recipe_hash(recipe: DictConfig) -> str:
 
 
 def _variant() -> str:
-    """The overrides that change the model or its recipe beyond choosing them by name; the axes of an ablation."""
+    """The overrides that change what is computed beyond choosing it by name; the axes of an ablation."""
     overrides = [o.lstrip("+") for o in HydraConfig.get().overrides.task]
-    return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS) and not o.startswith("model.name=")))
+    return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS) and not _only_says_where(o)))
+
+
+def _only_says_where(override: str) -> bool:
+    key = override.lstrip("~").partition("=")[0]
+    return key in FIELDS or key.rpartition(".")[2] in OF_A_ROW
 
 
 def _git_commit() -> str | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,21 @@ WHERE = {
     "num_nodes",
     "strategy",
     "workers",
+    "cache",
     "cache_dir",
     "default_root_dir",
+    "eval_batch_size",
     "log_every_n_steps",
+    "num_sanity_val_steps",
     "how_to_prepare",
 }
 """Keys, wherever they stand, that say where and how a run is computed and not what."""
+
+UNNAMED = "imagefolder"
+"""The name of data that are known by their folder alone; others may lie elsewhere the next time."""
+
+OF_A_ROW = {*WHERE, "seed", "root", "accumulate_grad_batches"}
+"""Keys that may differ within a row of the comparison; images have their fingerprint."""
 
 
 def precision() -> str:
@@ -47,15 +56,29 @@ def sweep_name() -> str | None:
 
 def config_hash(*, _root_: DictConfig) -> str:
     """Eight hexadecimal digits of all that a run's result depends on: equal for the same job of a repeated sweep."""
-    content = {name: _what(OmegaConf.select(_root_, name)) for name in IDENTITY}
+    without = WHERE if _root_.data.name == UNNAMED else {*WHERE, "root"}
+    content = {name: _what(OmegaConf.select(_root_, name), without) for name in IDENTITY}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _what(content: Any) -> Any:
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """What a row of the comparison depends on, besides the code and the images, as {"model.attention.hops": 3}."""
+    return _flat({name: _what(OmegaConf.select(cfg, name), OF_A_ROW) for name in IDENTITY if name not in OF_A_ROW})
+
+
+def _what(content: Any, without: Collection[str]) -> Any:
     if isinstance(content, DictConfig):
-        known = {str(name): name for name in content if name not in WHERE and not OmegaConf.is_missing(content, name)}
-        return {key: _what(content[name]) for key, name in known.items()}
-    return [_what(value) for value in content] if isinstance(content, ListConfig) else content
+        known = {str(name): name for name in content if name not in without and not OmegaConf.is_missing(content, name)}
+        return {key: _what(content[name], without) for key, name in known.items()}
+    return [_what(value, without) for value in content] if isinstance(content, ListConfig) else content
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{key}.{name}": part for name, part in inner.items()} or {key: value}
+    return flat
 
 
 def jobs_at_once() -> int:

@@ -115,7 +115,16 @@ def test_a_scale_has_five_seeds_for_the_tables_that_are_shown():
 
 def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
     plain = resolvers.config_hash(_root_=composed("experiment=digits"))
-    for same in ("trainer.devices=2", "data.module.cache_dir=elsewhere", "name=other", "logger=csv", "threads=2"):
+    for same in (
+        "trainer.devices=2",
+        "data.module.cache_dir=elsewhere",
+        "data.module.eval_batch_size=8",
+        "trainer.num_sanity_val_steps=2",
+        "data/loader=ffcv_process",
+        "name=other",
+        "logger=csv",
+        "threads=2",
+    ):
         assert resolvers.config_hash(_root_=composed("experiment=digits", same)) == plain, same
     for other in (
         "seed=1",
@@ -126,6 +135,30 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
         "data/loader=torch",
     ):
         assert resolvers.config_hash(_root_=composed("experiment=digits", other)) != plain, other
+
+
+def test_where_known_images_lie_is_no_other_run_but_of_a_folder_nothing_else_is_known():
+    def hashes(*overrides):
+        roots = ("/a", "/b")
+        return {resolvers.config_hash(_root_=composed(*overrides, f"data.root={root}")) for root in roots}
+
+    assert len(hashes()) == len(hashes("data=imagefolder", "data.name=flowers")) == 1
+    assert len(hashes("data=imagefolder")) == 2
+
+
+def test_the_settings_of_a_row_are_of_what_is_computed_and_not_of_seed_and_place():
+    plain = resolvers.settings(composed("experiment=digits"))
+    for same in ("seed=1", "trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "data.module.workers=3"):
+        assert resolvers.settings(composed("experiment=digits", same)) == plain, same
+    for override, key, value in (
+        ("compile=true", "compile", True),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches", 2),
+        ("data.module.repeats=3", "data.module.repeats", 3),
+        ("model=infvit_3hops", "model.attention.hops", 3),
+        ("size.mlp_ratio=1", "size.mlp_ratio", 1),
+    ):
+        assert plain.get(key, "unset") != value
+        assert resolvers.settings(composed("experiment=digits", override))[key] == value
 
 
 def test_the_default_is_the_papers_run():

@@ -1,9 +1,11 @@
 """Runs that are stopped, killed or damaged go on where they were; a checkpoint is whole or known to be damaged."""
 
 import fcntl
+import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from timm.data import Mixup
 
 from callbacks import checkpoint
@@ -109,6 +112,29 @@ def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interrup
     assert cli("train", *run, "hydra.run.dir=stopped").code == 0
     assert drawn == whole
     assert result(Path("whole"))["metrics"] == result(Path("stopped"))["metrics"]
+
+
+def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, signals, tmp_path):
+    """On the scratch disk of a node they lie elsewhere each time."""
+    for split, color in itertools.product(("train", "val"), (40, 200)):
+        (tmp_path / "one" / split / str(color)).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (color + i, color, color)).save(tmp_path / "one" / split / f"{color}/{i}.png")
+    moved, others = (shutil.copytree(tmp_path / "one", tmp_path / name) for name in ("moved", "others"))
+    Image.new("RGB", (16, 16)).save(others / "train" / "40" / "0.png")
+    run = ["data=imagefolder", "data.name=lights", "data/loader=torch", "size=tiny", "recipe=digits", "logger=csv"]
+    run += ["recipe.batch_size=8", "recipe.epochs=2", "recipe.warmup_epochs=0", "resume=auto"]
+    signals(signal.SIGTERM, 3)
+    stopped = cli("train", *run, "data.root=one")
+    assert stopped.code == 143, stopped.err
+    refused = cli("train", *run, "data.root=others")
+    assert refused.code == 2
+    (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+    assert "was trained on lights#" in line
+    went_on = cli("train", *run, f"data.root={moved}")
+    assert went_on.code == 0, went_on.err
+    assert "goes on after step 3" in went_on.out
+    assert went_on.runs() == stopped.runs()
 
 
 def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals, tmp_path, monkeypatch):

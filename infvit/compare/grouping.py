@@ -51,8 +51,32 @@ def names_of(configs: Sequence[Result], shared: Sequence[str] = ()) -> list[str]
             if named in telling and len({first for first, _ in pairs}) == len(pairs):
                 telling.remove(digest)
         words = [f"{field}={getattr(config, field)}" for field in telling]
+        same = [other for other in alike if all(getattr(other, f) == getattr(config, f) for f in telling)]
+        words += _settings_that_tell(config, same)
         names.append(f"{name} ({', '.join(words)})" if words else name)
     return names
+
+
+def _settings_that_tell(config: Result, others: Sequence[Result]) -> list[str]:
+    """Words for the settings in which a configuration differs from others that are alike in all fields."""
+    if config.settings:
+        kept = [other.settings for other in others if other.settings]
+        return [f"{key}={_value(config.settings, key)}" for key in _differing(kept)]
+    return ["settings unknown"] if any(other.settings for other in others) else []
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys with several values, once each: what a model hands on to its parts is the same again."""
+    told: dict[tuple[str, ...], str] = {}
+    for key in sorted(set().union(*settings), key=lambda key: (key.count("."), key)):
+        values = [_value(one, key) for one in settings]
+        if len(set(values)) > 1:
+            told.setdefault((key.rpartition(".")[2], *values), key)
+    return sorted(told.values())
+
+
+def _value(settings: dict[str, Any], key: str) -> str:
+    return str(settings[key]) if key in settings else "unset"
 
 
 def _overrides(variant: str) -> list[str]:
@@ -63,11 +87,17 @@ def _overrides(variant: str) -> list[str]:
 def differences(config: Result, reference: Result) -> tuple[str, ...]:
     """What keeps a configuration from being compared with the reference, in words ("depth 24, not 4")."""
     ours, theirs = _described(config, reference), _described(reference, config)
-    return tuple(
+    fields = tuple(
         f"{ours[name]}, not {theirs[name].partition(' ')[2]}"
         for name in SIGNATURE
         if getattr(config, name) != getattr(reference, name)
     )
+    if fields or config.protocol == reference.protocol:
+        return fields  # which the settings of data and trainer follow
+    mine, its = config.protocol, reference.protocol
+    if not mine or not its:
+        return ("settings unknown" if its else "settings known, not unknown",)
+    return tuple(f"{name} {_value(mine, name)}, not {_value(its, name)}" for name in _differing([mine, its]))
 
 
 def _described(config: Result, other: Result) -> dict[str, str]:
@@ -78,8 +108,10 @@ def _described(config: Result, other: Result) -> dict[str, str]:
         "dim": f"width {config.dim}",
         "recipe_hash": f"recipe {config.recipe}#{recipe}",
         "data_fingerprint": f"data {config.data}#{data}",
+        "patch": f"patch {config.patch}",
         "image_size": f"resolution {config.image_size}",
         "epochs": f"epochs {config.epochs}",
+        "loader": f"loader {config.loader or 'unknown'}",
     }
 
 
@@ -90,7 +122,8 @@ def _short(digest: str, other: str = "") -> str:
 def _home(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
     own = run.config_key
-    open_ends = [value in (None, "") and name != "variant" for name, value in zip(CONFIG_FIELDS, own, strict=True)]
+    names = (*CONFIG_FIELDS, "settings")
+    open_ends = [value in (None, "") and name != "variant" for name, value in zip(names, own, strict=True)]
     if run.status == "finished" or not any(open_ends):
         return own
     for key in keys:

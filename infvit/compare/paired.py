@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infvit.compare.interval import Estimate
-from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result
+from infvit.compare.result import CONFIG_FIELDS, Result
 from infvit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ def baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
     positions; of equals the one without overrides.
     """
     named = [other for other in rows if other.config.model == name] or [other for other in rows if other.name == name]
-    candidates = [
-        other
-        for other in named
-        if other.counted and all(getattr(other.config, part) == getattr(row.config, part) for part in SIGNATURE)
-    ]
+    candidates = [other for other in named if other.counted and other.config.signature == row.config.signature]
     return max(
         candidates, key=lambda other: (other is row, _shared(row, other), not other.config.variant), default=None
     )
@@ -93,7 +89,8 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 def _log_ratio(run: Result, base: Result) -> float | None:
     ours, theirs = run.train_images_per_second, base.train_images_per_second
-    if not ours or not theirs or any(getattr(run, name) != getattr(base, name) for name in SAME_SPEED):
+    elsewhere = any(getattr(run, name) != getattr(base, name) for name in SAME_SPEED)
+    if not ours or not theirs or elsewhere or run.settings.get("compile") != base.settings.get("compile"):
         return None
     return math.log(ours / theirs)
 

@@ -11,8 +11,8 @@ import yaml
 
 from infvit.compare.result import Result
 
-# Beginnings of the overrides that set sizes.
-SIZES = ("size.", "backbone.depth=")
+# The overrides that set what `of` says.
+SIZES = ("size.depth", "size.dim", "size.heads", "size.patch", "size.image_size", "size.extra_proj", "backbone.depth")
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 
@@ -35,7 +35,7 @@ def published(config: Result) -> Published | None:
     Everything under `of` in the file must agree with the run. A run whose variant changes the model itself (another
     gamma, other positions) or its recipe is not what was published; one that only sets sizes is judged by its sizes.
     """
-    if any(not word.lstrip("+~").startswith(SIZES) for word in config.variant.split()):
+    if any(word.lstrip("+").partition("=")[0] not in SIZES for word in config.variant.split()):
         return None
     for entry in _entries():
         if all(getattr(config, name) == value for name, value in entry["of"].items()):

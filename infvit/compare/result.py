@@ -20,8 +20,11 @@ Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
 """An interrupted run was told to stop and wrote a checkpoint: the same command goes on."""
 
 WITHOUT_NUMBERS: tuple[Status, ...] = ("failed", "diverged", "interrupted", "running")
-# What two runs must share to be compared at all.
-SIGNATURE = ("depth", "dim", "recipe_hash", "data_fingerprint", "image_size", "epochs")
+# What two runs must share to be compared at all, besides `Result.protocol`.
+SIGNATURE = ("depth", "dim", "patch", "recipe_hash", "data_fingerprint", "image_size", "epochs", "loader")
+# The settings of how any model is trained and tested; a precision is a matter of the machine.
+PROTOCOL = ("data.", "trainer.")
+NOT_PROTOCOL = ("trainer.precision",)
 
 
 class UnreadableResultError(UsageError):
@@ -40,7 +43,9 @@ class Result:
     `depth` to `flops_training` may be None: not known (the run failed before the model existed) or not applicable.
     FLOPs are per image, two for each multiply-add; `flops_training` is forward and backward. Metrics are named
     "test/top1", "test/top5", "test/loss", "val/top1", ...; accuracies are fractions. `variant` says in words what sets
-    the run apart from its model's defaults ("pooling=mean"): runs of different variants are never averaged.
+    the run apart from its model's defaults ("pooling=mean"): runs of different variants are never averaged. Nor are
+    runs of different `settings`, which are all that a row depends on ({"model.attention.hops": 3}), but the seed; runs
+    from before they were kept have none.
     `extra` holds the keys of the file that this version does not know; they survive reading and writing.
     """
 
@@ -49,6 +54,7 @@ class Result:
     model: str
     attention: str
     variant: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     depth: int | None
     dim: int | None
     heads: int | None
@@ -86,7 +92,18 @@ class Result:
     @property
     def config_key(self) -> tuple[Any, ...]:
         """The identity of the configuration without the seed: equal keys are seeds of one row of the table."""
-        return tuple(getattr(self, name) for name in CONFIG_FIELDS)
+        return (*(getattr(self, name) for name in CONFIG_FIELDS), _key(self.settings))
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings that runs must share to be compared."""
+        shared = {name: value for name, value in self.settings.items() if name.startswith(PROTOCOL)}
+        return {name: value for name, value in shared.items() if name not in NOT_PROTOCOL}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for runs that may be compared."""
+        return (*(getattr(self, name) for name in SIGNATURE), _key(self.protocol))
 
     @property
     def error_line(self) -> str:
@@ -159,6 +176,10 @@ def written_whole(path: Path, text: str) -> None:
 HINTS = {name: hint for name, hint in get_type_hints(Result).items() if name != "extra"}
 REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
 CONFIG_FIELDS = [name for name in REQUIRED if name not in ("status", "seed")] + ["variant"]
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return json.dumps(_plain(settings), sort_keys=True) if settings else ""
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,6 @@ from infvit.compare.published import Published, published
 from infvit.compare.result import (
     CONFIG_FIELDS,
     RESULT_FILE,
-    SIGNATURE,
     WITHOUT_NUMBERS,
     Result,
     UnreadableResultError,
@@ -291,6 +290,6 @@ def _reference(rows: Sequence[Row]) -> Result | None:
     candidates = [row.config for row in rows if row.finished] or [row.config for row in rows]
     if not candidates:
         return None
-    signatures = [tuple(getattr(config, name) for name in SIGNATURE) for config in candidates]
+    signatures = [config.signature for config in candidates]
     # Of equally common signatures, Counter keeps the one that came first.
     return candidates[signatures.index(Counter(signatures).most_common(1)[0][0])]

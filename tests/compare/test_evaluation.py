@@ -88,6 +88,7 @@ def test_the_quality_of_maps_is_columns_beside_what_is_published(
     make_result: MakeResult, make_sweep: MakeSweep
 ) -> None:
     paper = {"data": "imagenet", "dim": 1024, "heads": 16, "patch": 16, "image_size": 224, "num_classes": 1000}
+    paper |= {"recipe": "deit", "epochs": 300}
     folders = make_sweep([make_result(model, seed, **paper) for model in ("vit", "infvit") for seed in (0, 1)])
     for folder, aoc in zip(folders, (0.60, 0.64), strict=False):
         path = keep_maps(folder, MAPS | {"morf_aoc": aoc}, "9f3ac2d417b0", "patches blurred away")

@@ -19,6 +19,8 @@ IMAGENET = {
     "patch": 16,
     "image_size": 224,
     "num_classes": 1000,
+    "recipe": "deit",
+    "epochs": 300,
 }
 
 
@@ -51,6 +53,11 @@ def test_the_papers_table_is_found_by_data_model_and_depth(
         {"variant": "model.attention.gamma=0.5"},
         {"variant": "backbone.pooling=mean size.depth=4"},
         {"variant": "recipe.epochs=300"},
+        {"recipe": "deit_100"},
+        {"epochs": 100},
+        {"heads": 4},
+        {"variant": "size.mlp_ratio=1"},
+        {"variant": "~size.extra_proj"},
     ],
 )
 def test_nothing_is_published_for_anything_else(change: dict, make_result: MakeResult) -> None:

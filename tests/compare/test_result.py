@@ -81,7 +81,13 @@ def test_a_file_is_replaced_and_never_seen_half_written(
 def test_the_key_ignores_the_seed_and_what_was_measured_and_nothing_else(make_result: MakeResult) -> None:
     result = make_result(seed=0)
     assert result.config_key == make_result(seed=1, top1=0.1, seconds=3.0, run_dir="elsewhere").config_key
-    for change in ({"depth": 24}, {"recipe_hash": "ff"}, {"variant": "pooling=mean"}, {"precision": "bf16-mixed"}):
+    for change in (
+        {"depth": 24},
+        {"recipe_hash": "ff"},
+        {"variant": "pooling=mean"},
+        {"precision": "bf16-mixed"},
+        {"settings": {"compile": True}},
+    ):
         assert replace(result, **change).config_key != result.config_key
 
 

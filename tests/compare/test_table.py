@@ -87,6 +87,44 @@ def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(mak
     assert [row.name for row in comparison.rows] == ["vit (depth=4)", "vit pooling=mean", "vit (depth=24)"]
 
 
+SETTINGS = {"model.attention.hops": 1, "model.net.attention.hops": 1, "compile": False, "data.module.augment": None}
+
+
+def test_what_no_field_says_is_not_averaged_and_the_row_says_what_it_is(make_result: MakeResult) -> None:
+    """As a file of a user's own may set it."""
+    changes = {0.9: {}, 0.8: {"model.attention.hops": 3, "model.net.attention.hops": 3}, 0.7: {"compile": True}}
+    runs = [make_result("infvit", top1=top1, settings=SETTINGS | change) for top1, change in changes.items()]
+    comparison = Comparison.from_results([*runs, make_result("vit", settings=SETTINGS, top1=0.6)])
+    one = "infvit (compile={}, model.attention.hops={})"
+    names = [one.format(False, 1), one.format(False, 3), one.format(True, 1), "vit"]
+    assert [(row.name, row.finished) for row in comparison.rows] == [(name, 1) for name in names]
+    assert all(row.comparable for row in comparison.rows)
+    compiled = comparison.rows[2].paired
+    assert compiled is not None
+    assert (compiled.top1.n, compiled.log_speed.n) == (1, 0)
+
+
+def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result: MakeResult) -> None:
+    few = SETTINGS | {"trainer.limit_train_batches": 0.05}
+    runs = [make_result(model, settings=SETTINGS) for model in ("vit", "linear_infvit", "infvit")]
+    runs += [make_result(model, settings=few, top1=0.3) for model in ("vit", "performer")]
+    rows = {row.name: row for row in Comparison.from_results(runs).rows}
+    short = "vit (trainer.limit_train_batches=0.05)"
+    assert set(rows) == {short, "vit (trainer.limit_train_batches=unset)", "linear_infvit", "infvit", "performer"}
+    assert rows["performer"].differs == rows[short].differs == ("trainer.limit_train_batches 0.05, not unset",)
+    assert rows["infvit"].comparable
+    paired = rows["performer"].paired
+    assert paired is not None
+    assert paired.baseline == short
+
+
+def test_runs_from_before_settings_were_kept_are_rows_of_their_own(make_result: MakeResult) -> None:
+    runs = [make_result(settings=SETTINGS, top1=0.9), make_result(settings=SETTINGS, seed=1, top1=0.9)]
+    rows = Comparison.from_results([*runs, make_result(top1=0.8)]).rows
+    assert [row.name for row in rows] == ["vit", "vit (settings unknown)"]
+    assert rows[1].differs == ("settings unknown",)
+
+
 def test_names_leave_out_what_all_rows_share_and_every_output_says_it_once(make_result: MakeResult) -> None:
     mixup = "recipe.mixup={_target_: timm.data.Mixup, mixup_alpha: 0.8}"
     variants = ("gamma=fixed", "gamma=shared")
