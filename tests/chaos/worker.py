@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = ["-m", "tests.chaos.worker"]
 LAUNCHERS = {
     "lightning": [sys.executable],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node={ranks}"],
 }
 RUN = [
     "experiment=digits",
@@ -114,6 +114,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
     parser.add_argument("--faults", nargs="+", type=int, choices=range(len(CASES)), default=range(len(CASES)))
     parser.add_argument("--trainer", choices=("ddp_cpu", "fsdp_cpu"), default="ddp_cpu")
+    parser.add_argument("--ranks", type=int, default=2, help="of the run; rank 1 is the last of them")
     parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
     parser.add_argument("--patience", type=float, default=10, help="seconds after which a process counts as hanging")
 
@@ -123,6 +124,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         with tempfile.TemporaryDirectory() as name:
             folder, lost = Path(name), {}
             for case in [CASES[i] for i in options.faults if launcher in CASES[i].by]:
+                case = replace(case, rank=case.rank * (options.ranks - 1))
                 job = Job(launcher, folder, options, case)
                 try:
                     lost[case] = job.broken(case)
@@ -157,9 +159,9 @@ class Job:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
-        settings = [f"trainer={options.trainer}", f"recipe.epochs={options.epochs}"]
+        settings = [f"trainer={options.trainer}", f"trainer.devices={options.ranks}", f"recipe.epochs={options.epochs}"]
         settings += [f"callbacks.heartbeat.patience={options.patience}"]
-        command = [*LAUNCHERS[launcher], *PROGRAM, *RUN, *settings]
+        command = [*(word.format(ranks=options.ranks) for word in LAUNCHERS[launcher]), *PROGRAM, *RUN, *settings]
         with self.said.open("w") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
