@@ -81,6 +81,13 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def size_name() -> str:
+    """The chosen size and what was changed of it, "large4 size.depth=12"."""
+    hydra = HydraConfig.get()
+    changed = [o.lstrip("+") for o in hydra.overrides.task if o.lstrip("+").startswith("size.")]
+    return " ".join([hydra.runtime.choices.size, *sorted(changed)])
+
+
 def jobs_at_once() -> int:
     """How many jobs the launcher runs on this machine at the same time; 1 for a single run."""
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -145,9 +152,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
-    asked = (precision, sweep_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device, tokens)
+    asked = (precision, sweep_name, size_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device)
     of_several_processes = (of_the_first, config_folder, tasks_per_node, gpus_per_node, source_root)
-    for resolver in (*asked, *of_several_processes, run_folder, wandb_id):
+    for resolver in (*asked, *of_several_processes, tokens, run_folder, wandb_id):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

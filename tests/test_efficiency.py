@@ -76,7 +76,8 @@ def test_table_json_pictures_and_wandb_tell_the_same(cli):
 def test_a_training_step_in_bfloat16(cli):
     """Counted as forward and backward, and holding gradients and the optimizer's moments in float32."""
     arguments = ["models=[linear_infvit]", "resolutions=[8]", "passes=[training]", "rounds=2", "precision=bf16"]
-    folder, result = result_of(cli("eval", *TINY, *arguments, "batch_size=4"))
+    folder, result = result_of(cli("eval", *TINY, *arguments, "batch_size=4", "size.depth=2"))
+    assert result["size"] == "tiny size.depth=2"  # and nothing that is published of a size is shown beside it
     (row,) = result["rows"]
     assert row["status"] == DONE
     assert row["added_bytes"] > 4 * 4 * row["parameters"]

@@ -77,7 +77,7 @@ def efficiency(
     Args:
         models: names in conf/model.
         resolutions: sides of the square images in pixels.
-        size_name: the size of all models, as in conf/size, for the record.
+        size_name: the size of all models, for the record ("large4", "large4 size.depth=12").
         passes: "forward", "training" or both.
         rounds: in which all models of a resolution take turns.
         batch_size, precision, compile: see `Setting`.
