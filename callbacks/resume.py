@@ -44,6 +44,8 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
     if cfg.resume == "auto" or (sweep and newest_first(folder)):
         found = newest_whole(folder)
         if found is None:
+            if cfg.resume == "auto" and is_first():
+                print(f"resume=auto: no run of this configuration to go on with in {run_dir.parent}", flush=True)
             return None
         if is_first() and (folder / LAST).resolve() != found.resolve():  # a kill came before the link
             with disk.tried(LAST, "it leads to the checkpoint before"):

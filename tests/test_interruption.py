@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, sign
     signals(signal.SIGTERM, 3)
     stopped = cli("train", *run, "data.root=one")
     assert stopped.code == 143, stopped.err
+    assert "no run of this configuration to go on with" in stopped.out
     refused = cli("train", *run, "data.root=others")
     assert refused.code == 2
     (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
