@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from callbacks import failures
+from callbacks import accidents, failures
 from callbacks.devices import use_threads, workers_of_this_job
 from callbacks.measurement import log_measurement
 from callbacks.targets import check_targets
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> Any:
     use_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)
-    with workers_of_this_job():
+    with workers_of_this_job(), accidents.told_of_tests():
         figure = measure(Subjects(cfg, build), out)
     if cfg.wandb and rank_zero_only.rank == 0:
         log_measurement(cfg, out)

@@ -50,12 +50,23 @@ def told(trainer: Trainer, module: Classifier, data: ImageDataModule) -> Iterato
             raise UsageError(line) from error
 
 
+@contextlib.contextmanager
+def told_of_tests() -> Iterator[None]:
+    """Around a measurement: memory that runs out while images are tested becomes a UsageError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error) or "test_step" not in _steps(error):
+            raise
+        line = "out of memory: give fewer images a device, data.module.eval_batch_size=N, which changes no result"
+        raise UsageError(f"{line} (256 unless the run's config or data= say otherwise)") from error
+
+
 def out_of_memory(error: BaseException, trainer: Trainer, module: Classifier, data: ImageDataModule) -> str | None:
     """Which batch was too large, and the settings with which the recipe's batch is kept; None for another error."""
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+    if not _is_out_of_memory(error):
         return None
-    steps = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    if steps & {"validation_step", "test_step"}:
+    if _steps(error) & {"validation_step", "test_step"}:
         size = data.eval_batch_size
         return (
             f"out of memory with {size} images a device in evaluation: give data.module.eval_batch_size="
@@ -72,6 +83,15 @@ def out_of_memory(error: BaseException, trainer: Trainer, module: Classifier, da
     if more is None:
         return line + "smaller ones do not keep the recipe, give more devices or a smaller model"
     return line + f"trainer.accumulate_grad_batches={more} keeps the recipe's batch, {images // more} images at a time"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def _steps(error: BaseException) -> set[str]:
+    """The names of the functions that it came through."""
+    return {frame.name for frame in traceback.extract_tb(error.__traceback__)}
 
 
 def reader_died(error: BaseException) -> str | None:

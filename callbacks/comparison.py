@@ -8,21 +8,37 @@ import wandb
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from callbacks import disk
 from callbacks.ranks import is_first
 from callbacks.wandb_logger import bounded
 from infvit.compare import Comparison, to_text, write_comparison
-from infvit.compare.evaluation import EVALUATIONS
+from infvit.compare.result import RESULT_FILE
 from infvit.errors import UsageError
 
 Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
+BEGUN = ".begun"
+"""One line for each job that this command has begun, its folder; jobs in parallel processes append to it."""
+
 
 class CompareAtEnd(Callback):
-    """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed."""
+    """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed.
+
+    Runs that earlier commands left in the folder are in the table, and no reason for this command to fail.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if is_first() and not config.get("dry_run"):
+            (Path(config.hydra.sweep.dir) / BEGUN).write_text("")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode.name == "MULTIRUN" and is_first():
-            print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
+        if config.hydra.mode.name != "MULTIRUN" or not is_first():
+            return
+        print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
+        if not config.get("dry_run"):
+            begun = Path(config.hydra.sweep.dir) / BEGUN
+            with disk.tried(BEGUN, "the sweep does not tell if this job fails"), begun.open("a") as file:
+                file.write(f"{config.hydra.runtime.output_dir}\n")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if config.get("dry_run") or not is_first():
@@ -39,14 +55,22 @@ class CompareAtEnd(Callback):
             print("pictures:   " + "  ".join(str(picture) for picture in pictures))
         if "wandb" in (config.get("logger") or {}):
             _to_wandb(config, sweep, comparison, pictures)
-        failed = [run for run in comparison.runs if run.status != "finished"]
-        # An evaluation that cannot be used is told in the table; no job of the sweep left it.
-        unreadable = [bad for bad in comparison.unreadable if Path(bad.path).parent.name != EVALUATIONS]
-        if failed or unreadable:
-            names = [f"{Path(run.run_dir).name} ({run.status})" for run in failed]
-            names += [f"{bad.path} ({bad.reason})" for bad in unreadable]
-            print(f"error: {len(names)} jobs of the sweep did not finish: {', '.join(names)}", file=sys.stderr)
+        failed = _failed(sweep, comparison)
+        if failed:
+            print(f"error: {len(failed)} jobs of the sweep did not finish: {', '.join(failed)}", file=sys.stderr)
             sys.exit(1)
+
+
+def _failed(sweep: Path, comparison: Comparison) -> list[str]:
+    """The jobs of this command that did not finish, and why, in words."""
+    ended: dict[Path, str] = {Path(run.run_dir).resolve(): run.status for run in comparison.runs}
+    # What else cannot be read, such as an evaluation, is told in the table; no job of the sweep left it.
+    for bad in comparison.unreadable:
+        if Path(bad.path).name == RESULT_FILE:
+            ended[Path(bad.path).parent.resolve()] = f"{RESULT_FILE} {bad.reason}"
+    begun = dict.fromkeys(Path(line).resolve() for line in (sweep / BEGUN).read_text().splitlines())
+    ends = {folder: ended.get(folder, f"left no {RESULT_FILE}") for folder in begun}
+    return [f"{folder.name} ({end})" for folder, end in ends.items() if end != "finished"]
 
 
 def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 from torch import nn
 
-from callbacks.checkpoint import matching_classes, matching_weights, read_checkpoint, run_of
+from callbacks.checkpoint import LAST, matching_classes, matching_weights, read_checkpoint, run_of
 from callbacks.devices import check_devices
 from callbacks.epoch_seed import seed_run
 from callbacks.progress import RunProgress
+from callbacks.resume import CHECKPOINTS
 from conf.resolvers import plain
 from data.datamodule import ImageDataModule
 from data.ffcv_loader import FFCVReader
@@ -69,7 +71,8 @@ class Subjects:
         run, data, module, weights, run_dir = self._built(checkpoint)
         module.load_state_dict(weights)
         row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
-        return self._tested(module.net, data, run, row)._replace(run_dir=run_dir)
+        tested = self._tested(module.net, data, run, row)
+        return tested._replace(run_dir=run_dir, last=_is_last(checkpoint, run_dir))
 
     def studied(self, checkpoint: str) -> Studied:
         """The run's model with the checkpoint's weights and as its seed made it, and images likewise."""
@@ -77,13 +80,13 @@ class Subjects:
         start = copy.deepcopy(module.net).eval()
         module.load_state_dict(weights)
         row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
-        return Studied(module.net.eval(), start, data, row | {"images": data.val_size}, run_dir)
+        row |= {"images": data.val_size}
+        return Studied(module.net.eval(), start, data, row, run_dir, _is_last(checkpoint, run_dir))
 
     def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, dict[str, Any], Path]:
         """The run's config, its data, its model as training started with it, the checkpoint's weights, its folder."""
         run_dir, run = run_of(checkpoint)
-        if self.cfg.get("data"):
-            run.data = self.cfg.data
+        run.data = self._data(run.data)
         run.data.loader = EXACT
         seed_run(run.seed)
         data, module = self.build(run)
@@ -92,9 +95,24 @@ class Subjects:
         matching_weights(checkpoint, content, module)
         return run, data, module, content["state_dict"], run_dir
 
+    def _data(self, own: DictConfig) -> DictConfig:
+        """A run's data with what is given anew, or those that `data=` names, normalised as the run's were."""
+        if self._names_data():
+            scale = {name: own.module[name] for name in ("mean", "std")}  # the model knows no other
+            return OmegaConf.merge(self.cfg.data, {"module": scale})  # type: ignore[return-value]
+        OmegaConf.set_struct(own, True)
+        try:
+            return OmegaConf.merge(own, _given(plain(self.cfg.data)))  # type: ignore[return-value]
+        except ConfigKeyError as error:
+            raise UsageError(f"{error.full_key} is no setting of the run's data={own.name}: leave it out") from error
+
+    def _names_data(self) -> bool:
+        """Whether `data=` names a data set; settings alone are of the run's own."""
+        return "source" in self.cfg.data.module
+
     def pretrained(self, name: str, weights: str | None) -> Trained:
         """timm's model on the data that `data=` names, which it sees as its published configuration says."""
-        if not self.cfg.get("data"):
+        if not self._names_data():
             raise UsageError(f"model.name={name} brings no data: say which, e.g. data=imagenet data.root=DIR")
         run = hydra.compose("train", ["model=timm"])  # whatever a data set asks of a recipe
         run.data = self.cfg.data
@@ -110,3 +128,13 @@ class Subjects:
         trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
         row |= {"data": data.name, "fingerprint": data.fingerprint, "view": data.seen, "precision": trainer.precision}
         return Trained(net, data, {"exact": TorchReader, "ffcv": FFCVReader}, trainer, row)
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that have a value."""
+    inner = {name: _given(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if value not in ("???", {})}
+
+
+def _is_last(checkpoint: str, run_dir: Path) -> bool:
+    return Path(checkpoint).resolve() == (run_dir / CHECKPOINTS / LAST).resolve()

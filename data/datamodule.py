@@ -146,7 +146,10 @@ class ImageDataModule(LightningDataModule):
             self.test_reader.prepare(self.source.split("val"), self.name, "val", self.cache_dir, self.beton)
             return
         if not self.train_size:
-            raise UsageError(f"data={self.name} has no images to train on: it is for eval.py, train on other data")
+            raise UsageError(
+                f"data={self.name} has no images to train on, as train/<class>/* in data.root=DIR would be: it is for "
+                "eval.py, train on other data"
+            )
         for split in ("train", "val"):
             self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 

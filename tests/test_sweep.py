@@ -70,6 +70,19 @@ def test_a_finished_job_of_another_configuration_does_not_count(cli):
     assert "skipped" not in other.out
 
 
+def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(cli):
+    first = cli("train", *QUICK, "model=vit", "seed=0", "size.heads=4,5")
+    assert first.code == 1
+    assert "error: 1 jobs of the sweep did not finish: vit_seed0_" in first.err
+    other = cli("train", *QUICK, "model=vit", "seed=1")
+    assert other.code == 0, other.err
+    sweep = first.folder / "runs/digits/digits_sweep"
+    assert "1 failed" in (sweep / "comparison.md").read_text()
+    again = cli("train", *QUICK, "model=vit", "seed=0", "size.heads=4,5")
+    assert again.code == 1
+    assert "error: 1 jobs" in again.err
+
+
 def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_ends(cli, tmp_path):
     holds = (
         "import sys; from pathlib import Path; from callbacks.sweep import hold\n"

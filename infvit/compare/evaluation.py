@@ -1,6 +1,7 @@
 """What is measured of a finished run later, beside its `result.json`.
 
-`RUN/evaluations/<data>.json` is its accuracy on other data than its own, `RUN/attention.json` how good its maps are.
+`RUN/evaluations/<data>-<fingerprint>.json` is its accuracy on other data than its own, `RUN/attention.json` how good
+its maps are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from infvit.compare.result import RESULT_FILE, Result, UnreadableResultError, wr
 
 EVALUATIONS = "evaluations"
 METRICS = ("top1", "top5", "loss")
+
+SHORT = 8
+"""Digits of a fingerprint that tell data of one name apart."""
+
 MAPS_FILE = "attention.json"
 MAP_FIGURES = {"morf_aoc": "MoRF-AOC", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 """Of the maps of a model's own attention, by their headings."""
@@ -24,12 +29,13 @@ MAP_FIGURES = {"morf_aoc": "MoRF-AOC", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
     """Keep an evaluation beside the run's result, which stays as it is; returns the file.
 
-    None if there is nothing to keep: the data are the run's own, or the run has not finished, so that the checkpoint is
-    not yet what its row in a table stands for.
+    The same data measured again replace what was there. None if there is nothing to keep: the data are the run's own,
+    or the run has not finished, so that the checkpoint is not yet what its row in a table stands for.
 
     Args:
         run_dir: the run's folder.
-        row: "data" and "fingerprint", the accuracies "top1" and "top5" as fractions, "loss", and what else is known.
+        row: of the run's last checkpoint: "data" and "fingerprint", the accuracies "top1" and "top5" as fractions,
+            "loss", and what else is known.
     """
     try:
         result = Result.read(run_dir / RESULT_FILE)
@@ -37,7 +43,8 @@ def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
         return None
     if result.status != "finished" or result.data_fingerprint == row["fingerprint"]:
         return None
-    path = run_dir / EVALUATIONS / f"{row['data']}.json"
+    # Different data may have one name, as every data=imagefolder without data.name=NAME.
+    path = run_dir / EVALUATIONS / f"{row['data'].replace('/', '_')}-{row['fingerprint'][:SHORT]}.json"
     path.parent.mkdir(exist_ok=True)
     # A run that is started again in the same folder has another checkpoint: `started` tells whose evaluation this is.
     written_whole(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
@@ -89,14 +96,16 @@ def with_maps(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableR
 def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableResultError]]:
     """The results with the evaluations in their `run_dir` as metrics "<data>/top1", and the files that are none.
 
-    Where runs were evaluated on different data of one name, the name gets the fingerprint ("imagefolder#1a2b3c4d").
+    Different data of one name have the fingerprint in it ("imagefolder#1a2b3c4d"), unless they were named when they
+    were measured (data.name=NAME).
     """
     results = list(results)
     found: list[list[dict[str, Any]]] = []
     unreadable: list[UnreadableResultError] = []
     for result in results:
         found.append([])
-        for path in sorted((Path(result.run_dir) / EVALUATIONS).glob("*.json")):
+        files = (Path(result.run_dir) / EVALUATIONS).glob("*.json")
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):  # of one measured twice the last counts
             try:
                 found[-1].append(_read(path, result))
             except UnreadableResultError as error:
@@ -109,7 +118,7 @@ def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[Unre
         metrics = dict(result.metrics)
         for row in rows:
             several = len(prints[row["data"]]) > 1
-            name = row["data"] + (f"#{row['fingerprint'][:8]}" if several else "")
+            name = row["data"] + (f"#{row['fingerprint'][:SHORT]}" if several else "")
             metrics |= {f"{name}/{metric}": row[metric] for metric in METRICS if metric in row}
         together.append(replace(result, metrics=metrics))
     return together, unreadable

@@ -39,6 +39,7 @@ class Trained(NamedTuple):
         row: what is measured, as a table's row begins: model, ckpt, weights, data, fingerprint, view (of the exact
             pipeline, in words), precision.
         run_dir: the folder of the run that wrote the checkpoint; None for a model of timm.
+        last: whether the checkpoint is the run's last one, which its row in a table stands for.
     """
 
     net: nn.Module
@@ -47,6 +48,7 @@ class Trained(NamedTuple):
     trainer: Trainer
     row: dict[str, Any]
     run_dir: Path | None = None
+    last: bool = False
 
 
 class Network(NamedTuple):
@@ -99,7 +101,7 @@ class Studied(NamedTuple):
         start: as it was made from the run's seed, likewise.
         images: of the run's data, or those that `data=` names.
         row: as of `Trained`.
-        run_dir: the folder of the run that wrote the checkpoint.
+        run_dir, last: as of `Trained`.
     """
 
     model: nn.Module
@@ -107,6 +109,7 @@ class Studied(NamedTuple):
     images: Images
     row: dict[str, Any]
     run_dir: Path
+    last: bool
 
 
 class Subjects(Protocol):

@@ -25,7 +25,7 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result: MakeRe
     folders = make_sweep([make_result(model, seed) for model in ("vit", "infvit") for seed in (0, 1)])
     before = [(folder / "result.json").read_bytes() for folder in folders]
     for folder, top1 in zip(folders, (0.60, 0.64), strict=False):
-        assert keep(folder, row(top1)) == folder / "evaluations" / f"{V2}.json"
+        assert keep(folder, row(top1)) == folder / "evaluations" / f"{V2}-f00d.json"
     comparison = Comparison.from_dirs(folders)
     for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
         assert "V2 top-1" in text
@@ -37,7 +37,7 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result: MakeRe
     assert [(folder / "result.json").read_bytes() for folder in folders] == before
     keep(folders[0], row(0.70))
     assert "67.00 ± 38.12" in to_markdown(Comparison.from_dirs(folders))  # measured again
-    (folders[1] / "evaluations" / f"{V2}.json").unlink()
+    (folders[1] / "evaluations" / f"{V2}-f00d.json").unlink()
     assert "vit: of 2 finished seeds, not all have V2 top-1" in to_text(Comparison.from_dirs(folders))
 
 
@@ -46,6 +46,22 @@ def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeRe
     keep(folders[0], row(0.5, "imagefolder", "1a2b3c4d5e6f"))
     keep(folders[1], row(0.6, "imagefolder", "99887766aabb"))
     assert Comparison.from_dirs(folders).elsewhere == ["imagefolder#1a2b3c4d", "imagefolder#99887766"]
+
+
+def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
+    make_result: MakeResult, make_sweep: MakeSweep
+) -> None:
+    (folder,) = make_sweep([make_result()])
+    measured = [("imagefolder", 0.5, "1a2b3c4d5e6f"), ("imagefolder", 0.6, "99887766aabb"), ("sketch", 0.7, "f00d")]
+    measured.append(("imagefolder", 0.8, "1a2b3c4d5e6f"))
+    paths = [keep(folder, row(top1, data, fingerprint)) for data, top1, fingerprint in measured]
+    assert len(set(paths)) == 3
+    (only,) = Comparison.from_dirs([folder]).rows
+    shown = {name: top1.mean for name, top1 in only.elsewhere.items()}
+    assert shown == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7}
+    (folder / "evaluations" / "sketch.json").write_bytes(paths[2].read_bytes())  # as it was named before
+    keep(folder, row(0.75, "sketch", "f00d"))
+    assert Comparison.from_dirs([folder]).rows[0].elsewhere["sketch"].mean == 0.75
 
 
 def test_the_runs_own_data_and_an_unfinished_run_are_not_kept(make_result: MakeResult, make_sweep: MakeSweep) -> None:

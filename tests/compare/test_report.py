@@ -89,6 +89,7 @@ def test_a_wrong_key_is_told_in_one_line_and_the_comparison_stays_to_be_synced(
     write_results(sweep, [make_result("vit", 0), make_result("infvit", 0)])
     logger = {"wandb": {"project": "infvit", "mode": "online"}}
     config = OmegaConf.create({"name": "digits", "logger": logger, "hydra": {"sweep": {"dir": str(sweep)}}})
+    CompareAtEnd().on_multirun_start(config)
     CompareAtEnd().on_multirun_end(config)  # a sweep that failed would exit
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(said) == 1

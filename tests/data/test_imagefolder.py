@@ -50,8 +50,17 @@ def test_a_corrupt_image_is_named_and_left_out_only_if_asked(tree, tmp_path):
     assert source.split("train").labels.tolist() == [0] * 6 + [1] * 5 + [2] * 6
 
 
+def test_val_alone_is_to_evaluate_on(tree, tmp_path):
+    whole = folder(tree, tmp_path)
+    shutil.rmtree(tree / "train")
+    alone = folder(tree, tmp_path, num_classes=3)
+    assert alone.classes == whole.classes
+    assert len(alone.split("train")) == 0
+    assert alone.split("val").fingerprint() == whole.split("val").fingerprint()
+
+
 def test_a_tree_that_cannot_be_used(tree, tmp_path):
-    with pytest.raises(UsageError, match=r"nowhere/train does not exist; prepare it so"):
+    with pytest.raises(UsageError, match=r"nowhere/val does not exist; prepare it so"):
         folder(tmp_path / "nowhere", tmp_path, how_to_prepare="prepare it so")
     with pytest.raises(UsageError, match=r"has 3 class folders .* expects 1000"):
         folder(tree, tmp_path, num_classes=1000)

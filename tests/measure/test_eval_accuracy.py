@@ -20,6 +20,9 @@ from timm.data import ImageNetInfo, RealLabelsImagenet
 import eval as script
 from callbacks import failures
 from callbacks.checkpoint import matching_classes, read_checkpoint
+from data.digits import Digits
+from infvit.compare import Comparison
+from infvit.measure.accuracy import records
 
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
 QUICK = [
@@ -190,6 +193,70 @@ def complaint(outcome):
     assert "Traceback" not in outcome.err
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
     return line
+
+
+@pytest.fixture
+def digits_as_files(tmp_path):
+    """The 360 test images of data=digits as PNG files, and none to train on."""
+    images = Digits().split("val")
+    for i in range(len(images)):
+        image, label = images[i]
+        path = tmp_path / "digits" / "val" / str(label) / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path / "digits"
+
+
+def test_other_data_are_normalised_as_the_runs_were_and_kept_by_what_they_are(cli, digits_as_files):
+    ckpt, result = trained(cli, "experiment=digits", "model=vit")
+    run = ckpt.parents[1]
+    other = ["data=imagefolder", f"data.root={digits_as_files}"]
+    _, _, (row,), _ = evaluated(cli, f"ckpt={ckpt}", *other)
+    assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)  # the same images
+    assert "mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in row["view"]
+
+    for path in (digits_as_files / "val").glob("*/*[13579].png"):
+        path.unlink()
+    evaluated(cli, f"ckpt={ckpt}", *other)
+    evaluated(cli, f"ckpt={ckpt}", *other, "data.name=even")
+    (comparison,) = Comparison.from_dirs([run]).rows
+    names = [name.partition("#")[0] for name in comparison.elsewhere]
+    assert names == ["even", "imagefolder", "imagefolder"]
+
+    older = shutil.copy(ckpt, ckpt.with_name("older.ckpt"))
+    before = {path: path.read_bytes() for path in (run / "evaluations").iterdir()}
+    out, *_ = evaluated(cli, f"ckpt={older}", *other, "data.name=elsewhere")
+    assert "older.ckpt is not its run's last checkpoint: no column of the run's table" in out
+    assert {path: path.read_bytes() for path in (run / "evaluations").iterdir()} == before
+
+
+def test_where_a_runs_data_are_and_how_many_are_read_at_a_time_is_said_alone(cli, digits_as_files, monkeypatch):
+    shutil.copytree(digits_as_files / "val", digits_as_files / "train")
+    mine = ["data=imagefolder", f"data.root={digits_as_files}", "data.module.workers=0"]
+    ckpt, result = trained(cli, *mine, "model=vit", "size=tiny", "recipe=digits", "recipe.batch_size=32")
+    moved = shutil.move(digits_as_files, digits_as_files.with_name("moved"))
+    assert "does not exist" in complaint(cli("eval", f"ckpt={ckpt}"))
+    sizes, test_step = [], records._Recorder.test_step
+
+    def counted(self, batch, batch_idx):
+        sizes.append(len(batch[1]))
+        test_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(records._Recorder, "test_step", counted)
+    for plus in ("", "+"):
+        sizes.clear()
+        batch = f"{plus}data.module.eval_batch_size=200"
+        _, _, (row,), _ = evaluated(cli, f"ckpt={ckpt}", f"{plus}data.root={moved}", batch)
+        assert sizes == [200, 160]
+        assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
+        assert row["fingerprint"] == result["data_fingerprint"]
+    mistake = cli("eval", f"ckpt={ckpt}", f"data.root={moved}", "+data.module.eval_batchsize=2")
+    assert "data.module.eval_batchsize is no setting of the run's data=imagefolder" in complaint(mistake)
+
+    monkeypatch.setattr(records._Recorder, "test_step", lambda *_: torch.empty(2**48))
+    line = complaint(cli("eval", f"ckpt={ckpt}", f"data.root={moved}"))
+    assert "out of memory" in line
+    assert "data.module.eval_batch_size=" in line
 
 
 TIMM = ["data=imagenet", "model=timm"]

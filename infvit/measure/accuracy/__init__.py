@@ -41,8 +41,8 @@ def accuracy(
 
     Writes `accuracy.json`, a row for each model and pipeline; `differences.json`, of each model to the first on the
     same images and of the pipelines; and for each row the records of its images (.npz) and its classes (.csv). What a
-    run's checkpoint scores by the exact pipeline on other data than the run's own is kept beside the run's result too,
-    for the tables (`infvit.compare`).
+    run's last checkpoint scores by the exact pipeline on other data than the run's own is kept beside the run's result
+    too, for the tables (`infvit.compare`).
 
     Args:
         checkpoints: of runs.
@@ -121,9 +121,8 @@ def _report(evaluations: list[_Evaluation], out: Path) -> None:
             classes.append(table.best_and_worst(f"{one.label}, {one.pipeline}", names, of_classes))
         table.write_classes(out / f"{one.file}.classes.csv", names, of_classes)
         notes.append(table.about_real(row, names))
-        kept = keep(subject.run_dir, row) if subject.run_dir and one.pipeline == "exact" else None
-        if kept is not None:
-            notes.append(f"{kept}: a column of the run's table, by python -m infvit.compare")
+        if subject.run_dir and one.pipeline == "exact":
+            notes.append(_kept(subject.run_dir, row, subject.last))
     differences = _differences(evaluations)
     how = {"resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED, "calibration_bins": BINS}
     (out / "accuracy.json").write_text(json.dumps({"rows": rows} | how, indent=2) + "\n")
@@ -137,6 +136,14 @@ def _report(evaluations: list[_Evaluation], out: Path) -> None:
         notes.append("Models measured on different images have no differences: data= gives all of them the same.")
     print(*classes, "", bootstrap.HOW, f"ECE: calibration error of the softmax, {BINS} bins.", sep="\n")
     print(*dict.fromkeys(filter(None, notes)), out / "accuracy.json", sep="\n")
+
+
+def _kept(run_dir: Path, row: dict[str, Any], last: bool) -> str:
+    """Keeps the row for the tables of runs, if it is of the run's last checkpoint; says where, or why not."""
+    if not last:
+        return f"{row['ckpt']} is not its run's last checkpoint: no column of the run's table"
+    kept = keep(run_dir, row)
+    return f"{kept}: a column of the run's table, by python -m infvit.compare" if kept else ""
 
 
 def _differences(evaluations: list[_Evaluation]) -> list[dict[str, Any]]:

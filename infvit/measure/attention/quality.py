@@ -188,6 +188,9 @@ def _keep(studied: Studied, found: Measured, setting: Setting) -> list[Path]:
     own = [row for row in found.maps if row["method"] == OWN]
     if not own or setting.images is not None:
         return []
+    if not studied.last:
+        print(f"{studied.row['ckpt']} is not its run's last checkpoint: no columns of the run's table", flush=True)
+        return []
     how = f"block {setting.block}, patches {REMOVALS[setting.removal]} in steps of {setting.step:.0%}"
     if found.boxes:
         how += f", against {found.boxes} boxes ({setting.upsampling})"

@@ -154,6 +154,13 @@ def test_imagenets_boxes_and_what_was_wrong_with_them(cli, tmp_path):
     (row,) = written(tmp_path)
     assert row["roc_auc"] is None
 
+    older = run / "checkpoints" / "older.ckpt"
+    older.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    kept = (run / "attention.json").read_bytes()
+    done = cli("eval", "eval=attention", f"ckpt={older}", "removal=blur", "methods=[attention]", *QUICK)
+    assert "older.ckpt is not its run's last checkpoint" in done.out
+    assert (run / "attention.json").read_bytes() == kept
+
     for arguments, message in (
         (["boxes=nowhere"], "boxes=nowhere holds no annotation of 5 images, such as ILSVRC2012_val_00000000.xml"),
         (["methods=[rollout]"], "methods=rollout not offered: linear_infvit offers attention, katz_in,"),
