@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", "recipe.epochs=1"]
+SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
+DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
 
 
 @pytest.fixture
@@ -44,6 +45,8 @@ def complaint(outcome):
             ["recipe.batch_size=33", "recipe.mixup={_target_: timm.data.Mixup, _partial_: true}"],
             ["33", "multiple of 2"],
         ),
+        (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "expected 1 or fewer", "recipe.epochs=2"]),
+        (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "from 1"]),
         (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),
         (
             ["+progressive=from160", "recipe.progressive.begin=0", "recipe.progressive.end=0"],
@@ -83,7 +86,7 @@ def test_full_error_shows_the_traceback(cli, monkeypatch):
     assert "Traceback" in outcome.err
 
 
-OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "logger=csv"]
+OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", *SHORT, "logger=csv"]
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "torch"])
