@@ -54,6 +54,11 @@ class Classifier(LightningModule):
         expect(0 <= base_lr < math.inf, f"base_lr={base_lr}", "a learning rate from 0")
         expect(0 <= min_lr < math.inf, f"min_lr={min_lr}", "a learning rate from 0")
         expect(warmup_epochs >= 0, f"warmup_epochs={warmup_epochs}", "0 or more")
+        expect(
+            warmup_epochs < epochs,
+            f"warmup_epochs={warmup_epochs} of epochs={epochs}",
+            "a warm-up that ends before the run does, e.g. warmup_epochs=0",
+        )
         expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")
         self.net = net
         self.base_lr, self.lr = base_lr, base_lr * batch_size / 512

@@ -45,6 +45,7 @@ def complaint(outcome):
             ["recipe.batch_size=33", "recipe.mixup={_target_: timm.data.Mixup, _partial_: true}"],
             ["33", "multiple of 2"],
         ),
+        (["recipe.warmup_epochs=1"], ["warmup_epochs=1 of epochs=1", "warmup_epochs=0"]),
         (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "expected 1 or fewer", "recipe.epochs=2"]),
         (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "from 1"]),
         (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader, TensorDataset
 
 from infvit.attention import PureInfSA
+from infvit.errors import UsageError
 from infvit.module import Classifier, warmup_cosine
 from infvit.vit import VisionTransformer
 
@@ -79,6 +80,11 @@ def test_the_learning_rate_is_the_same_however_early_the_run_stops():
     assert len(whole) == 4 * 3
     assert whole[3] == max(whole)  # behind the warm-up
     assert rates(max_epochs=2) == rates(max_epochs=4, max_steps=6) == whole[:6]
+
+
+def test_a_warm_up_that_the_run_never_leaves_is_refused():
+    with pytest.raises(UsageError, match="warmup_epochs=5 of epochs=5: expected"):
+        classifier(epochs=5, warmup_epochs=5)
 
 
 def test_metrics_count_every_image_once_whatever_the_batches():
