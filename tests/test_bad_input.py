@@ -113,6 +113,17 @@ def test_empty_and_missing_folders(cli, tree):
     assert "dark" in line
 
 
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused_and_one_without_its_run_is_taken(cli, tmp_path):
+    assert cli("train", *DIGITS, "model=vit", "hydra.run.dir=first").code == 0
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    for change, found in (("recipe.base_lr=1e-3", "recipe digits#"), ("seed=1", "seed 0: expected seed 1")):
+        line = complaint(cli("train", *DIGITS, "model=vit", change, f"resume={path}", "hydra.run.dir=other"))
+        for words in (f"{path} is of a run with {found}", "warmup_epochs=0 model=vit), or", "leave out resume="):
+            assert words in line
+    alone = path.resolve().rename(tmp_path / "alone.ckpt")
+    assert cli("train", *DIGITS, "model=vit", "seed=1", f"resume={alone}", "hydra.run.dir=second").code == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_a_checkpoint_that_is_none_or_of_another_model(cli, tmp_path, content):
     path = tmp_path / "other.ckpt"
