@@ -61,7 +61,8 @@ lint: setup
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
 # What is too long for a test, about 55 minutes on two cores: the layer and the whole model against their naive twins, then
-# every table of infvit/measure/README.md, into runs/eval/. On a GPU machine, and for another size or model, see there.
+# the tables of time, memory and resolution in infvit/measure/README.md, into runs/eval/; for a GPU machine, and for another
+# size or model, see there. What trained models are needed for (eval=attention, eval=gallery) is not among them.
 bench: setup
 	@$(PYTHON) -m tests.bench_twins
 	$(PYTHON) eval.py eval=efficiency 'resolutions=[224,512,1024]' rounds=5
@@ -75,7 +76,7 @@ bench: setup
 	$(PYTHON) eval.py eval=highres 'models=[vit,vit_unfused,infvit]' 'ways=[dense]' 'resolution=[2048,4096,9216]' time_limit=60
 	$(PYTHON) eval.py eval=highres resolution=32768 'ways=[streamed]' size.depth=2 size.dim=512 size.heads=8
 
-# Breaks runs on purpose, 70 times in about 11 minutes: kills, full disks, files that vanish, ranks that hang, and a real SLURM
+# Breaks runs on purpose, 88 times in 27 minutes: kills, full disks, files that vanish, ranks that hang, and a real SLURM
 # where there is one (as root, with slurm-wlm and munge). Ends with the table of tests/chaos/README.md.
 chaos: setup
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.chaos

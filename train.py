@@ -16,7 +16,7 @@ from callbacks.devices import check_batch, check_devices, use_threads, workers_o
 from callbacks.dry_run import rehearse
 from callbacks.epoch_seed import seed_run
 from callbacks.result import RunRecord
-from callbacks.resume import checkpoint_to_go_on_from
+from callbacks.resume import check_run, checkpoint_to_go_on_from
 from callbacks.sweep import score
 from callbacks.targets import check_targets
 from callbacks.values import check_call, check_values
@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> float | None:
         data, module = start(cfg)
         record.describe(module, data)
         checkpoint = matching_checkpoint(checkpoint_to_go_on_from(cfg, run_dir), module)
+        check_run(checkpoint, record.result)
         watchers = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
         trainer = instantiate(cfg.trainer, callbacks=[*watchers, record], logger=loggers)

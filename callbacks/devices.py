@@ -74,6 +74,12 @@ def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> 
     for name in ("accumulate_grad_batches", "max_epochs", "log_every_n_steps"):
         count = getattr(trainer, name)
         expect(count is not None and count >= 1, f"trainer.{name}={count}", "1 or more")
+    epochs = trainer.max_epochs or 0
+    expect(
+        epochs <= module.epochs,
+        f"trainer.max_epochs={epochs} is longer than the recipe's schedule",
+        f"{module.epochs} or fewer; recipe.epochs={epochs} makes the schedule as long",
+    )
     clip = trainer.gradient_clip_val
     expect(clip is None or clip > 0, f"recipe.clip_grad={clip}", "a norm above 0, or null for no clipping")
     share = data.per_device(trainer)

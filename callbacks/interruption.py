@@ -19,6 +19,7 @@ from callbacks import disk
 from callbacks.checkpoint import NEWEST, WholeFiles
 from callbacks.failures import Interrupted
 from callbacks.heartbeat import at_rest
+from callbacks.watch import Watch
 from infvit.errors import expect
 
 BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
@@ -147,9 +148,13 @@ class Checkpoints(Checkpoint):
         return int(value)
 
     def _save(self, trainer: Trainer) -> None:
+        began = time.monotonic()
         with at_rest(trainer):
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.since = time.monotonic()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Watch):
+                callback.leave_out(self.since - began)
 
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""

@@ -10,6 +10,7 @@ from callbacks import disk
 from callbacks.checkpoint import LAST, make_last, newest_first, newest_whole
 from callbacks.ranks import is_first
 from infvit.compare import Result, UnreadableResultError
+from infvit.compare.result import RESULT_FILE
 from infvit.errors import UsageError
 
 CHECKPOINTS = "checkpoints"
@@ -56,6 +57,30 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
             f"{run_dir} holds checkpoints of an earlier run: go on with it by resume=auto, or give another folder"
         )
     return cfg.resume
+
+
+def check_run(checkpoint: str | None, ours: Result) -> None:
+    """Raises UsageError if the checkpoint is of a run with another model, recipe or seed, as its result says.
+
+    Its optimizer and schedule would go on under the name of this run's. Without a result beside it, it is taken.
+    """
+    if checkpoint is None:
+        return
+    try:
+        theirs = Result.read(Path(checkpoint).resolve().parent.parent / RESULT_FILE)
+    except UnreadableResultError:
+        return
+    there, here = (
+        {"model": f"{run.model}", "recipe": f"{run.recipe}#{run.recipe_hash}", "seed": f"{run.seed}"}
+        for run in (theirs, ours)
+    )
+    other = [name for name in there if there[name] != here[name]]
+    if other:
+        found, expected = (", ".join(f"{name} {run[name]}" for name in other) for run in (there, here))
+        raise UsageError(
+            f"{checkpoint} is of a run with {found}: expected {expected}; give what it was started with "
+            f"({theirs.command}), or leave out resume= to start anew"
+        )
 
 
 def wandb_id() -> str | None:

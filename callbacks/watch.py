@@ -1,5 +1,6 @@
 """What one wants to see of a run while it trains: speed, gradient norm and gamma."""
 
+import math
 import time
 from typing import Any
 
@@ -15,12 +16,13 @@ class Watch(Callback):
     """Logs `images_per_second`, `grad_norm` (before clipping) and `gamma/block.head`.
 
     Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
-    queues stay out of it.
+    queues stay out of it; so do validations and checkpoints, within an epoch and behind it.
     """
 
     def __init__(self) -> None:
         self.images = 0
-        self.since = 0.0
+        self.seconds = 0.0
+        self.since: float | None = None
 
     def on_train_batch_end(
         self,
@@ -30,10 +32,26 @@ class Watch(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if batch_idx == 0 or not self.since:  # a run may go on in the middle of an epoch
-            self.images, self.since = 0, time.perf_counter()
+        # A GPU is behind; before a validation it finishes the steps that are counted.
+        validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if validates and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if batch_idx == 0 or self.since is None:  # a run may go on in the middle of an epoch
+            self.images, self.seconds = 0, 0.0
         else:
             self.images += len(batch[0]) * trainer.world_size
+            self.seconds += now - self.since
+        self.since = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since is not None:
+            self.since = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """To be called by whoever takes time between two steps that is none of theirs."""
+        if self.since is not None:
+            self.since += seconds
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -44,9 +62,7 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.images:
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize()
-            pl_module.log("images_per_second", self.images / (time.perf_counter() - self.since))
+            pl_module.log("images_per_second", self.images / self.seconds)
         named = {f"gamma/{i}.{h}": g for i, heads in enumerate(gammas(pl_module)) for h, g in enumerate(heads)}
         step = trainer.global_step - 1  # Lightning's own at an epoch's end
         for logger in trainer.loggers if named else []:  # by Lightning's way each number takes as long as all do here

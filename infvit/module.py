@@ -54,6 +54,11 @@ class Classifier(LightningModule):
         expect(0 <= base_lr < math.inf, f"base_lr={base_lr}", "a learning rate from 0")
         expect(0 <= min_lr < math.inf, f"min_lr={min_lr}", "a learning rate from 0")
         expect(warmup_epochs >= 0, f"warmup_epochs={warmup_epochs}", "0 or more")
+        expect(
+            warmup_epochs < epochs,
+            f"warmup_epochs={warmup_epochs} of epochs={epochs}",
+            "a warm-up that ends before the run does, e.g. warmup_epochs=0",
+        )
         expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")
         self.net = net
         self.base_lr, self.lr = base_lr, base_lr * batch_size / 512
@@ -129,15 +134,26 @@ class Classifier(LightningModule):
             optimizer = self.make_optimizer(self.net, lr=self.lr)
         except Exception as error:  # what timm and torch raise, each in its way
             raise UsageError(f"the optimizer cannot be made with lr={self.lr:.3g} and its settings: {error}") from error
-        # The schedule belongs to the recipe: a trainer that stops early (max_epochs) stops on the same curve.
-        per_epoch = int(self.trainer.estimated_stepping_batches) // (self.trainer.max_epochs or 1)
+        # The schedule belongs to the recipe: a trainer that stops early, by epochs or steps, stops on the same curve.
+        self.trainer.fit_loop.setup_data()  # until then it does not know how many batches there are
+        batches = self.trainer.num_training_batches
+        limit = f"limit_train_batches={self.trainer.limit_train_batches}"
+        expect(batches < math.inf, f"{limit} of a loader without an end", "a number of batches from 1")
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)  # a last part of a step is one, too
         schedule = warmup_cosine(optimizer, self.warmup_epochs * per_epoch, self.epochs * per_epoch, self.min_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class CosineOnce(CosineAnnealingLR):
+    """PyTorch's cosine, which is periodic, as far as to its minimum, where it stays."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        return super().get_lr() if self.last_epoch <= self.T_max else [self.eta_min] * len(self.base_lrs)
+
+
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, min_lr: float) -> LRScheduler:
-    """Linear from nearly 0 to the learning rate in `warmup` steps, then a cosine to `min_lr` at step `total`."""
-    cosine = CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1), eta_min=min_lr)
+    """Linear from nearly 0 to the learning rate in `warmup` steps, then a cosine to `min_lr` at step `total` and on."""
+    cosine = CosineOnce(optimizer, T_max=max(total - warmup, 1), eta_min=min_lr)
     if not warmup:
         return cosine
     rise = LinearLR(optimizer, start_factor=1e-3, total_iters=warmup)

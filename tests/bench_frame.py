@@ -116,7 +116,7 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
 
 def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[tuple[float, float]]], float]:
     """Seconds of (steps, epoch) of each epoch of each but the first, and of train.py to the end of its first step."""
-    overrides = [*overrides, f"trainer.max_epochs={epochs}", f"hydra.run.dir={folder}"]
+    overrides = [*overrides, f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", f"hydra.run.dir={folder}"]
     turns = {BARE: Pipe(), FRAMED: Pipe()}
     numbers = {name: theirs.fileno() for name, (_, theirs) in turns.items()}
     watched = f"+callbacks.turns={{_target_: tests.bench_frame.Turns, number: {numbers[FRAMED]}}}"

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=50, help="of the sweep, an epoch each")
     arguments, overrides = parser.parse_known_args()
     overrides = overrides or ["experiment=digits"]
-    report("epoch", weighed([*overrides, f"trainer.max_epochs={arguments.epochs}"]))
+    report("epoch", weighed([*overrides, f"recipe.epochs={arguments.epochs}", "recipe.warmup_epochs=0"]))
     seeds = ",".join(map(str, range(arguments.jobs)))
     report("job", weighed(["-m", *overrides, "model=linear_infvit", f"seed={seeds}", "trainer.max_epochs=1"]))
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", "recipe.epochs=1"]
+SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
+DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
 
 
 @pytest.fixture
@@ -44,6 +45,9 @@ def complaint(outcome):
             ["recipe.batch_size=33", "recipe.mixup={_target_: timm.data.Mixup, _partial_: true}"],
             ["33", "multiple of 2"],
         ),
+        (["recipe.warmup_epochs=1"], ["warmup_epochs=1 of epochs=1", "warmup_epochs=0"]),
+        (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "expected 1 or fewer", "recipe.epochs=2"]),
+        (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "from 1"]),
         (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),
         (
             ["+progressive=from160", "recipe.progressive.begin=0", "recipe.progressive.end=0"],
@@ -83,7 +87,7 @@ def test_full_error_shows_the_traceback(cli, monkeypatch):
     assert "Traceback" in outcome.err
 
 
-OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", "recipe.epochs=1", "logger=csv"]
+OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", *SHORT, "logger=csv"]
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "torch"])
@@ -107,6 +111,17 @@ def test_empty_and_missing_folders(cli, tree):
         image.unlink()
     line = complaint(cli("train", *OWN, f"data.root={tree}", "data/loader=torch"))
     assert "dark" in line
+
+
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused_and_one_without_its_run_is_taken(cli, tmp_path):
+    assert cli("train", *DIGITS, "model=vit", "hydra.run.dir=first").code == 0
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    for change, found in (("recipe.base_lr=1e-3", "recipe digits#"), ("seed=1", "seed 0: expected seed 1")):
+        line = complaint(cli("train", *DIGITS, "model=vit", change, f"resume={path}", "hydra.run.dir=other"))
+        for words in (f"{path} is of a run with {found}", "warmup_epochs=0 model=vit), or", "leave out resume="):
+            assert words in line
+    alone = path.resolve().rename(tmp_path / "alone.ckpt")
+    assert cli("train", *DIGITS, "model=vit", "seed=1", f"resume={alone}", "hydra.run.dir=second").code == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader, TensorDataset
 
 from infvit.attention import PureInfSA
+from infvit.errors import UsageError
 from infvit.module import Classifier, warmup_cosine
 from infvit.vit import VisionTransformer
 
@@ -58,6 +59,32 @@ def test_the_learning_rate_scales_with_the_batch_warms_up_and_follows_the_cosine
     assert rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55, abs=1e-6)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    for _ in range(200):
+        optimizer.step()
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def rates(**stop):
+    """The learning rates of a run with 5 batches an epoch, two of them a step."""
+    module, seen = classifier(epochs=4, warmup_epochs=1), []
+    module.on_train_batch_start = lambda *_: seen.append(module.optimizers().param_groups[0]["lr"])
+    data = DataLoader(TensorDataset(torch.randn(20, 3, 8, 8), torch.randint(0, 3, (20,))), batch_size=4)
+    off = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    Trainer(accelerator="cpu", accumulate_grad_batches=2, **off, **stop).fit(module, data)
+    return [rate for i, rate in enumerate(seen) if i % 5 % 2 == 0]
+
+
+def test_the_learning_rate_is_the_same_however_early_the_run_stops():
+    whole = rates(max_epochs=4)
+    assert len(whole) == 4 * 3
+    assert whole[3] == max(whole)  # behind the warm-up
+    assert rates(max_epochs=2) == rates(max_epochs=4, max_steps=6) == whole[:6]
+
+
+def test_a_warm_up_that_the_run_never_leaves_is_refused():
+    with pytest.raises(UsageError, match="warmup_epochs=5 of epochs=5: expected"):
+        classifier(epochs=5, warmup_epochs=5)
 
 
 def test_metrics_count_every_image_once_whatever_the_batches():

@@ -35,7 +35,8 @@ from tests.chaos.kill import RUN, difference, left, start
 
 FULL = "No space left on device"
 MISSING = "not written, or not to the end: "
-SWEEP = ["-m", *(word for word in RUN if not word.startswith(("hydra.run", "resume"))), "recipe.epochs=1", "model=vit"]
+SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
+SWEEP = ["-m", *(word for word in RUN if not word.startswith(("hydra.run", "resume"))), *SHORT, "model=vit"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -118,8 +118,9 @@ def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_wa
         (tree / split).mkdir(parents=True)
         for name in synsets():
             (tree / split / name).symlink_to(by_synset / MATCHED / name)
-    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "+trainer.limit_train_batches=1", "data/loader=torch"]
+    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "recipe.warmup_epochs=0", "data/loader=torch"]
     tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
+    tiny += ["+trainer.limit_train_batches=1"]
     trained = cli("train", "data=imagenet", f"data.root={tree}", *tiny)
     assert trained.code == 0, trained.err
     (run,) = trained.runs()

@@ -88,8 +88,9 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
 
 
 def test_a_run_trains_and_tests_without_the_tree(cli, prepared):
-    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "+trainer.limit_train_batches=1", "data/loader=torch"]
+    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "recipe.warmup_epochs=0", "data/loader=torch"]
     tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
+    tiny += ["+trainer.limit_train_batches=1"]
     trained = cli("train", "data=imagenet", f"data.root={prepared}", *tiny)
     assert trained.code == 0, trained.err
     (run,) = trained.runs()
