@@ -58,7 +58,7 @@ class Masks(NamedTuple):
 
     @property
     def only_attn(self) -> "Masks":
-        """What is left where padding and causality are dealt with otherwise."""
+        """What is left where padding is dealt with otherwise."""
         return Masks(attn=self.attn)
 
 
@@ -80,7 +80,7 @@ class Attention(nn.Module):
     """
 
     honours: ClassVar[frozenset[str]] = frozenset({"key_padding_mask"})
-    refusal: ClassVar[str] = "leave it out, or use PureInfSA or SoftmaxAttention, which take it"
+    refusal: ClassVar[str] = "leave it out, or use SoftmaxAttention or ReLUAttention, which take it"
     """Ends the message about a mask that is not honoured: why not, and what to do."""
 
     def __init__(
@@ -109,7 +109,9 @@ class Attention(nn.Module):
             x: the tokens.
             key_padding_mask: (B, N), True for tokens that are padding: they get weight 0 and change nothing elsewhere,
                 so the other tokens come out as if they were alone. What comes out at a padding token means nothing.
-            attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j.
+            attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j: j gets weight 0
+                in row i and brings it no value. PureInfSA's rows share one norm, to which j still adds where others
+                see it, and its further hops may reach j through these.
             is_causal: token i sees only tokens j ≤ i.
 
         Raises:

@@ -28,6 +28,9 @@ class PureInfSA(DiscountedAttention):
     `tolerance`. (With `attn_drop` in training it is held, because a dropped weight must be the same in both passes.)
     The whole series is computed in float32 or better. A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
+    An `attn_mask` takes edges out of the graph: what row i must not see has weight 0 there and brings it no value,
+    unless by further hops through tokens that see it. ‖A‖_F is of all rows, so what others see scales row i as well.
+
     Args:
         hops: length of the longest paths that are summed, or `math.inf` for all. Each costs one more product with A.
         tolerance: of the iteration for hops = inf, the part of ‖O‖_F that may be missing.
@@ -37,7 +40,11 @@ class PureInfSA(DiscountedAttention):
             meet `attn_drop` (a matrix with weights dropped and the rest scaled up may have no Neumann series).
     """
 
-    honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
+    honours = frozenset({"key_padding_mask", "attn_mask"})
+    refusal = (
+        "‖A‖_F is one number for all rows, so later tokens would scale what earlier ones receive; "
+        "use SoftmaxAttention or ReLUAttention, which take it"
+    )
 
     def __init__(
         self,
@@ -74,22 +81,18 @@ class PureInfSA(DiscountedAttention):
 
     @torch.no_grad()
     def truncation_bound(
-        self,
-        x: Tensor,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
+        self, x: Tensor, key_padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
         """How far the sum of this layer's hops is from that of all: a bound on ‖O_hops − O_inf‖_F per head, (B, H).
 
             g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
 
-        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Takes and raises as `forward`.
+        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Masks as in `forward`.
         """
-        masks = Masks(key_padding_mask, attn_mask, is_causal)
+        masks = Masks(key_padding_mask, attn_mask)
         x = self._admitted(x, masks)
         qkv = precise(self._qkv(x, masks))
-        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x), is_causal)
+        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x))
         V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
         return g ** (self.hops + 1) / (1 - g) * V
 
@@ -111,7 +114,7 @@ class PureInfSA(DiscountedAttention):
         elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
-        left_out = (masks.key_padding, masks.only_attn.hidden(x), masks.is_causal)
+        left_out = (masks.key_padding, masks.only_attn.hidden(x))
         return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
 
     def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:

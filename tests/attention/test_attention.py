@@ -160,8 +160,20 @@ def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
     assert layer(x, attn_mask=hidden).isfinite().all()
     ratio = (weights / open_weights)[..., :3, :]
     assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "is_causal" in ATTENTIONS[n].honours])
+def test_a_causal_layer_tells_no_token_of_later_ones(name):
+    layer, x = layer_and_input(name)
+    changed = x.clone()
+    changed[:, 9:] = 10 * torch.randn(2, 4, 32, dtype=torch.float64)
+    before, after = layer(x, is_causal=True), layer(changed, is_causal=True)
+    assert (before - after)[:, :9].abs().max() <= 1e-12
+    assert (before - after)[:, 9:].abs().max() > 1e-2
+    weights = layer.weights(x, is_causal=True) - layer.weights(changed, is_causal=True)
+    assert weights[..., :9, :].abs().max() <= 1e-12
     future = torch.ones(13, 13, dtype=torch.bool).triu(1)
-    assert (layer(x, is_causal=True) - layer(x, attn_mask=future)).abs().max() <= 1e-12
+    assert (before - layer(x, attn_mask=future)).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)
