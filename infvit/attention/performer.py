@@ -16,7 +16,8 @@ class PerformerAttention(KernelAttention):
 
     The directions w are orthogonal in blocks of d, with the lengths of normal vectors (`projection`, a buffer). In
     training they are drawn anew after every `redraw` forward passes, in evaluation they stay; each draw follows from
-    the buffers `seed` and `calls`, so that a resumed run draws what an uninterrupted one does.
+    the buffers `seed` and `calls`, so that a resumed run draws what an uninterrupted one does. Weights may be averaged,
+    buffers not: the mean of two draws is none.
 
     Args:
         num_features: m; None for d ln d, the order that the paper's bound asks for.
