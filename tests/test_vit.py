@@ -1,12 +1,15 @@
 """The backbone: the paper's parameter counts, positions, features, resolutions, timm."""
 
+import math
+from functools import partial
+
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 import infvit
-from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention, pure
 from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.positions import normal, sincos
@@ -94,6 +97,23 @@ def test_the_class_token_alone_behind_the_last_attention_is_the_whole_model(atte
     torch.testing.assert_close(short, whole, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(gradients(short), gradients(whole), strict=True):
         torch.testing.assert_close(ours.expand_as(theirs), theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_all_hops_cost_a_linear_system_and_iterated_are_not_known(monkeypatch):
+    N, D, H = 16, 32, 4
+    options = {**SMALL, "depth": 1, "class_token": False}
+    with torch.device("meta"):
+        one, every = (VisionTransformer(partial(PureInfSA, hops=hops), **options) for hops in (1, math.inf))
+    triangles, product = 2 * N**3 // 3 * H, 2 * N * N * D
+    more = cost(every, 16).flops_forward - cost(one, 16).flops_forward
+    assert more == triangles + product
+    # Backward: the transposed system, factored already, and the gradient of its matrix.
+    assert cost(every, 16).flops_training - cost(one, 16).flops_training == more + 2 * product
+    monkeypatch.setattr(pure, "DENSE_TOKENS", 0)
+    got = cost(every, 16)
+    assert (got.macs_forward, got.flops_forward, got.flops_training) == (None, None, None)
+    assert got.parameters == cost(one, 16).parameters
+    assert cost(one, 16).flops_forward > 0
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())

@@ -5,6 +5,7 @@ few (N, d) matrices of the heads at work. Registered as an operator of torch, so
 without a graph break and FlopCounterMode counts it.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -254,22 +255,27 @@ def _backward(ctx: Any, grad_O: Tensor | None, *_: Any) -> tuple[Tensor | None, 
 diffuse.register_autograd(_backward, setup_context=_save)
 
 
-def _products(x: Any, count: int) -> int:
+def _products(x: Any, count: float) -> float:
     """FLOPs of `count` products with the N × N matrices of all heads."""
     B, N, D = x
     return count * B * 2 * N * N * D
 
 
+def _counted(hops: int) -> float:
+    """Not a number for all hops: how often they are iterated depends on x, and no sum with it is known."""
+    return math.nan if hops == INFINITE else hops
+
+
 @register_flop_formula(torch.ops.infvit.diffuse)
-def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> int:
-    """The projections; A and its product for every hop. How often all hops are iterated depends on x: counted once."""
-    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * max(arguments[2], 1))
+def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> float:
+    """The projections; A and its product for every hop."""
+    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * _counted(arguments[2]))
 
 
 @register_flop_formula(torch.ops.infvit.diffuse_backward)
-def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> int:  # noqa: ARG001
+def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> float:  # noqa: ARG001
     """Twice the projections; A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
-    hops = max(arguments[5], 1)
+    hops = _counted(arguments[5])
     return 4 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * (hops - 1) + 4 + hops)
 
 
