@@ -49,11 +49,11 @@ class PerformerAttention(KernelAttention):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("calls", torch.tensor(0))
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         if self.training and self.redraw:
             self.projection.copy_(redrawn(self.projection, self.seed, self.calls, self.redraw))
             self.calls.add_(1)
-        return super().attend(x, masks)
+        return super().mix(Q, K, V, masks)
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         log_Q, log_K = self._log_features(Q), self._log_features(K)

@@ -71,7 +71,20 @@ class PureInfSA(DiscountedAttention):
         self.hops, self.tolerance = hops, tolerance
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        O = self._tiled(x, masks) if self._needs_tiles(x) else self._dense(self._qkv(x, masks), masks.hidden(x))  # noqa: E741
+        return self._out(self._received(x, masks), x)
+
+    def first(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]`: ‖A‖_F needs all of A, the last hop one row of it where A is held, the projection one."""
+        self._check_tokens(x)
+        return self._out(self._received(x, Masks(), 1), x)
+
+    def _received(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
+        """O of the first `tokens`, None for all: (B, N, D) → (B, tokens, H, d)."""
+        if self._needs_tiles(x):
+            return self._tiled(x, masks)[:, :tokens]
+        return self._dense(self._qkv(x, masks), masks.hidden(x), tokens)
+
+    def _out(self, O: Tensor, x: Tensor) -> Tensor:  # noqa: E741
         return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
@@ -117,20 +130,20 @@ class PureInfSA(DiscountedAttention):
         left_out = (masks.key_padding, masks.only_attn.hidden(x))
         return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
 
-    def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
-        """(B, N, 3, H, d) → (B, N, H, d)."""
+    def _dense(self, qkv: Tensor, hidden: Tensor | None, tokens: int | None = None) -> Tensor:
+        """(B, N, 3, H, d) → (B, N, H, d), or of the first `tokens`."""
         if self.hops == math.inf:
             with without_autocast(qkv):
-                return self._solved(precise(qkv), hidden).transpose(1, 2)
+                return self._solved(precise(qkv), hidden).transpose(1, 2)[:, :tokens]
         V = qkv[:, :, 2].transpose(1, 2)
         A, norm = self._affinities(qkv, hidden)
         # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
         scale = self.gamma[:, None, None] / norm
         A = self.attn_drop(A)
-        O = (scale * (A @ V)).to(V.dtype)  # noqa: E741
+        Y = V
         for _ in range(int(self.hops) - 1):
-            O = (scale * (A @ (V + O))).to(V.dtype)  # noqa: E741
-        return O.transpose(1, 2)
+            Y = V + (scale * (A @ Y)).to(V.dtype)
+        return (scale * (A[:, :, :tokens] @ Y)).to(V.dtype).transpose(1, 2)
 
     def _solved(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
         """(I − M)⁻¹ M V by a linear solve: (B, N, 3, H, d) → (B, H, N, d)."""

@@ -16,8 +16,9 @@ from infvit.attention import DiscountedAttention
 class Cost:
     """Counts of what runs for one image. FLOPs are 2 per multiply-add; norms, activations and sums are not counted.
 
-    A VisionTransformer with a class token computes nothing else behind its last attention, so it counts less than the
-    same model with all its tokens there, by which published counts go.
+    A VisionTransformer with a class token computes nothing else behind its last attention, and in it no more of the
+    other tokens than that one needs (`Attention.first`), so it counts less than the same model with all its tokens
+    there, by which published counts go.
 
     MACs and FLOPs are None, not known, where the image decides what runs: PureInfSA iterates the sum of all hops over
     more than `DENSE_TOKENS` tokens until it is near enough.

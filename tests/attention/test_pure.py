@@ -80,6 +80,17 @@ def test_causality_is_refused_because_the_norm_is_of_all_rows():
     assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-10
 
 
+@pytest.mark.parametrize("hops", [1, 3, math.inf])
+@pytest.mark.usefixtures("path")
+def test_the_first_token_alone(hops):
+    layer, x = layer_and_input("infsa", hops=hops, tolerance=1e-13)
+    x.requires_grad_()
+    alone, of_all = layer.first(x), layer(x)[:, :1]
+    assert (alone - of_all).abs().max() <= 1e-12
+    for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
+
+
 @pytest.mark.parametrize("tile", [1, 3, 5, 50])
 def test_tiles_of_any_size(tile, monkeypatch):
     layer, x = layer_and_input("infsa", B=1, N=5, hops=3)
