@@ -6,7 +6,7 @@ from infvit.attention.layer import K_AND_V, Q_ALONE, Attention, Masks
 
 
 class QueryAttention(Attention):
-    """An operator of the family writes `mix` and `weigh`. Of the first token alone, `first` forms one query."""
+    """An operator of the family writes `mix` and `weigh`; what overrides `attend` instead must override `first` too."""
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         """O of the first n tokens in V's dtype, (B, H, n, d), from their Q and K, V of all, (B, H, N, d)."""
