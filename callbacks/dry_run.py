@@ -138,7 +138,9 @@ def rows(
     first, *timed = done.steps
     trained = data.batch_size / statistics.fmean(timed or done.steps)
     rate = min(trained, done.loaded)
-    validated = min(trained * counted.flops_training / counted.flops_forward, done.loaded)
+    flops, flops_trained = counted.flops_forward, counted.flops_training
+    both_passes = flops_trained / flops if flops and flops_trained else 3  # uncounted, backward is two of forward
+    validated = min(trained * both_passes, done.loaded)
     validations = epochs // (trainer.check_val_every_n_epoch or 1)
     validation = validations * data.val_size / validated
     seconds = epochs * images / rate + validation
@@ -147,9 +149,10 @@ def rows(
     device = torch.cuda.get_device_name() if on_cuda else module.device.type.upper()
 
     yield "model", f"{cfg.model.name}: {shape(module.net).depth or '?'} layers, {counted.parameters:,} parameters"
-    flops = f"{amount(counted.flops_forward)} forward ({amount(counted.macs_forward)} MACs)"
-    yield "FLOPs", f"{flops}, {amount(counted.flops_training)} training, per image of {size} px"
-    yield "", f"{counted.flops_training * epochs * images:.2g} in all of the training"
+    forward = f"{amount(flops)} forward ({amount(counted.macs_forward)} MACs)"
+    yield "FLOPs", f"{forward}, {amount(flops_trained)} training, per image of {size} px"
+    if flops_trained is not None:
+        yield "", f"{flops_trained * epochs * images:.2g} in all of the training"
     yield "recipe", f"{cfg.recipe.name}#{recipe_hash(cfg.recipe)}: {epochs} epochs"
     yield (
         "batch",

@@ -181,10 +181,11 @@ class RunRecord(Callback):
     def announce(self, module: Classifier) -> None:
         """Says in a few lines what is about to run."""
         r = self.result
+        flops = "FLOPs not known" if r.flops_forward is None else f"{r.flops_forward / 1e9:,.3g} GFLOPs"
         if self.writes:
             print(
                 f"{r.model}: {r.depth or '?'} layers, {r.parameters:,} parameters, "
-                f"{(r.flops_forward or 0) / 1e9:,.3g} GFLOPs forward per image at {r.image_size} px\n"
+                f"{flops} forward per image at {r.image_size} px\n"
                 f"recipe {r.recipe}#{r.recipe_hash}: {r.epochs} epochs, batch {r.batch_size}, "
                 f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512)\n"
                 f"data {r.data}#{r.data_fingerprint}, {r.loader} loader; seed {r.seed}\n"

@@ -85,7 +85,7 @@ def size_name() -> str:
     """The chosen size and what was changed of it, "large4 size.depth=12"."""
     hydra = HydraConfig.get()
     changed = [o.lstrip("+") for o in hydra.overrides.task if o.lstrip("+").startswith("size.")]
-    return " ".join([hydra.runtime.choices.size, *sorted(changed)])
+    return " ".join([hydra.runtime.choices["size"], *sorted(changed)])
 
 
 def jobs_at_once() -> int:

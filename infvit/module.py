@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from infvit.attention import PerformerAttention
 from infvit.errors import UsageError, expect
 
 Batch = tuple[Tensor, Tensor]
@@ -80,6 +82,16 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) → logits (B, classes)."""
         return self.net(images)
+
+    def on_fit_start(self) -> None:
+        """Raises UsageError if an average of random directions would be evaluated, which is no draw of them."""
+        averages = [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        performs = any(isinstance(m, PerformerAttention) for m in self.net.modules())
+        if performs and any(average._use_buffers for average in averages):
+            raise UsageError(
+                "recipe.ema averages buffers too, and with them the directions that PerformerAttention draws anew in "
+                "training: the mean of two draws is no draw; add use_buffers: false to it, which takes the last draw"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

@@ -158,6 +158,17 @@ def test_padding_of_an_encoder_that_linear_infsa_was_put_in() -> None:
         model(TOKENS, mask=nn.Transformer.generate_square_subsequent_mask(7))
 
 
+def test_a_mask_said_to_be_causal_is_refused_for_pure_and_any_other_is_taken() -> None:
+    """nn.TransformerEncoder finds by itself that a mask is causal, and says so."""
+    model = strong(encoder())
+    convert(model, "infsa")
+    future = nn.Transformer.generate_square_subsequent_mask(7)
+    for hint in (None, True):
+        with pytest.raises(UsageError, match=r"self_attn: PureInfSA cannot honour is_causal: .*one number"):
+            model(TOKENS, mask=future, is_causal=hint)
+    assert model(TOKENS, mask=torch.eye(7) > 0).isfinite().all()
+
+
 def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
     original = strong(nn.MultiheadAttention(16, 4, **options))
     return original, nn.ModuleDict({"attn": copy.deepcopy(original)})

@@ -1,5 +1,6 @@
 """The dry run says what the run will take, and leaves nothing of it."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -85,6 +86,8 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
     assert ": the bottleneck" in slow
     assert f"about {(2 * 110 + 3600 / 64) // 60:.0f} min {(2 * 110 + 3600 / 64) % 60:.0f} s, 56 s of it" in slow
     assert "from 4 to 8 px: 62% of the pixels" in said(1e6, Ramp(4, 0.5, 0.5, 10, 2))
+    counted = dataclasses.replace(counted, macs_forward=None, flops_forward=None, flops_training=None)
+    assert "FLOPs – forward (– MACs), – training, per image of 8 px\nrecipe" in said(1e6)
 
 
 def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_comparison(cli):

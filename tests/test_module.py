@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader, TensorDataset
 
-from infvit.attention import PureInfSA
+from infvit.attention import PerformerAttention, PureInfSA
 from infvit.errors import UsageError
 from infvit.module import Classifier, warmup_cosine
 from infvit.vit import VisionTransformer
@@ -43,6 +44,38 @@ def test_no_decay_on_norms_biases_positions_and_gamma():
         "head.weight",
     }
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(module.net.parameters()))
+
+
+def test_averaged_weights_are_evaluated_with_directions_that_performer_drew():
+    def seen(**options):
+        module, used = classifier(), []
+        module.net = VisionTransformer(partial(PerformerAttention, redraw=1), **TINY)
+        block = module.net.blocks[0]
+
+        def look(*_):
+            if not block.training:
+                used.append(block.attn.projection[:8].clone())
+
+        block.register_forward_hook(look)
+        loader = DataLoader(TensorDataset(torch.randn(16, 3, 8, 8), torch.randint(3, (16,))), batch_size=4)
+        Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+            callbacks=[EMAWeightAveraging(decay=0.9, **options)],
+        ).fit(module, loader, loader)
+        return [*used, block.attn.projection[:8]]
+
+    directions = seen(use_buffers=False)
+    assert not torch.equal(directions[0], directions[-1])
+    for drawn in directions:
+        gram = drawn @ drawn.T
+        assert (gram - gram.diag().diag()).abs().max() < 1e-4
+    with pytest.raises(UsageError, match=r"PerformerAttention draws.*use_buffers: false"):
+        seen()
 
 
 def test_the_learning_rate_scales_with_the_batch_warms_up_and_follows_the_cosine():

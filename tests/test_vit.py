@@ -1,12 +1,16 @@
 """The backbone: the paper's parameter counts, positions, features, resolutions, timm."""
 
+import math
+from functools import partial
+
 import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
+from torch.utils.flop_counter import FlopCounterMode
 
 import infvit
-from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention, pure
 from infvit.errors import UsageError
 from infvit.measure.cost import cost
 from infvit.positions import normal, sincos
@@ -65,13 +69,13 @@ def test_cost_counts_what_can_be_counted_by_hand():
 def test_cost_where_the_matrix_is_not_held_is_what_the_formulas_cost(name):
     """1,025 tokens: Pure's tiles are an operator that counts itself. Linear forms only Q, and H sums three times.
 
-    In the last block softmax has one query, and the MLP one token.
+    In the last block softmax has one query, Pure one output, and the MLP one token.
     """
     N, D, H = 1025, 1024, 16
     whole = 4 * D * D + 2 * N * D
     mixing, last = {
         NAMES[0]: (whole, 2 * D * D),
-        NAMES[1]: (whole, whole),
+        NAMES[1]: (whole, whole - D * D),
         NAMES[2]: (D * D + 3 * D * H,) * 2,
     }[name]
     rest = (N - 1) * 768 * D + D * D + D * 1000
@@ -94,6 +98,40 @@ def test_the_class_token_alone_behind_the_last_attention_is_the_whole_model(atte
     torch.testing.assert_close(short, whole, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(gradients(short), gradients(whole), strict=True):
         torch.testing.assert_close(ours.expand_as(theirs), theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_the_last_layer_costs_no_more_than_its_class_token_needs(name):
+    """Behind every token but one: the MLP, the output, and the query (of XCA and no attention the value)."""
+    N, D = 65, 64
+    with torch.device("meta"):
+        model = VisionTransformer(ATTENTIONS[name], img_size=32, patch_size=4, dim=D, depth=1, num_heads=4).eval()
+        softmax = VisionTransformer(SoftmaxAttention, img_size=32, patch_size=4, dim=D, depth=1, num_heads=4)
+        images = torch.empty(1, 3, 32, 32)
+    with FlopCounterMode(display=False) as whole:
+        model.forward_head(model.forward_features(images))
+    got = cost(model, 32)
+    spared = {"linear_infsa": 8, "infsa": 9, "nystrom": 9}.get(name, 10)
+    assert whole.get_total_flops() - got.flops_forward >= spared * 2 * (N - 1) * D * D
+    if name in ("relu", "softmax_unfused"):  # the same products
+        assert got.flops_forward == cost(softmax, 32).flops_forward
+
+
+def test_all_hops_cost_a_linear_system_and_iterated_are_not_known(monkeypatch):
+    N, D, H = 16, 32, 4
+    options = {**SMALL, "depth": 1, "class_token": False}
+    with torch.device("meta"):
+        one, every = (VisionTransformer(partial(PureInfSA, hops=hops), **options) for hops in (1, math.inf))
+    triangles, product = 2 * N**3 // 3 * H, 2 * N * N * D
+    more = cost(every, 16).flops_forward - cost(one, 16).flops_forward
+    assert more == triangles + product
+    # Backward: the transposed system, factored already, and the gradient of its matrix.
+    assert cost(every, 16).flops_training - cost(one, 16).flops_training == more + 2 * product
+    monkeypatch.setattr(pure, "DENSE_TOKENS", 0)
+    got = cost(every, 16)
+    assert (got.macs_forward, got.flops_forward, got.flops_training) == (None, None, None)
+    assert got.parameters == cost(one, 16).parameters
+    assert cost(one, 16).flops_forward > 0
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())

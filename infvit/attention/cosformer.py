@@ -18,8 +18,12 @@ class CosFormerAttention(KernelAttention):
     """
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        place, count = places(Q[:, 0], masks)
-        angle = (math.pi / 2 * place.to(Q.dtype) / count)[:, None, :, None]
-        cos, sin = angle.cos(), angle.sin()
-        Q, K = Q.relu(), K.relu()
-        return torch.cat([Q * cos, Q * sin], dim=-1), torch.cat([K * cos, K * sin], dim=-1)
+        place, count = places(K[:, 0], masks)
+        angle = (math.pi / 2 * place.to(K.dtype) / count)[:, None, :, None]
+        axes = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return _turned(Q, axes[:, :, : Q.shape[-2]]), _turned(K, axes)
+
+
+def _turned(x: Tensor, axes: Tensor) -> Tensor:
+    """relu(x), (B, H, n, d), along the cosine and the sine of its place, (B or 1, 1, n, 2): (B, H, n, 2 d)."""
+    return (axes.unsqueeze(-1) * x.relu().unsqueeze(-2)).flatten(-2)

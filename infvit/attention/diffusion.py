@@ -5,6 +5,7 @@ few (N, d) matrices of the heads at work. Registered as an operator of torch, so
 without a graph break and FlopCounterMode counts it.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class _Heads(NamedTuple):
         return self.gamma / with_eps(norm, self.q, self.k)
 
 
-def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) -> Iterator[_Heads]:
+def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None) -> Iterator[_Heads]:
     """All heads of all images, as many together as the device likes: a core one, an accelerator all of an image."""
     B, _, _, H, d = qkv.shape
     precise = precision(qkv)
@@ -50,7 +51,7 @@ def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None, is_causal: bool) ->
             Q, K, V = qkv[image, :, :, heads].permute(1, 2, 0, 3)
             q, k = (largest_entry(t, (-2, -1)).to(precise) for t in (Q, K))
             here = None if hidden is None else _part(_part(hidden, 0, slice(image, image + 1))[0], 0, heads)
-            graph = GraphTiles((Q / (q * d)).to(Q.dtype), (K / k).to(K.dtype), here, is_causal)
+            graph = GraphTiles((Q / (q * d)).to(Q.dtype), (K / k).to(K.dtype), here)
             yield _Heads((image, heads), graph, V, q, k, gamma[heads, None, None].to(precise))
 
 
@@ -68,7 +69,6 @@ def diffuse(
     tolerance: float,
     padding: Tensor | None,
     hidden: Tensor | None,
-    is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """O = Σ_{t=1..hops} Mᵗ V with M = gamma A / (‖A‖_F + eps), A = relu(Q Kᵀ / d); of each image and head its own.
 
@@ -83,7 +83,6 @@ def diffuse(
         tolerance: see hops.
         padding: bool (B, N), True for tokens without weight, and without V.
         hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
-        is_causal: A is 0 above its diagonal.
 
     Returns:
         O (B, N, H, d), and for the backward pass: Q, K, V (B, N, 3, H, d); ‖A‖_F in the units of the tiles, (B, H);
@@ -98,7 +97,7 @@ def diffuse(
         O = x.new_empty(B, N, H, D // H)  # noqa: E741
         norms = x.new_empty(B, H, dtype=precision(x))
         partial = x.new_empty(max(hops, 1) - 1, *O.shape)
-        for heads in _each(qkv, gamma, hidden, is_causal):
+        for heads in _each(qkv, gamma, hidden):
             image, which = heads.at
             U, norm = heads.graph.product_and_norm(heads.V)
             scale = heads.scale(norm)
@@ -128,7 +127,6 @@ def diffuse_backward(
     tolerance: float,
     padding: Tensor | None,
     hidden: Tensor | None,
-    is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to x, W, b and gamma.
 
@@ -140,7 +138,7 @@ def diffuse_backward(
     dx, dgamma = torch.zeros_like(x, dtype=precise), torch.zeros_like(gamma)
     dW, db = W.new_zeros(3, H, d, W.shape[1], dtype=precise), W.new_zeros(3, H, d, dtype=precise)
     with without_autocast(x):
-        for heads in _each(qkv, gamma, hidden, is_causal):
+        for heads in _each(qkv, gamma, hidden):
             image, which = heads.at
             g, out, *Ys = (t[image, :, which].transpose(0, 1) for t in (grad_O, O, *partial))
             norm = norms[image, which, None, None]
@@ -239,7 +237,7 @@ def _(grad_O: Tensor, x: Tensor, W: Tensor, gamma: Tensor, *rest: Any) -> tuple[
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, W, b, gamma, hops, tolerance, padding, hidden, ctx.is_causal = inputs
+    x, W, b, gamma, hops, tolerance, padding, hidden = inputs
     ctx.has_bias, ctx.settings = b is not None, (hops, tolerance)
     ctx.save_for_backward(x, W, gamma, *output, padding, hidden)
     ctx.mark_non_differentiable(*output[1:])
@@ -248,40 +246,43 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, grad_O: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_O is None:
-        return (None,) * 9
+        return (None,) * 8
     *tensors, padding, hidden = ctx.saved_tensors
-    dx, dW, db, dgamma = diffuse_backward(grad_O, *tensors, *ctx.settings, padding, hidden, ctx.is_causal)
-    return dx, dW, db if ctx.has_bias else None, dgamma, None, None, None, None, None
+    dx, dW, db, dgamma = diffuse_backward(grad_O, *tensors, *ctx.settings, padding, hidden)
+    return dx, dW, db if ctx.has_bias else None, dgamma, None, None, None, None
 
 
 diffuse.register_autograd(_backward, setup_context=_save)
 
 
-def _products(x: Any, count: int, causal: bool) -> int:
-    """FLOPs of `count` products with the N × N matrices of all heads; a causal graph has half the pairs."""
+def _products(x: Any, count: float) -> float:
+    """FLOPs of `count` products with the N × N matrices of all heads."""
     B, N, D = x
-    return count * B * N * (N + 1 if causal else 2 * N) * D
+    return count * B * 2 * N * N * D
+
+
+def _counted(hops: int) -> float:
+    """Not a number for all hops: how often they are iterated depends on x, and no sum with it is known."""
+    return math.nan if hops == INFINITE else hops
 
 
 @register_flop_formula(torch.ops.infvit.diffuse)
-def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> int:
-    """The projections; A and its product for every hop. How often all hops are iterated depends on x: counted once."""
-    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * max(arguments[2], 1), arguments[-1])
+def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> float:
+    """The projections; A and its product for every hop."""
+    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * _counted(arguments[2]))
 
 
 @register_flop_formula(torch.ops.infvit.diffuse_backward)
-def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> int:  # noqa: ARG001
+def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> float:  # noqa: ARG001
     """Twice the projections; A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
-    hops = max(arguments[5], 1)
-    return 4 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * (hops - 1) + 4 + hops, arguments[-1])
+    hops = _counted(arguments[5])
+    return 4 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * (hops - 1) + 4 + hops)
 
 
-def spectral_bound(
-    qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, is_causal: bool = False, iterations: int = 20
-) -> Tensor:
+def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, iterations: int = 20) -> Tensor:
     """An upper bound on gamma ‖Ahat‖₂ that is never too small: (B, N, 3, H, d) → (B, H); no gradient.
 
-    `gamma`, `hidden` and `is_causal` as in `diffuse`.
+    `gamma` and `hidden` as in `diffuse`.
 
     S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
     (Collatz and Wielandt); power iteration brings the bound down to it. ‖A‖_F bounds it too.
@@ -289,7 +290,7 @@ def spectral_bound(
     B, _, _, H, _ = qkv.shape
     bound = qkv.new_empty(B, H, dtype=precision(qkv))
     with torch.no_grad(), without_autocast(qkv):
-        for heads in _each(qkv, gamma, hidden, is_causal):
+        for heads in _each(qkv, gamma, hidden):
             graph = heads.graph
             v = heads.V.new_ones(*heads.V.shape[:2], 1, dtype=graph.precise)
             Av, norm = graph.product_and_norm(v)

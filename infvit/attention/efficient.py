@@ -2,22 +2,21 @@
 
 from torch import Tensor
 
-from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.layer import Masks, without_autocast
+from infvit.attention.query import QueryAttention
 from infvit.attention.tokens import drop_tokens, precise, seen_softmax
 
 
-class EfficientAttention(Attention):
+class EfficientAttention(QueryAttention):
     """O = softmax_features(Q) (softmax_tokens(K)ᵀ V): O(N) time, a d × d state per head, rows of weights sum to 1.
 
     `attn_drop` leaves out whole tokens.
     """
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        with without_autocast(x):
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        with without_autocast(V):
             state = _over_tokens(K, masks) @ drop_tokens(precise(V), self.attn_drop)
-            O = precise(Q).softmax(-1) @ state  # noqa: E741
-        return self.merge(O.to(V.dtype))
+            return (precise(Q).softmax(-1) @ state).to(V.dtype)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix: (B, N, D) → (B, H, N, N)."""

@@ -57,12 +57,11 @@ class FocusedLinearAttention(KernelAttention):
         focused = (x / norm.clamp_min(TINY)) ** self.power
         return norm * focused / torch.linalg.vector_norm(focused, dim=-1, keepdim=True).clamp_min(TINY)
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         if self.kernel_size and masks.key_padding is not None:
             raise UsageError("FocusedLinearAttention cannot honour key_padding_mask with a convolution: kernel_size=0")
-        Q, K, V = self.heads(x)
-        O = self.mix(Q, K, V, masks)  # noqa: E741
-        return self.merge(O + self._local(V) if self.kernel_size else O)
+        O = super().mix(Q, K, V, masks)  # noqa: E741
+        return O + self._local(V)[:, :, : Q.shape[-2]] if self.kernel_size else O
 
     def _local(self, V: Tensor) -> Tensor:
         """The convolution of V's patches, (B, H, N, d), 0 at the class token."""

@@ -28,11 +28,10 @@ class GraphTiles:
     Args:
         Q, K: (G, N, d), scaled so that A = relu(Q Kᵀ).
         hidden: bool, broadcasts to (G, N, N), True where A is 0; None for nowhere.
-        is_causal: A is 0 above its diagonal; tiles that lie there whole are skipped.
     """
 
-    def __init__(self, Q: Tensor, K: Tensor, hidden: Tensor | None, is_causal: bool) -> None:
-        self.Q, self.K, self.is_causal = Q, K, is_causal
+    def __init__(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> None:
+        self.Q, self.K = Q, K
         G, N, _ = Q.shape
         self.hidden = None if hidden is None else hidden.expand(G, N, N)
         self.memory = Q.new_empty(G * min(N, TILE) ** 2)
@@ -43,12 +42,10 @@ class GraphTiles:
         N = self.Q.shape[1]
         for top in range(0, N, TILE):
             rows = slice(top, min(top + TILE, N))
-            for left in range(0, rows.stop if self.is_causal else N, TILE):
+            for left in range(0, N, TILE):
                 columns = slice(left, min(left + TILE, N))
                 A = torch.bmm(self.Q[:, rows], self.K[:, columns].mT, out=self.like_tile(self.memory, rows, columns))
                 A.relu_()
-                if self.is_causal and columns.stop > rows.start + 1:
-                    A.tril_(top - left)
                 if self.hidden is not None:
                     A.masked_fill_(self.hidden[:, rows, columns], 0)
                 yield rows, columns, A

@@ -3,29 +3,26 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import EPS, Attention, Masks, without_autocast
+from infvit.attention.layer import EPS, Masks, without_autocast
+from infvit.attention.query import QueryAttention
 from infvit.attention.tokens import drop_tokens, hide, precise
 
 
-class HydraAttention(Attention):
+class HydraAttention(QueryAttention):
     """O_i = Q̂_i ⊙ Σ_j K̂_j ⊙ V_j with Q̂, K̂ the rows of Q, K divided by their norms: O(N D) time, a state of D numbers.
 
     Each channel is a head of width 1, so `num_heads` changes nothing here; norms are over all D channels. `attn_drop`
     leaves out whole tokens.
     """
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K, V of the tokens, one head a channel: (B, N, D) → three times (B, D, N, 1)."""
-        B, N, D = x.shape
-        Q, K, V = self.qkv(x).view(B, N, 3, D, 1).permute(2, 0, 3, 1, 4)
-        return Q, K, V
+    def apart(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """One head a channel: (B, N, n D) → n times (B, D, N, 1)."""
+        return packed.unflatten(-1, (-1, self.dim, 1)).permute(2, 0, 3, 1, 4).unbind()
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        with without_autocast(x):
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        with without_autocast(V):
             state = (_unit(hide(K, masks)) * drop_tokens(precise(V), self.attn_drop)).sum(-2, keepdim=True)
-            O = _unit(Q) * state  # noqa: E741
-        return self.merge(O.to(V.dtype))
+            return (_unit(Q) * state).to(V.dtype)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix of each channel, of either sign: (B, N, D) → (B, D, N, N)."""

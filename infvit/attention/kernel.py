@@ -2,14 +2,15 @@
 
 from torch import Tensor
 
-from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.layer import Masks, without_autocast
+from infvit.attention.query import QueryAttention
 from infvit.attention.tokens import drop_tokens, hide, precise
 
 TINY = 1e-12
 """Least normaliser: a token whose weights are all 0 gets 0."""
 
 
-class KernelAttention(Attention):
+class KernelAttention(QueryAttention):
     """O(N) time and memory: the sums over tokens are a (features × d) and a (features) state per head.
 
         O_i = Σ_j phi(Q_i) · phi(K_j) V_j / Σ_j phi(Q_i) · phi(K_j)
@@ -19,14 +20,10 @@ class KernelAttention(Attention):
     """
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """phi(Q), phi(K) ≥ 0, (B, H, N, features), of Q, K (B, H, N, d) in float32 or better."""
+        """phi(Q), phi(K) ≥ 0, (B, H, N, features), of Q, K (B, H, N, d) float32 or better; Q of the first alone too."""
         raise NotImplementedError
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        return self.merge(self.mix(*self.heads(x), masks))
-
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
-        """O of every head, (B, H, N, d), in V's dtype."""
         with without_autocast(V):
             phi_Q, phi_K = self._features(Q, K, masks)
             total = phi_Q @ phi_K.sum(-2, keepdim=True).mT

@@ -6,8 +6,12 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infvit.errors import UsageError
+
+Q_ALONE, Q_AND_K, K_AND_V, V_ALONE = slice(0, 1), slice(0, 2), slice(1, 3), slice(2, 3)
+"""What `Attention.projected` may be asked for."""
 
 EPS = 1e-6
 """Added to every norm that divides (arXiv:2603.00175)."""
@@ -58,7 +62,7 @@ class Masks(NamedTuple):
 
     @property
     def only_attn(self) -> "Masks":
-        """What is left where padding and causality are dealt with otherwise."""
+        """What is left where padding is dealt with otherwise."""
         return Masks(attn=self.attn)
 
 
@@ -80,7 +84,7 @@ class Attention(nn.Module):
     """
 
     honours: ClassVar[frozenset[str]] = frozenset({"key_padding_mask"})
-    refusal: ClassVar[str] = "leave it out, or use PureInfSA or SoftmaxAttention, which take it"
+    refusal: ClassVar[str] = "leave it out, or use SoftmaxAttention or ReLUAttention, which take it"
     """Ends the message about a mask that is not honoured: why not, and what to do."""
 
     def __init__(
@@ -109,7 +113,9 @@ class Attention(nn.Module):
             x: the tokens.
             key_padding_mask: (B, N), True for tokens that are padding: they get weight 0 and change nothing elsewhere,
                 so the other tokens come out as if they were alone. What comes out at a padding token means nothing.
-            attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j.
+            attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j: j gets weight 0
+                in row i and brings it no value. PureInfSA's rows share one norm, to which j still adds where others
+                see it, and its further hops may reach j through these.
             is_causal: token i sees only tokens j ≤ i.
 
         Raises:
@@ -134,7 +140,10 @@ class Attention(nn.Module):
         return self.weigh(self._admitted(x, masks), masks)
 
     def first(self, x: Tensor) -> Tensor:
-        """What the first token alone receives, `forward(x)[:, :1]`, at less cost where an operator has a way."""
+        """What the first token alone receives, `forward(x)[:, :1]`, without what other tokens alone need.
+
+        All that a class token's head takes of the last layer; an operator says what it can spare.
+        """
         return self(x)[:, :1]
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
@@ -147,9 +156,18 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K, V of the tokens: (B, N, D) → three times (B, H, N, d)."""
-        B, N, _ = x.shape
-        Q, K, V = self.qkv(x).view(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        Q, K, V = self.apart(self.qkv(x))
         return Q, K, V
+
+    def projected(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
+        """Some of Q, K, V of these tokens, which `heads` gives all: (B, n, D) → (B, H, n, d) each."""
+        rows = slice(which.start * self.dim, which.stop * self.dim)
+        W, b = self.qkv.weight, self.qkv.bias
+        return self.apart(F.linear(x, W[rows], None if b is None else b[rows]))
+
+    def apart(self, packed: Tensor) -> tuple[Tensor, ...]:
+        """Packed projections by kind and head: (B, N, n D) → n times (B, H, N, d)."""
+        return packed.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
 
     def merge(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
         """Joins the heads and projects: (B, H, N, d) → (B, N, D)."""

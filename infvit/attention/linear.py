@@ -38,7 +38,7 @@ class LinearInfSA(DiscountedAttention):
 
     refusal = (
         "it gives every token the same vector, so no token can see others than the rest do; use key_padding_mask to "
-        "leave tokens out for all, or PureInfSA"
+        "leave tokens out for all, or SoftmaxAttention"
     )
 
     def __init__(

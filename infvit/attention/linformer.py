@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention.apart import normal_apart
-from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.layer import Masks, without_autocast
+from infvit.attention.query import QueryAttention
 from infvit.attention.tokens import places, precise
 from infvit.errors import UsageError
 
 
-class LinformerAttention(Attention):
+class LinformerAttention(QueryAttention):
     """O = softmax(Q (E K)ᵀ / √d) (F V) with learned E, F (rank × N), shared by the heads: O(N rank) time and memory.
 
     E and F belong to `tokens` tokens. Another number of tokens reads them as functions of the place in the sequence,
@@ -41,12 +42,10 @@ class LinformerAttention(Attention):
             raise UsageError(f"rank={rank} is no projection of {tokens} tokens to fewer: expected 1 to {tokens}")
         self.key_value_projection = nn.Parameter(normal_apart(2, self.rank, tokens, std=self.rank**-0.5))
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        with without_autocast(x):
-            E, F = self._projections(precise(x), masks)
-            O = self.attn_drop(self._rows(Q, K, E)) @ (F @ precise(V))  # noqa: E741
-        return self.merge(O.to(V.dtype))
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        with without_autocast(V):
+            E, F = self._projections(precise(V[:, 0]), masks)
+            return (self.attn_drop(self._rows(Q, K, E)) @ (F @ precise(V))).to(V.dtype)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix softmax(Q (E K)ᵀ / √d) F, of either sign: (B, N, D) → (B, H, N, N)."""

@@ -1,9 +1,8 @@
 """No attention: the floor that every attention must beat."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from infvit.attention.layer import Attention, Masks
+from infvit.attention.layer import V_ALONE, Attention, Masks
 from infvit.attention.tokens import drop_tokens
 from infvit.errors import UsageError
 
@@ -16,9 +15,12 @@ class NoAttention(Attention):
     """
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        D, H, bias = self.dim, self.num_heads, self.qkv.bias
-        V = F.linear(x, self.qkv.weight[2 * D :], None if bias is None else bias[2 * D :])
-        return self.merge(drop_tokens(V.unflatten(-1, (H, D // H)).transpose(1, 2), self.attn_drop))
+        (V,) = self.projected(x, V_ALONE)
+        return self.merge(drop_tokens(V, self.attn_drop))
+
+    def first(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]`, of that token alone."""
+        return self(x[:, :1])
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """Raises UsageError: no token weighs another."""

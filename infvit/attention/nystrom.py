@@ -50,15 +50,25 @@ class NystromAttention(Attention):
             self.conv_weight = nn.Parameter(normal_apart(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5))
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
+        return self._merged(x, masks)
+
+    def first(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]` with one row of F; the queries of all make the landmarks."""
+        self._check_tokens(x)
+        return self._merged(x, Masks(), 1)
+
+    def _merged(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
+        """The output of the first `tokens`, None for all."""
         if self.kernel_size and masks.key_padding is not None:
             raise UsageError("NystromAttention cannot honour key_padding_mask with a convolution: use kernel_size=0")
         Q, K, V = self.heads(x)
         with without_autocast(x):
-            F, inverse, B = self._kernels(Q, K, masks)
+            F, inverse, B = self._kernels(Q, K, masks, tokens)
             O = (F @ (inverse @ (B @ drop_tokens(precise(V), self.attn_drop)))).to(V.dtype)  # noqa: E741
         if self.kernel_size:
             padding = (self.kernel_size // 2, 0)
-            O = O + functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)  # noqa: E741
+            local = functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)
+            O = O + local[:, :, :tokens]  # noqa: E741
         return self.merge(O)
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
@@ -68,8 +78,8 @@ class NystromAttention(Attention):
             F, inverse, B = self._kernels(Q, K, masks)
             return F @ inverse @ B
 
-    def _kernels(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
-        """F (B, H, N, m), A⁺ (B, H, m, m) and B (B, H, m, N)."""
+    def _kernels(self, Q: Tensor, K: Tensor, masks: Masks, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """F (B, H, N, m), of the first `tokens` or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
         Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
         place, count = places(Q[:, 0], masks)
         m = min(self.landmarks, Q.shape[-2])
@@ -79,7 +89,7 @@ class NystromAttention(Attention):
         Q_mean, K_mean = (members.mT @ t / sizes.clamp_min(1) for t in (Q, K))
         none = sizes == 0  # landmarks beyond the tokens of an image that has few
         padding = None if masks.key_padding is None else masks.key_padding[:, None, None, :]
-        F = seen_softmax(Q @ K_mean.mT, none.mT)
+        F = seen_softmax(Q[:, :, :tokens] @ K_mean.mT, none.mT)
         A = seen_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
         B = seen_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
         return F, self._inverse(A), B

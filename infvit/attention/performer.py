@@ -16,7 +16,8 @@ class PerformerAttention(KernelAttention):
 
     The directions w are orthogonal in blocks of d, with the lengths of normal vectors (`projection`, a buffer). In
     training they are drawn anew after every `redraw` forward passes, in evaluation they stay; each draw follows from
-    the buffers `seed` and `calls`, so that a resumed run draws what an uninterrupted one does.
+    the buffers `seed` and `calls`, so that a resumed run draws what an uninterrupted one does. Weights may be averaged,
+    buffers not: the mean of two draws is none.
 
     Args:
         num_features: m; None for d ln d, the order that the paper's bound asks for.
@@ -48,11 +49,11 @@ class PerformerAttention(KernelAttention):
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("calls", torch.tensor(0))
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         if self.training and self.redraw:
             self.projection.copy_(redrawn(self.projection, self.seed, self.calls, self.redraw))
             self.calls.add_(1)
-        return super().attend(x, masks)
+        return super().mix(Q, K, V, masks)
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         log_Q, log_K = self._log_features(Q), self._log_features(K)

@@ -28,6 +28,9 @@ class PureInfSA(DiscountedAttention):
     `tolerance`. (With `attn_drop` in training it is held, because a dropped weight must be the same in both passes.)
     The whole series is computed in float32 or better. A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
+    An `attn_mask` takes edges out of the graph: what row i must not see has weight 0 there and brings it no value,
+    unless by further hops through tokens that see it. ‖A‖_F is of all rows, so what others see scales row i as well.
+
     Args:
         hops: length of the longest paths that are summed, or `math.inf` for all. Each costs one more product with A.
         tolerance: of the iteration for hops = inf, the part of ‖O‖_F that may be missing.
@@ -37,7 +40,11 @@ class PureInfSA(DiscountedAttention):
             meet `attn_drop` (a matrix with weights dropped and the rest scaled up may have no Neumann series).
     """
 
-    honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
+    honours = frozenset({"key_padding_mask", "attn_mask"})
+    refusal = (
+        "‖A‖_F is one number for all rows, so later tokens would scale what earlier ones receive; "
+        "use SoftmaxAttention or ReLUAttention, which take it"
+    )
 
     def __init__(
         self,
@@ -64,7 +71,20 @@ class PureInfSA(DiscountedAttention):
         self.hops, self.tolerance = hops, tolerance
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        O = self._tiled(x, masks) if self._needs_tiles(x) else self._dense(self._qkv(x, masks), masks.hidden(x))  # noqa: E741
+        return self._out(self._received(x, masks), x)
+
+    def first(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]`: ‖A‖_F needs all of A, the last hop one row of it where A is held, the projection one."""
+        self._check_tokens(x)
+        return self._out(self._received(x, Masks(), 1), x)
+
+    def _received(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
+        """O of the first `tokens`, None for all: (B, N, D) → (B, tokens, H, d)."""
+        if self._needs_tiles(x):
+            return self._tiled(x, masks)[:, :tokens]
+        return self._dense(self._qkv(x, masks), masks.hidden(x), tokens)
+
+    def _out(self, O: Tensor, x: Tensor) -> Tensor:  # noqa: E741
         return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
@@ -74,22 +94,18 @@ class PureInfSA(DiscountedAttention):
 
     @torch.no_grad()
     def truncation_bound(
-        self,
-        x: Tensor,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
+        self, x: Tensor, key_padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
         """How far the sum of this layer's hops is from that of all: a bound on ‖O_hops − O_inf‖_F per head, (B, H).
 
             g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
 
-        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Takes and raises as `forward`.
+        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Masks as in `forward`.
         """
-        masks = Masks(key_padding_mask, attn_mask, is_causal)
+        masks = Masks(key_padding_mask, attn_mask)
         x = self._admitted(x, masks)
         qkv = precise(self._qkv(x, masks))
-        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x), is_causal)
+        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x))
         V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
         return g ** (self.hops + 1) / (1 - g) * V
 
@@ -111,23 +127,23 @@ class PureInfSA(DiscountedAttention):
         elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
-        left_out = (masks.key_padding, masks.only_attn.hidden(x), masks.is_causal)
+        left_out = (masks.key_padding, masks.only_attn.hidden(x))
         return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
 
-    def _dense(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
-        """(B, N, 3, H, d) → (B, N, H, d)."""
+    def _dense(self, qkv: Tensor, hidden: Tensor | None, tokens: int | None = None) -> Tensor:
+        """(B, N, 3, H, d) → (B, N, H, d), or of the first `tokens`."""
         if self.hops == math.inf:
             with without_autocast(qkv):
-                return self._solved(precise(qkv), hidden).transpose(1, 2)
+                return self._solved(precise(qkv), hidden).transpose(1, 2)[:, :tokens]
         V = qkv[:, :, 2].transpose(1, 2)
         A, norm = self._affinities(qkv, hidden)
         # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
         scale = self.gamma[:, None, None] / norm
         A = self.attn_drop(A)
-        O = (scale * (A @ V)).to(V.dtype)  # noqa: E741
+        Y = V
         for _ in range(int(self.hops) - 1):
-            O = (scale * (A @ (V + O))).to(V.dtype)  # noqa: E741
-        return O.transpose(1, 2)
+            Y = V + (scale * (A @ Y)).to(V.dtype)
+        return (scale * (A[:, :, :tokens] @ Y)).to(V.dtype).transpose(1, 2)
 
     def _solved(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
         """(I − M)⁻¹ M V by a linear solve: (B, N, 3, H, d) → (B, H, N, d)."""

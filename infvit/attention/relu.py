@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from infvit.attention.layer import Attention, Masks
+from infvit.attention.layer import Masks
+from infvit.attention.query import QueryAttention
 
 
-class ReLUAttention(Attention):
+class ReLUAttention(QueryAttention):
     """O = relu(Q Kᵀ / √d) / N · V: O(N²) time and memory.
 
     N counts the tokens that a token may see, so that a mask leaves what the rest would be alone; 0 for one that may
@@ -14,9 +15,8 @@ class ReLUAttention(Attention):
 
     honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        return self.merge(self.attn_drop(self._matrix(Q, K, masks.hidden(x))) @ V)
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        return self.attn_drop(self._matrix(Q, K, masks.hidden(V[:, 0]))) @ V
 
     def weigh(self, x: Tensor, masks: Masks) -> Tensor:
         """The matrix of weights, whose rows sum to any number from 0: (B, N, D) → (B, H, N, N)."""

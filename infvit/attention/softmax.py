@@ -3,11 +3,12 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.attention.layer import Attention, Masks
+from infvit.attention.layer import Masks
+from infvit.attention.query import QueryAttention
 from infvit.attention.tokens import seen_softmax
 
 
-class SoftmaxAttention(Attention):
+class SoftmaxAttention(QueryAttention):
     """Scaled dot-product attention through torch's fused kernel: O(N²) time, O(N) memory.
 
     softmax(Q Kᵀ / √d) V (arXiv:1706.03762), the same function and parameters as timm's `Attention`. A token that may
@@ -16,20 +17,9 @@ class SoftmaxAttention(Attention):
 
     honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        return self.merge(self._attended(*self.heads(x), masks.hidden(x)))
-
-    def first(self, x: Tensor) -> Tensor:
-        """Keys and values of all tokens, the query of one: O(N) behind the projections."""
-        self._check_tokens(x)
-        D, (W, b) = self.dim, (self.qkv.weight, self.qkv.bias)
-        Q = F.linear(x[:, :1], W[:D], None if b is None else b[:D])
-        KV = F.linear(x, W[D:], None if b is None else b[D:])
-        Q, K, V = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (Q, *KV.chunk(2, dim=-1)))
-        return self.merge(self._attended(Q, K, V, None))
-
-    def _attended(self, Q: Tensor, K: Tensor, V: Tensor, hidden: Tensor | None) -> Tensor:
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
+        hidden = masks.hidden(V[:, 0])
         seen = None if hidden is None else ~hidden
         return F.scaled_dot_product_attention(Q, K, V, seen, dropout_p=dropout)
 
@@ -48,5 +38,5 @@ class UnfusedSoftmaxAttention(SoftmaxAttention):
     It exists for benchmarks: a speed-up against unfused softmax alone flatters any other attention.
     """
 
-    def _attended(self, Q: Tensor, K: Tensor, V: Tensor, hidden: Tensor | None) -> Tensor:
-        return self.attn_drop(self._matrix(Q, K, hidden)) @ V
+    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        return self.attn_drop(self._matrix(Q, K, masks.hidden(V[:, 0]))) @ V

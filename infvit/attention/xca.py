@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infvit.attention.layer import EPS, Attention, Masks, without_autocast
+from infvit.attention.layer import EPS, Q_AND_K, V_ALONE, Attention, Masks, without_autocast
 from infvit.attention.tokens import hide, precise
 from infvit.errors import UsageError
 
@@ -25,8 +25,16 @@ class CrossCovarianceAttention(Attention):
         self.temperature = nn.Parameter(torch.ones(num_heads))
 
     def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        Q, K, V = self.heads(x)
-        with without_autocast(x):
+        return self._merged(*self.heads(x), masks)
+
+    def first(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]` with queries and keys of all tokens, and value and output of one."""
+        self._check_tokens(x)
+        (Q, K), (V,) = self.projected(x, Q_AND_K), self.projected(x[:, :1], V_ALONE)
+        return self._merged(Q, K, V, Masks())
+
+    def _merged(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+        with without_autocast(V):
             weights = self.attn_drop(self._weights(Q, K, masks))
             O = precise(V) @ weights.mT  # noqa: E741
         return self.merge(O.to(V.dtype))

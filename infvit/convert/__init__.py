@@ -41,7 +41,8 @@ def convert(
     weights; a projection that was frozen stays frozen. They answer to the calls of what they replaced and hang under
     `<name>.layer` (the layers of InfViT itself are replaced directly). Masks that a layer honours
     are passed on as torch means them (True where something is left out): a `key_padding_mask`, and in the place of an
-    `nn.MultiheadAttention` also `attn_mask` and `is_causal`. Whatever else is given raises `UsageError` at the call.
+    `nn.MultiheadAttention` also `attn_mask` and `is_causal`. Whatever else is given raises `UsageError` at the call,
+    and so does to Pure InfSA an `attn_mask` said to be causal: its norm is shared by all rows, later ones too.
 
     Args:
         model: any module that holds attentions; it is changed only if everything could be built.

@@ -60,7 +60,7 @@ class AdaptedAttention(nn.Module):
         for name in given:
             # A layer that is not of infvit.attention says by its arguments what it honours.
             if name not in getattr(self.layer, "honours", self.takes):
-                raise self._refusal(name)
+                raise self._refusal(name, getattr(self.layer, "refusal", ""))
         return {n: self._boolean(n, mask) if isinstance(mask, Tensor) else mask for n, mask in given.items()}
 
     def _boolean(self, argument: str, mask: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ class AdaptedAttention(nn.Module):
             raise UsageError(f"{self.name}: {argument} has values other than 0 and -inf: pass a boolean mask")
         return hidden
 
-    def _refusal(self, argument: str) -> UsageError:
+    def _refusal(self, argument: str, why: str = "") -> UsageError:
         return UsageError(
-            f"{self.name}: {type(self.layer).__name__} cannot honour {argument}: "
-            f"call the model without it, or convert with exclude={self.name!r}"
+            f"{self.name}: {type(self.layer).__name__} cannot honour {argument}: {why or 'call the model without it'}, "
+            f"or convert with exclude={self.name!r}"
         )
 
 
@@ -152,9 +152,11 @@ class MultiheadAdapter(AdaptedAttention):
             key_padding_mask = key_padding_mask.unsqueeze(0)
         if attn_mask is not None and attn_mask.dim() == 3:  # (B H, N, N)
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
-        # With an attn_mask, is_causal is torch's hint about it.
+        # With an attn_mask, is_causal is torch's hint about it. An operator that takes the one and refuses the other
+        # would give the weights 0 and still let later tokens through.
+        only_hint = attn_mask is not None and "is_causal" in getattr(self.layer, "honours", ("is_causal",))
         masks = self._honoured(
-            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal and attn_mask is None
+            key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal and not only_hint
         )
         out = self.layer(x, **masks)
         out = out.transpose(0, 1) if tokens_first else out if batched else out.squeeze(0)

@@ -16,8 +16,12 @@ from infvit.attention import DiscountedAttention
 class Cost:
     """Counts of what runs for one image. FLOPs are 2 per multiply-add; norms, activations and sums are not counted.
 
-    A VisionTransformer with a class token computes nothing else behind its last attention, so it counts less than the
-    same model with all its tokens there, by which published counts go.
+    A VisionTransformer with a class token computes nothing else behind its last attention, and in it no more of the
+    other tokens than that one needs (`Attention.first`), so it counts less than the same model with all its tokens
+    there, by which published counts go.
+
+    MACs and FLOPs are None, not known, where the image decides what runs: PureInfSA iterates the sum of all hops over
+    more than `DENSE_TOKENS` tokens until it is near enough.
 
     `parameters` counts all that is learned; `discounts` is the part of it that is gamma (one per head and layer),
     which the published counts leave out.
@@ -25,31 +29,32 @@ class Cost:
 
     parameters: int
     discounts: int
-    macs_forward: int
-    flops_forward: int
-    flops_training: int
+    macs_forward: int | None
+    flops_forward: int | None
+    flops_training: int | None
 
 
 def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3) -> Cost:
     """Counts the model on one image of `image_size` pixels, on the meta device: nothing is computed or allocated.
 
-    `flops_training` is the forward and the backward pass, of matrix products, convolutions and fused attention.
+    `flops_training` is the forward and the backward pass, of matrix products, linear systems, convolutions and fused
+    attention.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     counted = copy.deepcopy(model).to("meta").eval()  # in training, batch norm wants more than one image
     image = torch.empty(1, in_chans, height, width, device="meta")
-    with FlopCounterMode(display=False, custom_mapping={CONVOLUTION_BACKWARD: _convolution_backward}) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         output = counted(image)
-        forward = counter.get_total_flops()
+        forward = _known(counter.get_total_flops())
         output.sum().backward()
-        training = counter.get_total_flops()
+        training = _known(counter.get_total_flops())
     discounts = sum(m.gamma_logit.numel() for m in model.modules() if isinstance(m, DiscountedAttention))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(parameters, discounts, forward // 2, forward, training)
+    return Cost(parameters, discounts, None if forward is None else forward // 2, forward, training)
 
 
-CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward
-"""torch's own formula takes the weight's gradient of a grouped convolution for that of a full one (torch 2.14)."""
+def _known(flops: float) -> int | None:
+    return None if math.isnan(flops) else int(flops)
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *options: Any, **_: Any) -> int:
@@ -57,3 +62,22 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *options: Any, **_: An
     transposed, (of_input, of_weight, _bias) = options[4], options[-1]
     forward = 2 * math.prod(x if transposed else grad) * math.prod(weight[1:])
     return forward * (of_input + of_weight)
+
+
+def _solve(A: Any, B: Any, *_options: Any, **_: Any) -> int:
+    """A = L U in 2/3 N³, and both systems for every right-hand side: A (..., N, N), B (..., N, n)."""
+    return math.prod(A[:-2]) * (2 * A[-1] ** 3 // 3) + _solve_factored(A, None, B)
+
+
+def _solve_factored(LU: Any, _pivots: Any, B: Any, *_options: Any, **_: Any) -> int:
+    """The part of `_solve` with L and U known, as in its backward pass."""
+    return 2 * math.prod(B) * LU[-1]
+
+
+FORMULAS = {
+    # torch's own takes the weight's gradient of a grouped convolution for that of a full one (torch 2.14),
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    # and it has none for linear systems.
+    torch.ops.aten._linalg_solve_ex: _solve,
+    torch.ops.aten.linalg_lu_solve: _solve_factored,
+}

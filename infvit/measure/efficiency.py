@@ -183,7 +183,7 @@ def _count(key: tuple[str, int], make: "partial[nn.Module]") -> tuple[Cost, int 
 def _case(kind: str, model: str, side: int, counted: tuple[Cost, int | None], batch_size: int) -> Case:
     counts, tokens = counted
     flops = counts.flops_training if kind == TRAINING else counts.flops_forward
-    return Case(model, side, kind, tokens, counts.parameters, flops // 2, flops, batch_size)
+    return Case(model, side, kind, tokens, counts.parameters, flops and flops // 2, flops, batch_size)
 
 
 def _run_alone(
@@ -195,7 +195,7 @@ def _run_alone(
     memory_limit: float | None,
 ) -> Footprint | None:
     """The case in a process of its own; its status, its memory and, if it is done, all that it found."""
-    least = STEPS[case.kind] * case.flops * case.batch_size / peak
+    least = STEPS[case.kind] * (case.flops or 0) * case.batch_size / peak
     if least > time_limit:
         case.status = TOO_SLOW
         case.note = f"not started: at the measured peak its products alone take {duration(least)}"

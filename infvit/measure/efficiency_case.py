@@ -20,7 +20,7 @@ class Case:
     Attributes:
         kind: "forward" or "training".
         tokens: of an image; None if the model has no patch of one size.
-        flops: of this pass (forward, or forward and backward), 2 per multiply-add; macs is half of it.
+        flops: of this pass (forward, or forward and backward), 2 per multiply-add; macs is half of it. None: not known.
         status, note: as in `alone`.
         peak_bytes: largest resident memory of its process, or what tensors held on the GPU.
         added_bytes: the part of it that came with the model, the libraries left out.
@@ -34,8 +34,8 @@ class Case:
     kind: str
     tokens: int | None
     parameters: int
-    macs: int
-    flops: int
+    macs: int | None
+    flops: int | None
     batch_size: int = 1
     status: str = ""
     note: str = ""
@@ -61,11 +61,13 @@ class Case:
     @property
     def flops_per_second(self) -> Spread | None:
         """What was achieved of matrix products, whatever else the pass does in its time."""
-        return self._rate(self.flops * self.batch_size)
+        return None if self.flops is None else self._rate(self.flops * self.batch_size)
 
     @property
     def share_of_peak(self) -> Spread | None:
         """Achieved FLOP/s over those of the fastest matrix product in the same round."""
+        if self.flops is None:
+            return None
         achieved = [self.flops * self.batch_size / s for s in self.seconds]
         return ratio(achieved, self.peak_flops_per_second) if self.timed else None
 

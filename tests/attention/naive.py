@@ -26,14 +26,12 @@ def softmax(layer: Attention, x: Tensor) -> Tensor:
     return _each_image(layer, x, [head] * layer.num_heads)
 
 
-def pure(layer: PureInfSA, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+def pure(layer: PureInfSA, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """Σ_{t=1..hops} (gamma Ahat)ᵗ V with powers of the matrix, or its limit with the inverse."""
     B, N, _ = x.shape
     seen = torch.ones(B, layer.num_heads, N, N, dtype=torch.bool)
     if attn_mask is not None:
         seen &= ~(attn_mask[:, None] if attn_mask.ndim == 3 else attn_mask)
-    if is_causal:
-        seen &= torch.arange(N)[:, None] >= torch.arange(N)
 
     images = []
     for b, image in enumerate(x):

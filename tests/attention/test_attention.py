@@ -1,5 +1,7 @@
 """Every operator against its naive twin, and what a user of the layer relies on."""
 
+import math
+
 import pytest
 import torch
 from timm.layers import Attention as TimmAttention
@@ -160,8 +162,49 @@ def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
     assert layer(x, attn_mask=hidden).isfinite().all()
     ratio = (weights / open_weights)[..., :3, :]
     assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "is_causal" in ATTENTIONS[n].honours])
+def test_a_causal_layer_tells_no_token_of_later_ones(name):
+    layer, x = layer_and_input(name)
+    changed = x.clone()
+    changed[:, 9:] = 10 * torch.randn(2, 4, 32, dtype=torch.float64)
+    before, after = layer(x, is_causal=True), layer(changed, is_causal=True)
+    assert (before - after)[:, :9].abs().max() <= 1e-12
+    assert (before - after)[:, 9:].abs().max() > 1e-2
+    weights = layer.weights(x, is_causal=True) - layer.weights(changed, is_causal=True)
+    assert weights[..., :9, :].abs().max() <= 1e-12
     future = torch.ones(13, 13, dtype=torch.bool).triu(1)
-    assert (layer(x, is_causal=True) - layer(x, attn_mask=future)).abs().max() <= 1e-12
+    assert (before - layer(x, attn_mask=future)).abs().max() <= 1e-12
+
+
+VARIANTS = [
+    *((name, {}) for name in NAMES),
+    ("infsa", {"hops": 3}),
+    ("infsa", {"hops": math.inf}),
+    ("linear_infsa", {"chunk": 4}),
+    ("focused_linear", {"kernel_size": 3}),
+    ("nystrom", {"kernel_size": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("N", [1, 17])
+def test_the_first_token_alone_is_the_first_of_all(name, options, qkv_bias, N):
+    layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias, **options)
+    x.requires_grad_()
+    alone, of_all = layer.first(x), layer(x)[:, :1]
+    assert alone.shape == (2, 1, 32)
+    assert (alone - of_all).abs().max() <= 1e-12
+    for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, of_all = layer.float().first(x.float()), layer(x.float())[:, :1]
+    assert alone.dtype == of_all.dtype
+    assert (alone - of_all).norm() <= 2e-2 * of_all.norm()
+    with pytest.raises(ValueError, match="x has shape"):
+        layer.first(x[..., 1:])
 
 
 @pytest.mark.parametrize("name", NAMES)

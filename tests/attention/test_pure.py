@@ -46,13 +46,11 @@ def test_hops_sum_the_neumann_series(hops):
 def masks_of(kind, B, H, N):
     """Masks that leave out four pairs in ten."""
     shape = {"attn": (N, N), "attn of each image": (B, N, N), "attn of each head": (B, H, N, N)}
-    if kind == "causal":
-        return {"is_causal": True}
     return {"attn_mask": torch.rand(shape[kind]) < 0.4}
 
 
 @pytest.mark.parametrize("hops", [1, 3, math.inf])
-@pytest.mark.parametrize("kind", ["attn", "attn of each image", "attn of each head", "causal"])
+@pytest.mark.parametrize("kind", ["attn", "attn of each image", "attn of each head"])
 @pytest.mark.usefixtures("path")
 def test_attention_masks(kind, hops):
     layer, x = layer_and_input("infsa", N=13, hops=hops, tolerance=1e-13)
@@ -65,9 +63,32 @@ def test_padding_beside_other_masks(hops):
     layer, x = layer_and_input("infsa", N=13, hops=hops, tolerance=1e-13)
     hidden, real = torch.rand(13, 13) < 0.4, 9
     padding = torch.arange(13).expand(2, 13) >= real
-    alone = layer(x[:, :real], attn_mask=hidden[:real, :real], is_causal=True)
-    padded = layer(x, key_padding_mask=padding, attn_mask=hidden, is_causal=True)
+    alone = layer(x[:, :real], attn_mask=hidden[:real, :real])
+    padded = layer(x, key_padding_mask=padding, attn_mask=hidden)
     assert (padded[:, :real] - alone).abs().max() <= 1e-12
+
+
+def test_causality_is_refused_because_the_norm_is_of_all_rows():
+    layer, x = layer_and_input("infsa")
+    with pytest.raises(UsageError, match=r"cannot honour is_causal: .*one number for all rows.*SoftmaxAttention"):
+        layer(x, is_causal=True)
+    future = torch.ones(13, 13, dtype=torch.bool).triu(1)
+    changed = torch.cat([x[:, :-1], 10 * x[:, -1:]], dim=1)
+    before, after = (layer.weights(t, attn_mask=future)[:, :, :-1, :-1] for t in (x, changed))
+    ratio = after / before
+    assert (before - after).abs().max() > 1e-3  # the promise would be broken, by one factor for all weights of a head
+    assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("hops", [1, 3, math.inf])
+@pytest.mark.usefixtures("path")
+def test_the_first_token_alone(hops):
+    layer, x = layer_and_input("infsa", hops=hops, tolerance=1e-13)
+    x.requires_grad_()
+    alone, of_all = layer.first(x), layer(x)[:, :1]
+    assert (alone - of_all).abs().max() <= 1e-12
+    for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
+        assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
 
 
 @pytest.mark.parametrize("tile", [1, 3, 5, 50])
@@ -87,7 +108,7 @@ def test_diffuse_as_an_operator_of_torch(hops, bias, monkeypatch):
     tensors = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes.values()]
     gamma = torch.tensor([0.3, 0.9], dtype=torch.float64, requires_grad=True)
     padding = torch.tensor([[False] * 3, [False, False, True]])
-    rest = (hops, 1e-14, padding, None, False)
+    rest = (hops, 1e-14, padding, None)
 
     def call(x, W, gamma, b=None):
         return diffuse(x, W, b, gamma, *rest)[0]
