@@ -1,5 +1,6 @@
 """The Hydra callback that ends a sweep with its comparison: files, the table in the terminal, the same in W&B."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,7 +19,7 @@ from infvit.errors import UsageError
 Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
 BEGUN = ".begun"
-"""One line for each job that this command has begun, its folder; jobs in parallel processes append to it."""
+"""Holds a file for each job that this command has begun, which names its folder; jobs may begin on several nodes."""
 
 
 class CompareAtEnd(Callback):
@@ -29,16 +30,17 @@ class CompareAtEnd(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if is_first() and not config.get("dry_run"):
-            (Path(config.hydra.sweep.dir) / BEGUN).write_text("")
+            shutil.rmtree(Path(config.hydra.sweep.dir) / BEGUN, ignore_errors=True)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if config.hydra.mode.name != "MULTIRUN" or not is_first():
             return
         print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
         if not config.get("dry_run"):
-            begun = Path(config.hydra.sweep.dir) / BEGUN
-            with disk.tried(BEGUN, "the sweep does not tell if this job fails"), begun.open("a") as file:
-                file.write(f"{config.hydra.runtime.output_dir}\n")
+            begun = Path(config.hydra.sweep.dir) / BEGUN / str(config.hydra.job.num)
+            with disk.tried(BEGUN, "the sweep does not tell if this job fails"):
+                begun.parent.mkdir(parents=True, exist_ok=True)
+                begun.write_text(config.hydra.runtime.output_dir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if config.get("dry_run") or not is_first():
@@ -62,13 +64,14 @@ class CompareAtEnd(Callback):
 
 
 def _failed(sweep: Path, comparison: Comparison) -> list[str]:
-    """The jobs of this command that did not finish, and why, in words."""
+    """The jobs of this command that did not finish, and why, in words; of all, if it could not be kept which."""
     ended: dict[Path, str] = {Path(run.run_dir).resolve(): run.status for run in comparison.runs}
     # What else cannot be read, such as an evaluation, is told in the table; no job of the sweep left it.
     for bad in comparison.unreadable:
         if Path(bad.path).name == RESULT_FILE:
             ended[Path(bad.path).parent.resolve()] = f"{RESULT_FILE} {bad.reason}"
-    begun = dict.fromkeys(Path(line).resolve() for line in (sweep / BEGUN).read_text().splitlines())
+    jobs = sorted((sweep / BEGUN).glob("*"), key=lambda path: int(path.name))
+    begun = dict.fromkeys(Path(path.read_text()).resolve() for path in jobs) or ended
     ends = {folder: ended.get(folder, f"left no {RESULT_FILE}") for folder in begun}
     return [f"{folder.name} ({end})" for folder, end in ends.items() if end != "finished"]
 

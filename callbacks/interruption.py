@@ -148,6 +148,8 @@ class Checkpoints(Checkpoint):
         return int(value)
 
     def _save(self, trainer: Trainer) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()  # what it still computes is of the steps
         began = time.monotonic()
         with at_rest(trainer):
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")

@@ -51,7 +51,8 @@ class RunRecord(Callback):
         self.prepared = run_dir / f".{RESULT_FILE}.sigbus"
         self.writes = is_first()
         disk.begin()
-        self.goes_on_with = self._claim(run_dir, config_hash(_root_=cfg))
+        self._claim(run_dir, config_hash(_root_=cfg))
+        self.goes_on_with = self._seen_by_checkpoints(run_dir)
         self.since = time.monotonic()
         self.speeds: list[float] = []
         # A whole model of timm has a shape of its own, known once it exists.
@@ -127,13 +128,10 @@ class RunRecord(Callback):
                 "resume=auto goes on from the newest checkpoint"
             )
 
-    def _claim(self, run_dir: Path, configuration: str) -> str:
-        """Makes the folder this run's, and finds the fingerprint of the images that its checkpoints have seen, or "".
-
-        UsageError if another run is running there or has left its checkpoints.
-        """
+    def _claim(self, run_dir: Path, configuration: str) -> None:
+        """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
         if not self.writes:
-            return ""
+            return
         holder = hold(run_dir)
         if holder:
             raise UsageError(
@@ -141,17 +139,19 @@ class RunRecord(Callback):
                 "with hydra.run.dir=DIR"
             )
         with contextlib.suppress(FileNotFoundError, UnreadableResultError):
-            before = Result.read(self.path)
-            if not newest_first(run_dir / CHECKPOINTS):
-                return ""
-            found = before.extra.get("config_hash")
-            if found != configuration:
+            found = Result.read(self.path).extra.get("config_hash")
+            if found != configuration and newest_first(run_dir / CHECKPOINTS):
                 release(run_dir)
                 raise UsageError(
                     f"{run_dir} is the folder of a run of another configuration, {found}, and this one is "
                     f"{configuration}: give another folder with hydra.run.dir=DIR"
                 )
-            return before.data_fingerprint
+
+    def _seen_by_checkpoints(self, run_dir: Path) -> str:
+        """The fingerprint of their images, "" without any; every process looks, so that none goes on alone."""
+        with contextlib.suppress(UnreadableResultError):
+            if newest_first(run_dir / CHECKPOINTS):
+                return Result.read(self.path).data_fingerprint
         return ""
 
     def describe(self, module: Classifier, data: ImageDataModule) -> None:
@@ -289,7 +289,7 @@ def _variant() -> str:
 
 def _only_says_where(override: str) -> bool:
     key = override.lstrip("~").partition("=")[0]
-    return key in FIELDS or key.rpartition(".")[2] in OF_A_ROW
+    return key in FIELDS or not OF_A_ROW.isdisjoint(key.split("."))
 
 
 def _git_commit() -> str | None:

@@ -160,10 +160,28 @@ class Attention(nn.Module):
         return Q, K, V
 
     def projected(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
-        """Some of Q, K, V of these tokens, which `heads` gives all: (B, n, D) → (B, H, n, d) each."""
+        """Some of Q, K, V of these tokens, which `heads` gives all: (B, n, D) → (B, H, n, d) each.
+
+        A `qkv` that was replaced (LoRA, quantised weights) or is looked at by hooks computes all of them.
+        """
+        if not _is_linear(self.qkv) or self.qkv._forward_hooks:
+            return self.apart(self.qkv(x))[which]
         rows = slice(which.start * self.dim, which.stop * self.dim)
         W, b = self.qkv.weight, self.qkv.bias
         return self.apart(F.linear(x, W[rows], None if b is None else b[rows]))
+
+    def qkv_map(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (3 D, D) and bias (3 D,) of `qkv`, for what multiplies with them in another order.
+
+        Raises:
+            UsageError: if `qkv` was replaced by what does more than that (LoRA, quantised weights).
+        """
+        if not _is_linear(self.qkv):
+            raise UsageError(
+                f"{type(self).__name__} multiplies with the weights of qkv, and {type(self.qkv).__name__} does "
+                "something else with them: merge it into an nn.Linear first"
+            )
+        return self.qkv.weight, self.qkv.bias
 
     def apart(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Packed projections by kind and head: (B, N, n D) → n times (B, H, N, d)."""
@@ -209,6 +227,11 @@ class Attention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether it multiplies with its weights and does nothing else; a parametrised one does."""
+    return type(layer).forward is nn.Linear.forward
 
 
 def _check_mask(name: str, mask: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:

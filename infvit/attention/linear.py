@@ -68,7 +68,7 @@ class LinearInfSA(DiscountedAttention):
             with without_autocast(x):
                 row = self._output(a.sum(-1), a @ x.to(a.dtype), x.dtype)
         elif self.chunk is not None:
-            W, b = self.qkv.weight, self.qkv.bias
+            W, b = self.qkv_map()
             total = Sums(*pool(x, W, b, masks.key_padding, self.num_heads, self.chunk))
             row = self.output(total, x.dtype)
         else:
@@ -129,6 +129,7 @@ class LinearInfSA(DiscountedAttention):
 
     def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Wq, Wk, Wv, each (D, D), and their biases, each (D,)."""
-        Wq, Wk, Wv = self.qkv.weight.chunk(3)
-        bq, bk, bv = (None, None, None) if self.qkv.bias is None else self.qkv.bias.chunk(3)
+        W, b = self.qkv_map()
+        Wq, Wk, Wv = W.chunk(3)
+        bq, bk, bv = (None, None, None) if b is None else b.chunk(3)
         return Wq, Wk, Wv, bq, bk, bv

@@ -126,7 +126,7 @@ class PureInfSA(DiscountedAttention):
             dtype = precision(x)
         elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
-        W, b = self.qkv.weight.to(dtype), None if self.qkv.bias is None else self.qkv.bias.to(dtype)
+        W, b = (None if t is None else t.to(dtype) for t in self.qkv_map())
         left_out = (masks.key_padding, masks.only_attn.hidden(x))
         return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
 

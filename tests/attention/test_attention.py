@@ -208,6 +208,29 @@ def test_the_first_token_alone_is_the_first_of_all(name, options, qkv_bias, N):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_first_token_alone_asks_a_replaced_or_watched_projection(name):
+    """An adapter such as LoRA takes the place of `qkv`; what looks for NaN puts hooks on it."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.sin() @ torch.ones(32, self.out_features, dtype=x.dtype)
+
+    layer, x = layer_and_input(name)
+    seen = []
+    hook = layer.qkv.register_forward_hook(lambda *_: seen.append(True))
+    layer.first(x)
+    hook.remove()
+    layer.qkv.__class__ = Adapted
+    if name == "linear_infsa":  # which has one query for all, of the weights
+        for act in (layer, layer.first, layer.weights):
+            with pytest.raises(UsageError, match="does something else with them: merge it"):
+                act(x)
+    else:
+        assert seen
+        assert (layer.first(x) - layer(x)[:, :1]).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_dropout_acts_in_training_only(name):
     layer, x = layer_and_input(name, attn_drop=0.5, proj_drop=0.5)
     assert not torch.equal(layer(x), layer(x))

@@ -232,3 +232,16 @@ def test_what_hops_must_be():
         PureInfSA(8, 2, tolerance=0)
     with pytest.raises(UsageError, match=r"attn_drop=0\.1 with hops=inf"):
         PureInfSA(8, 2, hops=math.inf, attn_drop=0.1)
+
+
+def test_tiles_refuse_a_projection_that_is_more_than_its_weights(monkeypatch):
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    layer, x = layer_and_input("infsa")
+    layer.qkv.__class__ = Adapted
+    assert layer(x).isfinite().all()
+    monkeypatch.setattr(pure, "DENSE_TOKENS", 0)
+    with pytest.raises(UsageError, match="PureInfSA multiplies with the weights of qkv, and Adapted does"):
+        layer(x)
