@@ -40,7 +40,7 @@ from infvit.module import Classifier
 VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "data.", "trainer.", "~")
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
 
-FIELDS = ("model.name", "data.name", "trainer.precision")
+FIELDS = ("model.name", "data.name", "trainer.precision", "trainer.max_epochs")
 
 
 class RunRecord(Callback):
