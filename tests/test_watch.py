@@ -1,18 +1,42 @@
-"""The speed of training is that of its steps, whatever stands between and behind them."""
+"""The speed of training is that of its steps, whatever stands between and behind them; by a clock of the tests' own."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from callbacks import interruption, watch
 from callbacks.checkpoint import WholeFiles, newest_first
 from callbacks.interruption import Checkpoints
 from callbacks.watch import Watch
 
 STEP, ELSEWHERE, IMAGES = 0.05, 0.8, 4
 LOADER = DataLoader(TensorDataset(torch.randn(10 * IMAGES, 2)), batch_size=IMAGES)
+
+
+class Clock:
+    """Seconds that pass by `sleep` alone."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def read(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def _by_that_clock(monkeypatch):
+    clock = SimpleNamespace(perf_counter=CLOCK.read, monotonic=CLOCK.read)
+    monkeypatch.setattr(watch, "time", clock)
+    monkeypatch.setattr(interruption, "time", clock)
 
 
 class Slow(LightningModule):
@@ -28,12 +52,12 @@ class Slow(LightningModule):
     def training_step(self, batch, batch_idx):
         if batch_idx == self.fails_in:
             raise RuntimeError("the run is stopped")
-        time.sleep(STEP if self.begun else ELSEWHERE)
+        CLOCK.sleep(STEP if self.begun else ELSEWHERE)
         self.begun = True
         return self.layer(batch[0]).mean()
 
     def validation_step(self, *_):
-        time.sleep(ELSEWHERE)
+        CLOCK.sleep(ELSEWHERE)
 
 
 def speed(*callbacks, module=None, checkpoint=None, **options):
@@ -54,7 +78,7 @@ def test_checkpoints_are_not_counted_and_a_run_that_goes_on_within_an_epoch_coun
     real = WholeFiles.save_checkpoint
 
     def slow(self, *arguments, **options):
-        time.sleep(ELSEWHERE / 5)
+        CLOCK.sleep(ELSEWHERE / 5)
         real(self, *arguments, **options)
 
     monkeypatch.setattr(WholeFiles, "save_checkpoint", slow)
