@@ -21,6 +21,7 @@ from callbacks.failures import Interrupted
 from callbacks.hangs import ALL_STOP
 from callbacks.heartbeat import GRACE, watched
 from callbacks.last_words import tell
+from callbacks.of_run import the_one
 from callbacks.result import RunRecord
 from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
@@ -175,7 +176,7 @@ def _observe(processes: list[subprocess.Popen], done: threading.Event, trainer: 
                 print(f"error: {line}", file=sys.stderr, flush=True)
                 for other in processes:
                     other.kill()
-                record = RunRecord.of(trainer)
+                record = the_one(trainer, RunRecord)
                 if record is not None:
                     record.failed(line)
                 os._exit(2)

@@ -19,6 +19,7 @@ from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
 from callbacks.effort import Effort, effort
 from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
 from callbacks.last_words import tell
+from callbacks.of_run import the_one
 from callbacks.ranks import arrival, launcher
 from callbacks.result import RunRecord
 from callbacks.whereabouts import Whereabouts
@@ -60,12 +61,6 @@ class Heartbeat(Callback):
         self.over, self.ending = threading.Event(), threading.Event()
         self.verdict: Verdict | None = None
         self.exchange: Exchange | None = None
-
-    @staticmethod
-    def of(trainer: Trainer) -> "Heartbeat | None":
-        """The one that watches this run, if one does."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        return next((callback for callback in callbacks if isinstance(callback, Heartbeat)), None)
 
     # Where the main thread is.
 
@@ -167,7 +162,7 @@ class Heartbeat(Callback):
     def _watch(self, trainer: Trainer) -> None:
         """Looks at the beats, and ends this process if one hangs. Its clock stands while this process is stopped."""
         clock, before = 0.0, time.monotonic()
-        record = RunRecord.of(trainer)
+        record = the_one(trainer, RunRecord)
         own = 0.0 if record is None else before - record.since
         all_there = max(self.patience, arrival(own))  # Lightning starts the others, and each finds its data
         answered, answers, missing = 0.0, 0, set[int]()
@@ -255,7 +250,7 @@ class Heartbeat(Callback):
 @contextlib.contextmanager
 def at_rest(trainer: Trainer) -> Iterator[None]:
     """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
-    heartbeat = Heartbeat.of(trainer)
+    heartbeat = the_one(trainer, Heartbeat)
     if heartbeat is None:
         yield
         return
@@ -268,7 +263,7 @@ def at_rest(trainer: Trainer) -> Iterator[None]:
 @contextlib.contextmanager
 def watched(trainer: Trainer) -> Iterator[None]:
     """Around the training and the test of a run with a `Heartbeat`: no process counts as gone that has just ended."""
-    heartbeat = Heartbeat.of(trainer)
+    heartbeat = the_one(trainer, Heartbeat)
     if heartbeat is not None:
         heartbeat.begin(trainer)
     try:

@@ -19,6 +19,7 @@ from callbacks import disk
 from callbacks.checkpoint import NEWEST, WholeFiles
 from callbacks.failures import Interrupted
 from callbacks.heartbeat import at_rest
+from callbacks.of_run import of_kind
 from callbacks.watch import Watch
 from infvit.errors import expect
 
@@ -78,7 +79,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         asked = self._asked(trainer) if trainer.state.fn == "fit" and batch_idx < self.shared else 0
         if asked:
-            averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+            averages = of_kind(trainer, WeightAveraging)
             for average in averages:
                 average.on_validation_epoch_end(trainer, pl_module)  # puts the trained weights back into the model
             self._save(trainer)
@@ -154,9 +155,8 @@ class Checkpoints(Checkpoint):
         with at_rest(trainer):
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.since = time.monotonic()
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Watch):
-                callback.leave_out(self.since - began)
+        for watch in of_kind(trainer, Watch):
+            watch.leave_out(self.since - began)
 
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""

@@ -5,6 +5,7 @@ import os
 
 from lightning.pytorch import Trainer
 
+from callbacks.of_run import the_one
 from callbacks.result import RunRecord
 from infvit.compare import Result, UnreadableResultError
 
@@ -14,7 +15,7 @@ def tell(trainer: Trainer, line: str, first_was_heard: bool = True) -> None:
 
     If nothing was heard of the first process, that end may be one of an earlier start.
     """
-    record = RunRecord.of(trainer)
+    record = the_one(trainer, RunRecord)
     left = None
     if record is not None and not record.writes:
         with contextlib.suppress(OSError, UnreadableResultError):

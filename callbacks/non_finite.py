@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 from callbacks import disk
 from callbacks.checkpoint import LAST
 from callbacks.fully_sharded import local, whole
+from callbacks.of_run import the_one
 from callbacks.result import RunRecord
 from callbacks.resume import CHECKPOINTS
 from infvit.errors import UsageError
@@ -116,7 +117,7 @@ class SkipNonFinite(Callback):
             f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "
             f"weights from before are {path.with_name(LAST)}"
         )
-        record = RunRecord.of(trainer)
+        record = the_one(trainer, RunRecord)
         if record is not None:
             record.diverged(line)
         trainer.should_stop = True

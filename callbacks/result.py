@@ -244,12 +244,6 @@ class RunRecord(Callback):
             trainer.should_stop = True
         self.write()
 
-    @staticmethod
-    def of(trainer: Trainer) -> "RunRecord | None":
-        """The record that watches this run, if one does."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        return next((callback for callback in callbacks if isinstance(callback, RunRecord)), None)
-
     def diverged(self, line: str) -> None:
         """To be called by whoever ends the training because it leads nowhere."""
         self.result.status, self.result.error = "diverged", line
