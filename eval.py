@@ -12,17 +12,18 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from callbacks import accidents, failures
-from callbacks.devices import use_threads, workers_of_this_job
+from callbacks import accidents
 from callbacks.measurement import log_measurement
-from callbacks.targets import check_targets
-from callbacks.values import check_values
-from conf.subjects import Subjects
+from infvit.cli import entrypoint
+from infvit.cli.devices import use_threads, workers_of_this_job
+from infvit.cli.load_run import Subjects
+from infvit.cli.targets import check_targets
+from infvit.cli.validation import check_values
 from train import build
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-@failures.sweep_goes_on
+@entrypoint.continue_sweep_on_error
 def evaluate(cfg: DictConfig) -> Any:
     """One measurement; returns its figure, which sweepers may maximise."""
     check_targets(cfg)
@@ -38,4 +39,4 @@ def evaluate(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    failures.run(evaluate)
+    entrypoint.run(evaluate)

@@ -10,20 +10,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from callbacks import accidents, failures
-from callbacks.checkpoint import matching_checkpoint
-from callbacks.devices import check_batch, check_devices, use_threads, workers_of_this_job
-from callbacks.dry_run import rehearse
+from callbacks import accidents
 from callbacks.epoch_seed import seed_run
-from callbacks.result import RunRecord
-from callbacks.resume import check_run, checkpoint_to_go_on_from
-from callbacks.sweep import score
-from callbacks.targets import check_targets
-from callbacks.values import check_call, check_values
-from conf import resolvers
+from callbacks.run_record import RunRecord
 from data.datamodule import ImageDataModule
+from infvit.cli import entrypoint, resolvers
+from infvit.cli.devices import check_batch, check_devices, use_threads, workers_of_this_job
+from infvit.cli.dry_run import rehearse
+from infvit.cli.run_folder import check_run, checkpoint_to_go_on_from
+from infvit.cli.targets import check_targets
+from infvit.cli.validation import check_call, check_values
 from infvit.errors import expect
 from infvit.module import Classifier
+from infvit.run.checkpoint import matching_checkpoint
+from infvit.run.result import score
 
 PARTS = ("data.module", "model.net", "recipe", "trainer", "callbacks", "logger")
 
@@ -53,7 +53,7 @@ def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-@failures.sweep_goes_on
+@entrypoint.continue_sweep_on_error
 def train(cfg: DictConfig) -> float | None:
     """One run; returns its top-1, which sweepers may maximise."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -81,4 +81,4 @@ def train(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    failures.run(train)
+    entrypoint.run(train)

@@ -17,14 +17,13 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script
 
-from callbacks.failures import Interrupted
+from callbacks.hang_watchdog import GRACE, watched
 from callbacks.hangs import ALL_STOP
-from callbacks.heartbeat import GRACE, watched
 from callbacks.last_words import tell
-from callbacks.of_run import the_one
-from callbacks.result import RunRecord
+from callbacks.of_run import find_callback
+from callbacks.run_record import RunRecord
 from data.datamodule import ImageDataModule
-from infvit.errors import UsageError
+from infvit.errors import Interrupted, UsageError
 from infvit.module import Classifier
 
 LOOKS = 1.0
@@ -176,7 +175,7 @@ def _observe(processes: list[subprocess.Popen], done: threading.Event, trainer: 
                 print(f"error: {line}", file=sys.stderr, flush=True)
                 for other in processes:
                     other.kill()
-                record = the_one(trainer, RunRecord)
+                record = find_callback(trainer, RunRecord)
                 if record is not None:
                     record.failed(line)
                 os._exit(2)

@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 
 from callbacks.effort import Effort
 from callbacks.hangs import ALL_STOP, Beat, Verdict, Watched, absent, silent
-from callbacks.ranks import agent_keeps_store, attempt
+from infvit.run.ranks import attempt, store_outlives_workers
 
 CONNECT = timedelta(hours=1)
 """Who looks at the beats gives up sooner."""
@@ -49,7 +49,7 @@ class Exchange(threading.Thread):
         self.beats: dict[int, Beat] = {}
         self.answers = 0
         self.over = threading.Event()
-        self.of_torchrun = agent_keeps_store()
+        self.of_torchrun = store_outlives_workers()
         self.prefix = f"infvit/beats/{attempt()}/{HydraConfig.get().runtime.output_dir}"
 
     def run(self) -> None:

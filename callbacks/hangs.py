@@ -1,4 +1,4 @@
-"""Which of a job's processes hangs, is stopped or is gone: told from the beats that `callbacks.heartbeat` sends."""
+"""Which of a job's processes hangs, is stopped or is gone: told from the beats that `callbacks.hang_watchdog` sends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

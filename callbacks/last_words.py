@@ -5,9 +5,9 @@ import os
 
 from lightning.pytorch import Trainer
 
-from callbacks.of_run import the_one
-from callbacks.result import RunRecord
-from infvit.compare import Result, UnreadableResultError
+from callbacks.of_run import find_callback
+from callbacks.run_record import RunRecord
+from infvit.run.result import Result, UnreadableResultError
 
 
 def tell(trainer: Trainer, line: str, first_was_heard: bool = True) -> None:
@@ -15,7 +15,7 @@ def tell(trainer: Trainer, line: str, first_was_heard: bool = True) -> None:
 
     If nothing was heard of the first process, that end may be one of an earlier start.
     """
-    record = the_one(trainer, RunRecord)
+    record = find_callback(trainer, RunRecord)
     left = None
     if record is not None and not record.writes:
         with contextlib.suppress(OSError, UnreadableResultError):

@@ -7,9 +7,9 @@ from typing import Any
 import wandb
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.loggers import bounded
 from callbacks.wandb_access import wandb_mode
-from callbacks.wandb_logger import bounded
-from conf.resolvers import plain
+from infvit.cli.resolvers import plain
 
 NOT_ITS_OWN = ("measure", "trainer", "data", "model")
 """Keys that repeat the others, or belong to a run that is measured."""

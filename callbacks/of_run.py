@@ -7,12 +7,12 @@ from lightning.pytorch import Callback, Trainer
 Kind = TypeVar("Kind", bound=Callback)
 
 
-def of_kind(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
+def find_callbacks(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     """The run's callbacks of this kind, in their order."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
-def the_one(trainer: Trainer, kind: type[Kind]) -> Kind | None:
+def find_callback(trainer: Trainer, kind: type[Kind]) -> Kind | None:
     """The first of them, if there is one."""
-    return next(iter(of_kind(trainer, kind)), None)
+    return next(iter(find_callbacks(trainer, kind)), None)

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.arrays import HeldOut
-from data.beton import BetonSettings
-from data.ffcv_loader import FFCVReader
+from data.beton.files import BetonSettings
+from data.beton.loader import FFCVReader
+from data.datasets.arrays import HeldOut
+from data.datasets.source import Source, Split
 from data.order import EpochOrder
 from data.progressive import GrowingBatches, Ramp
-from data.source import Source, Split
 from data.torch_loader import TorchReader, Views
 from data.view import View
 from infvit.errors import UsageError, expect

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from data.view import View
-from infvit.whole import published
+from infvit.timm_models import published
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.beton import BetonSettings
+from data.beton.files import BetonSettings
+from data.datasets.source import ImageSet, Split
 from data.order import EpochOrder
-from data.source import ImageSet, Split
 from data.view import View
 
 

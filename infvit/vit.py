@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from infvit.attention.layer import Attention
 from infvit.errors import UsageError, expect
+from infvit.hub import HubModel
 from infvit.positions import PositionStart, resample, sincos
-from infvit.sharing import Shared
 
 Named = dict[str, Tensor]
 
@@ -91,10 +91,10 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-class VisionTransformer(nn.Module, Shared):
+class VisionTransformer(nn.Module, HubModel):
     """Vision Transformer with an exchangeable attention; parameters are named as timm's.
 
-    `save_pretrained(folder)` and `VisionTransformer.from_pretrained(folder or repository)` keep it (`infvit.sharing`).
+    `save_pretrained(folder)` and `VisionTransformer.from_pretrained(folder or repository)` keep it (`infvit.hub`).
 
     Args:
         attention: `attention(dim, num_heads=...)` gives one attention layer, e.g. a class of `infvit.attention`.

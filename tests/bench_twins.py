@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
 from infvit.attention.layer import EPS
-from infvit.measure import timing
+from infvit.measure.efficiency import timing
 from infvit.vit import VisionTransformer
 
 

@@ -8,8 +8,7 @@ import pytest
 
 import eval as eval_script
 import train as train_script
-from callbacks import failures
-from conf import resolvers
+from infvit.cli import entrypoint, resolvers
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
@@ -57,7 +56,7 @@ def cli(monkeypatch, tmp_path, capfd, data_cache):
         capfd.readouterr()
         code = 0
         try:
-            failures.run(SCRIPTS[script])
+            entrypoint.run(SCRIPTS[script])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         captured = capfd.readouterr()

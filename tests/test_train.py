@@ -131,7 +131,7 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_and_a_failed_one_says_so(
 @pytest.mark.parametrize("sweep", [False, True])
 def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache, sweep):
     # One process looks at maps between the epochs, and the other does not wait for ever.
-    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=2", "callbacks.attention_pictures.every_n_epochs=1"]
+    arguments = [*ALONE, "trainer=ddp_cpu", "recipe.epochs=2", "callbacks.attention_maps.every_n_epochs=1"]
     arguments = ["-m", *arguments, "model=vit", "seed=0,1"] if sweep else arguments
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -16,16 +16,16 @@ import shutil
 import sys
 from pathlib import Path
 
-from data.beton_writer import SHARD
-from data.encoding import BetonSettings
-from data.ffcv_loader import FFCVReader
-from data.imagenet_v2 import FOLDERS, synsets
+from data.beton.encoding import BetonSettings
+from data.beton.loader import FFCVReader
+from data.beton.writer import SHARD
+from data.datasets.imagenet_v2 import FOLDERS, synsets
+from data.datasets.source import Split
 from data.prepare import recognise
 from data.prepare.expect import announce, missing
 from data.prepare.job import Job
 from data.prepare.originals import Published
 from data.prepare.verify import verify
-from data.source import Split
 from infvit.errors import UsageError
 
 INDICES = "indices"

@@ -5,7 +5,7 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from data.image_files import some
+from data.datasets.image_files import some
 from infvit.errors import UsageError
 
 FOLDER = "ILSVRC2012_devkit_t12"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.encoding import BetonSettings, encode, in_processes
-from data.image_files import decoded, some
+from data.beton.encoding import BetonSettings, encode, in_processes
+from data.datasets.image_files import decoded, some
 from data.prepare.job import Job
 from data.prepare.originals import Published
 from infvit.errors import UsageError

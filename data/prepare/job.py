@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.beton import FORMAT, about_labels
-from data.beton_shards import shards_of
-from data.beton_writer import Advice, write_shards
-from data.cache import made_once
-from data.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
+from data.beton.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
+from data.beton.files import FORMAT, about_labels
+from data.beton.shards import shards_of
+from data.beton.writer import Advice, write_shards
+from data.datasets.source import Split
 from data.prepare.originals import Published
 from data.progress import ImageProgress
-from data.source import Split
 from infvit.errors import UsageError
+from infvit.run.files import create_once
 
 ADVICE = Advice(
     room="make room, or choose another --out",
@@ -85,7 +85,7 @@ class Job:
         shutil.rmtree(shards_of(self.path.with_suffix(".beton.part")), ignore_errors=True)
 
     def _write(self) -> None:
-        with made_once(self.path, keep_part=True) as beside:
+        with create_once(self.path, keep_part=True) as beside:
             if beside is None:
                 return  # written by another process meanwhile
             identity = json.dumps([self.images.fingerprint(), asdict(self.settings), FORMAT])
@@ -104,7 +104,7 @@ class Job:
     def _keep_originals(self, bad: set[int]) -> None:
         """The evaluation images as they were published, <class>/<name>, for the exact pipeline."""
         images, title = self.images, f"{self.split} originals"
-        with made_once(self.originals) as beside:
+        with create_once(self.originals) as beside:
             if beside is None:
                 return
             with zipfile.ZipFile(beside, "w") as kept, ImageProgress(title, len(images)) as progress:
@@ -119,7 +119,7 @@ class Job:
         good = rows[rows["oddities"] & BAD == 0]
         content, labels = hashlib.sha256(), self.images.labels[good["sample"]]
         for digest, label in zip(good["digest"], labels.tolist(), strict=True):
-            content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as data.image_files does it
+            content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as data.datasets.image_files does it
         about = {"fingerprint": content.hexdigest(), "classes": self.classes, **about_labels(labels)}
         about |= {"settings": asdict(self.settings), "format": FORMAT, "listing": self.images.listing()}
         return about | {"source": self.images.kind, "left_out": {i: self.images.title(i) for i in bad}}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.beton_writer import PIECE
-from data.image_files import decoded
+from data.beton.writer import PIECE
+from data.datasets.image_files import decoded
 from infvit.errors import UsageError
 
 

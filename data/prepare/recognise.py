@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from data.image_files import class_folders, images_in, some
-from data.imagenet_v2 import FOLDERS, in_order_of_labels
+from data.datasets.image_files import class_folders, images_in, some
+from data.datasets.imagenet_v2 import FOLDERS, in_order_of_labels
+from data.datasets.source import Split
 from data.prepare.devkit import FOLDER as DEVKIT
 from data.prepare.devkit import labels_of
 from data.prepare.originals import Files, Published, Slices
 from data.prepare.parquet import Rows
 from data.prepare.tars import Member, members, unzipped
-from data.source import Split
 from infvit.errors import UsageError
 
 Form = Callable[[], Published | None]

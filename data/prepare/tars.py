@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.cache import made_once
-from data.image_files import SUFFIXES
+from data.datasets.image_files import SUFFIXES
 from data.progress import ImageProgress
 from infvit.errors import UsageError
+from infvit.run.files import create_once
 
 
 class Member(NamedTuple):
@@ -39,7 +39,7 @@ def members(archive: Path, indices: Path) -> list[Member]:
     """
     stat = archive.stat()
     path = indices / f"{archive.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}.json"
-    with made_once(path) as beside:
+    with create_once(path) as beside:
         if beside is not None:
             print(f"reading the index of {archive}", flush=True)
             beside.write_text(json.dumps(list(_watched(archive, stat.st_size))))
@@ -85,7 +85,7 @@ def unzipped(archive: Path, folder: Path) -> Path:
         UsageError: the archive is damaged or cut short.
     """
     path = folder / archive.name.removesuffix(".gz")
-    with made_once(path) as beside:
+    with create_once(path) as beside:
         if beside is not None:
             print(f"{archive.name} is compressed: unpacked once to {path}, which is deleted at the end", flush=True)
             try:

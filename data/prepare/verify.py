@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.beton import check_beton
-from data.encoding import encoded
+from data.beton.encoding import encoded
+from data.beton.files import check_beton
 from data.prepare.expect import spread
 from data.prepare.job import Job
 from infvit.errors import UsageError

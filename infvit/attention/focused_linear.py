@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infvit.attention.apart import normal_apart
 from infvit.attention.kernel import TINY, KernelAttention
 from infvit.attention.layer import Masks
+from infvit.attention.rng import normal_apart
 from infvit.errors import UsageError
 
 

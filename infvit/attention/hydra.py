@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infvit.attention.layer import EPS, Masks, without_autocast
-from infvit.attention.query import QueryAttention
+from infvit.attention.token_attention import QueryAttention
 from infvit.attention.tokens import drop_tokens, hide, precise
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from infvit.attention.layer import Masks, without_autocast
-from infvit.attention.query import QueryAttention
+from infvit.attention.token_attention import QueryAttention
 from infvit.attention.tokens import drop_tokens, hide, precise
 
 TINY = 1e-12

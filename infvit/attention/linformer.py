@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from infvit.attention.apart import normal_apart
 from infvit.attention.layer import Masks, without_autocast
-from infvit.attention.query import QueryAttention
+from infvit.attention.rng import normal_apart
+from infvit.attention.token_attention import QueryAttention
 from infvit.attention.tokens import places, precise
 from infvit.errors import UsageError
 

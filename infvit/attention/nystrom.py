@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infvit.attention.apart import normal_apart
 from infvit.attention.layer import Attention, Masks, without_autocast
+from infvit.attention.rng import normal_apart
 from infvit.attention.tokens import drop_tokens, hide, places, precise, seen_softmax
 from infvit.errors import UsageError
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from infvit.attention.apart import seed_apart
 from infvit.attention.kernel import KernelAttention
 from infvit.attention.layer import Masks
+from infvit.attention.rng import derived_seed
 from infvit.errors import UsageError
 
 
@@ -44,7 +44,7 @@ class PerformerAttention(KernelAttention):
         if m < 1 or redraw < 0:
             raise UsageError(f"num_features={m}, redraw={redraw}: expected at least 1 feature and a redraw from 0")
         self.redraw = redraw
-        seed = seed_apart()
+        seed = derived_seed()
         self.register_buffer("projection", orthogonal_directions(m, d, seed).to(torch.get_default_device()))
         self.register_buffer("seed", torch.tensor(seed))
         self.register_buffer("calls", torch.tensor(0))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from infvit.attention.layer import Masks
-from infvit.attention.query import QueryAttention
+from infvit.attention.token_attention import QueryAttention
 
 
 class ReLUAttention(QueryAttention):

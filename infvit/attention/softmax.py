@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infvit.attention.layer import Masks
-from infvit.attention.query import QueryAttention
+from infvit.attention.token_attention import QueryAttention
 from infvit.attention.tokens import seen_softmax
 
 

@@ -6,15 +6,15 @@
 `python -m infvit.compare RUN_DIRS...` does the same from the command line.
 """
 
-from infvit.compare.interval import Estimate
 from infvit.compare.latex import to_latex
 from infvit.compare.page import to_html
-from infvit.compare.paired import Paired
+from infvit.compare.pairing import Paired
 from infvit.compare.pictures import write_pictures
 from infvit.compare.render import to_csv, to_markdown, to_text
-from infvit.compare.result import SCHEMA, Result, UnreadableResultError
 from infvit.compare.table import Comparison, Row, Unreadable, find_results
 from infvit.compare.write import FILES, write_comparison
+from infvit.run.result import SCHEMA, Result, UnreadableResultError
+from infvit.tables.interval import Estimate
 
 __all__ = [
     "FILES",

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from infvit.compare import FILES, find_results, to_text, write_comparison
-from infvit.compare.paired import BASELINE
+from infvit.compare.pairing import BASELINE
 from infvit.errors import UsageError
 
 

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 
 import altair as alt
 
-from infvit.compare.interval import Estimate
-from infvit.compare.points import data, epochs_of, gammas, rounded
+from infvit.compare.chart_data import data, epochs_of, gammas, rounded
 from infvit.compare.table import Comparison, Row
+from infvit.tables.interval import Estimate
 
 # What alt.layer is declared to return.
 Drawing: TypeAlias = alt.LayerChart | alt.FacetChart

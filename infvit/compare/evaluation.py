@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infvit.compare.result import RESULT_FILE, Result, UnreadableResultError, written_whole
+from infvit.run.files import atomic_write
+from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
 EVALUATIONS = "evaluations"
 METRICS = ("top1", "top5", "loss")
@@ -47,7 +48,7 @@ def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
     path = run_dir / EVALUATIONS / f"{row['data'].replace('/', '_')}-{row['fingerprint'][:SHORT]}.json"
     path.parent.mkdir(exist_ok=True)
     # A run that is started again in the same folder has another checkpoint: `started` tells whose evaluation this is.
-    written_whole(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
+    atomic_write(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
     return path
 
 
@@ -69,7 +70,7 @@ def keep_maps(run_dir: Path, figures: dict[str, Any], fingerprint: str, how: str
     if result.status != "finished" or result.data_fingerprint != fingerprint:
         return None
     path = run_dir / MAPS_FILE
-    written_whole(path, json.dumps(figures | {"how": how, "run_started": result.started}, indent=2) + "\n")
+    atomic_write(path, json.dumps(figures | {"how": how, "run_started": result.started}, indent=2) + "\n")
     return path
 
 

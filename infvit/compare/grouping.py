@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from infvit.compare.result import CONFIG_FIELDS, SIGNATURE, Result
+from infvit.run.result import CONFIG_FIELDS, SIGNATURE, Result
 
 
 def group(results: Iterable[Result]) -> list[list[Result]]:

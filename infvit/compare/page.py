@@ -13,13 +13,13 @@ from markupsafe import Markup
 
 from infvit.compare import render
 from infvit.compare.charts import COSTS
-from infvit.compare.house import environment
-from infvit.compare.interval import Estimate
-from infvit.compare.palette import THEMES
 from infvit.compare.pictures import charts, library, spec
-from infvit.compare.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
-from infvit.compare.subject import flat, subject
+from infvit.compare.provenance import flat, subject
 from infvit.compare.table import Comparison, Row
+from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
+from infvit.tables.html import environment
+from infvit.tables.interval import Estimate
+from infvit.tables.theme import THEMES
 
 TEMPLATE = "page.html.jinja"
 ATTENTION_PICTURE = "attention.png"

@@ -10,8 +10,8 @@ import altair as alt
 import vl_convert
 
 from infvit.compare.charts import COSTS, Drawing, accuracy_against, accuracy_bars, curves, gamma_by_block, paired_top1
-from infvit.compare.palette import PICTURE_THEME
 from infvit.compare.table import Comparison
+from infvit.tables.theme import PICTURE_THEME
 
 PICTURES = ("accuracy.png", "accuracy_vs_flops.png", "curves.png")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from infvit.compare.result import Result
+from infvit.run.result import Result
 
 # The overrides that set what `of` says.
 SIZES = ("size.depth", "size.dim", "size.heads", "size.patch", "size.image_size", "size.extra_proj", "backbone.depth")

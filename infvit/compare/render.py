@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from infvit.compare.evaluation import MAP_FIGURES
-from infvit.compare.interval import Estimate
-from infvit.compare.subject import EVERY_ROW, subject
+from infvit.compare.provenance import EVERY_ROW, subject
 from infvit.compare.table import Comparison, Row
+from infvit.tables.interval import Estimate
 
 INTERVALS = (
     "± is the half-width of the 95% interval of the mean over seeds: Student's t with n − 1 degrees of freedom. "

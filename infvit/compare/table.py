@@ -10,17 +10,17 @@ from typing import Any
 
 from infvit.compare.evaluation import MAP_FIGURES, with_evaluations, with_maps
 from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
-from infvit.compare.interval import Estimate
-from infvit.compare.paired import BASELINE, Paired, baseline_of, chosen
+from infvit.compare.pairing import BASELINE, Paired, baseline_of, chosen
 from infvit.compare.published import Published, published
-from infvit.compare.result import (
+from infvit.errors import UsageError
+from infvit.run.result import (
     CONFIG_FIELDS,
     RESULT_FILE,
     WITHOUT_NUMBERS,
     Result,
     UnreadableResultError,
 )
-from infvit.errors import UsageError
+from infvit.tables.interval import Estimate
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from infvit.compare.latex import to_latex
 from infvit.compare.page import to_html
 from infvit.compare.pictures import PICTURES, write_pictures
 from infvit.compare.render import to_csv, to_markdown
-from infvit.compare.result import written_whole
 from infvit.compare.table import Comparison
 from infvit.errors import UsageError
+from infvit.run.files import atomic_write
 
 FILES = (*(f"comparison.{ending}" for ending in ("html", "md", "csv", "tex")), *PICTURES)
 
@@ -28,7 +28,7 @@ def write_comparison(run_dirs: Iterable[str | Path], out_dir: str | Path, baseli
     try:
         out.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():
-            written_whole(out / f"comparison.{ending}", text)
+            atomic_write(out / f"comparison.{ending}", text)
         write_pictures(comparison, out)
     except OSError as error:
         raise UsageError(f"{out}: the comparison cannot be written there: {error.strerror or error}") from error

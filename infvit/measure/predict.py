@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from infvit.attention import LinearInfSA
-from infvit.classes import in_words
+from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
@@ -45,7 +45,7 @@ def predict(
     model = network.model
     if centrality and not _is_linear(model):
         raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
-    names = in_words(network.classes)
+    names = readable_names(network.classes)
     rows: list[dict[str, Any]] = []
     for file in files:
         opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from infvit.measure.alone import peak_memory
-from tests.attention.contestants import CONTESTANTS
+from infvit.measure.subprocess_case import peak_memory
+from tests.attention.bench_cases import CONTESTANTS
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.digits import Digits
+from data.datasets.digits import Digits
 from data.order import EpochOrder
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.module import warmup_cosine

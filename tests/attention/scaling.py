@@ -18,8 +18,8 @@ import altair
 import torch
 import vl_convert
 
-from infvit.measure.machine import hardware
-from tests.attention.contestants import CONTESTANTS, HOLDS_MATRICES
+from infvit.run.environment import hardware
+from tests.attention.bench_cases import CONTESTANTS, HOLDS_MATRICES
 from tests.bench_twins import race
 
 PAGE = Path(__file__).parents[2] / "infvit" / "attention"

@@ -22,13 +22,14 @@ from typing import Any
 from PIL import Image
 
 import data.prepare.__main__
-from callbacks import checkpoint, comparison
-from callbacks.attention_pictures import AttentionPictures
-from callbacks.continuity import ContinuedCSV
-from callbacks.result import RunRecord
-from data.beton_shards import Shards
+from callbacks.attention_maps import AttentionMaps
+from callbacks.resume_state import ResumableCSVLogger
+from callbacks.run_record import RunRecord
+from callbacks.sweep import comparison
+from data.beton.shards import Shards
 from data.prepare.job import Job
-from infvit.compare import Result
+from infvit.run import checkpoint
+from infvit.run.result import Result
 from tests.chaos import Fault
 from tests.chaos._small_disk import Disk, MountError, mounted
 from tests.chaos.kill import RUN, difference, left, start
@@ -89,12 +90,12 @@ def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
     newest, table, result = checkpoint.NEWEST, "metrics.csv", "result.json"
     cases = {
         "while checkpoints are written": (
-            disk.full_in(checkpoint.WholeFiles, "save_checkpoint", range(2, 4), room=20_000),
+            disk.full_in(checkpoint.AtomicCheckpointIO, "save_checkpoint", range(2, 4), room=20_000),
             [newest],
         ),
         "while result.json is written": (disk.full_in(RunRecord, "write", range(3, 5)), [result]),
-        "while metrics.csv is written": (disk.full_in(ContinuedCSV, "save", range(2, 5)), [table]),
-        "while pictures are written": (disk.full_in(AttentionPictures, "_look", range(1, 3)), pictures),
+        "while metrics.csv is written": (disk.full_in(ResumableCSVLogger, "save", range(2, 5)), [table]),
+        "while pictures are written": (disk.full_in(AttentionMaps, "_look", range(1, 3)), pictures),
         "for an epoch": (disk.full_from(5, 17), [newest, table, result]),
     }
     for name, (moments, warned) in cases.items():
@@ -113,7 +114,7 @@ def to_its_end(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
     each_step = [*RUN, "checkpoint.every_minutes=0"]
     code, said = tried(folder, disk.full_from(15), disk.beside / "end", each_step)
     found = checkpoint.newest_first(folder / "run" / "checkpoints")
-    damaged = len(found) != checkpoint.KEPT or checkpoint.newest_whole(folder / "run" / "checkpoints") != found[0]
+    damaged = len(found) != checkpoint.KEPT or checkpoint.newest_intact(folder / "run" / "checkpoints") != found[0]
     lost = _code(code, 2) or _one_error(said) or ("a checkpoint" if damaged else None)
     lost = lost or ("result.json" if Result.read(folder / "run" / "result.json").status != "running" else None)
     lost = lost or (None if MISSING in said else "the line that says what is missing")

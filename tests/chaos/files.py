@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from callbacks.epoch_seed import EpochSeed
-from infvit.compare import Result
+from infvit.run.result import Result
 from tests.chaos import Fault
 from tests.chaos.disk import tried
 from tests.chaos.kill import RUN
@@ -55,7 +55,7 @@ def in_a_tree(folder: Path, name: str, damage: Callable[[Path], None]) -> Iterat
         Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(place / f"{i}.png")
     for workers in (0, 1):
         words = [*RUN, "data=imagefolder", f"data.root={folder / 'images'}", f"data.module.workers={workers}"]
-        words += ["recipe.batch_size=2", "callbacks.attention_pictures=null"]
+        words += ["recipe.batch_size=2", "callbacks.attention_maps=null"]
         lost = _lost(folder / f"run{workers}", words, sorted((folder / "images").rglob("*.png")), damage)
         yield Fault(f"images in folders {name}" + " under a reading process" * workers, lost)
 
@@ -69,7 +69,7 @@ def in_ffcvs_file(folder: Path, name: str, damage: Callable[[Path], None]) -> It
     lost = _lost(folder / "run", words, folder / "cache", damage, stays=damage == Path.unlink)
     yield Fault(f".beton file {name}", lost)
     if damage is cut_short:
-        from data.ffcv_decoder import Epoch
+        from data.beton.decoder import Epoch
 
         lost = _lost(folder / "within", words, folder / "cache", damage, (Epoch, "run_pipeline"))
         yield Fault(f".beton file {name} within a batch (SIGBUS)", lost)

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import train
-from callbacks import checkpoint, failures
+from infvit.cli import entrypoint
+from infvit.run import checkpoint
 from tests.chaos import Fault
 
 RUN = [
@@ -101,7 +102,7 @@ def start(
         os.dup2(said, 2)
         first()
         sys.argv = ["train.py", *words]
-        failures.run(train.train)
+        entrypoint.run(train.train)
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from callbacks.checkpoint import newest_first
+from infvit.run.checkpoint import newest_first
 from tests.chaos import Fault
 from tests.chaos.worker import marked, setting
 
@@ -42,7 +42,7 @@ SWEEP = [
     "hydra/launcher=slurm",
     "hydra.launcher.timeout_min=10",
     "checkpoint.every_minutes=0.005",
-    "callbacks.attention_pictures=null",
+    "callbacks.attention_maps=null",
 ]
 
 CONFIGURATION = """
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         yield Fault("the sweep ends with its comparison", lost)
         if options.sweep_alone:
             return
-        submitted = start("seed=2", "size.depth=2", "callbacks.heartbeat.patience=5")
+        submitted = start("seed=2", "size.depth=2", "callbacks.hang_watchdog.patience=5")
         try:
             _until(lambda: (run := one(2, 2)) and newest_first(run / "checkpoints"), submitted, output)
             task = next(pid for pid in marked(environment["CHAOS"]) if _task_of_slurm(pid) == 1)

@@ -40,7 +40,7 @@ RUN = [
     "recipe.batch_size=16",
     "recipe.warmup_epochs=0",
     "checkpoint.every_minutes=0.003",
-    "callbacks.attention_pictures=null",
+    "callbacks.attention_maps=null",
     "hydra.run.dir=run",
     "resume=auto",
 ]
@@ -59,8 +59,8 @@ STUCK = {
     "before it is ready": "train.start",
     "while data are prepared": "data.datamodule.ImageDataModule.prepare_data",
     "in the first batch": "infvit.module.Classifier.training_step",
-    "while a checkpoint is written": "callbacks.checkpoint.WholeFiles.save_checkpoint",
-    "at an epoch's end": "callbacks.result.RunRecord.on_train_epoch_end",
+    "while a checkpoint is written": "infvit.run.checkpoint.AtomicCheckpointIO.save_checkpoint",
+    "at an epoch's end": "callbacks.run_record.RunRecord.on_train_epoch_end",
 }
 """What does not return in a process of this harness, where a step is not what is watched."""
 
@@ -160,7 +160,7 @@ class Job:
             "PYTHONPATH": str(ROOT),
         }
         settings = [f"trainer={options.trainer}", f"trainer.devices={options.ranks}", f"recipe.epochs={options.epochs}"]
-        settings += [f"callbacks.heartbeat.patience={options.patience}"]
+        settings += [f"callbacks.hang_watchdog.patience={options.patience}"]
         command = [*(word.format(ranks=options.ranks) for word in LAUNCHERS[launcher]), *PROGRAM, *RUN, *settings]
         with self.said.open("w") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
@@ -285,9 +285,9 @@ def get_stuck(rank: str, where: str, number: str, path: str) -> None:
 
 if __name__ == "__main__":
     import train
-    from callbacks import failures
+    from infvit.cli import entrypoint
 
     signal.signal(LOOP, loop)
     if stuck := os.environ.get("STUCK"):
         get_stuck(*stuck.split(" "))
-    failures.run(train.train)
+    entrypoint.run(train.train)

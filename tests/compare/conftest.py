@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infvit.compare import Result
+from infvit.run.result import Result
 
 MakeResult = Callable[..., Result]
 MakeSweep = Callable[..., list[Path]]

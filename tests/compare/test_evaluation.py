@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from infvit.compare import Comparison, Result, to_csv, to_html, to_latex, to_markdown, to_text
+from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, to_text
 from infvit.compare.evaluation import keep, keep_maps
+from infvit.run.result import Result
 from tests.compare.conftest import MakeResult, MakeSweep
 
 V2 = "imagenet_v2_matched-frequency"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from infvit.compare import FILES, Comparison, Result, to_html, write_comparison
+from infvit.compare import FILES, Comparison, to_html, write_comparison
 from infvit.compare.charts import MOST_POINTS
 from infvit.compare.pictures import PICTURES, charts, spec
+from infvit.run.result import Result
 from tests.compare.conftest import MakeResult, MakeSweep
 
 EVIL = "<script>document.title='broken into'</script>"

@@ -13,8 +13,8 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from callbacks.comparison import CompareAtEnd
-from callbacks.report import report, save, title_of
+from callbacks.sweep.comparison import CompareAtEnd
+from callbacks.sweep.wandb_report import report, save, title_of
 from infvit.compare import Comparison
 from tests.compare.conftest import MakeResult, write_results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infvit.compare import Comparison
-from infvit.compare.subject import commands, subject
+from infvit.compare.provenance import commands, subject
 from tests.compare.conftest import MakeResult
 
 

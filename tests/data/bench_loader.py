@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from data.augment import RandAugment, RandomErasing
-from data.beton import BetonSettings, beton_path
+from data.beton.files import BetonSettings, beton_path
+from data.beton.loader import FFCVReader
 from data.datamodule import ImageDataModule
-from data.ffcv_loader import FFCVReader
-from data.imagefolder import ImageFolder
+from data.datasets.imagefolder import ImageFolder
 from data.view import View
 from tests.data import timm_in_pillow
 from tests.data.photographs import photographs
@@ -79,7 +79,7 @@ def bare_ffcv(data: ImageDataModule, workers: int, batch_size: int) -> Iterable:
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor
 
-    path = beton_path(data.source.split("train"), data.name, "train", data.cache_dir, data.beton)
+    path = beton_path(data.datasets.source.split("train"), data.name, "train", data.cache_dir, data.beton.files)
     assert data.trainer is not None
     device = data.trainer.strategy.root_device
     last = [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.imagenet_v2 import synsets
+from data.datasets.imagenet_v2 import synsets
 
 GREY, CMYK, ROTATED, PNG = 111, 11, 12, synsets().index("n02105855")
 PNG_NAME = "n02105855_2933.JPEG"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from callbacks.epoch_seed import EpochSeed, seed_run
 from data.augment import RandAugment, RandomErasing
 from data.datamodule import ImageDataModule
-from data.digits import Digits
+from data.datasets.digits import Digits
 from data.torch_loader import TorchReader
 from data.view import View
 from infvit.module import Classifier

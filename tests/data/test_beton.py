@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.beton import BetonSettings, beton_path, check_beton, write_beton
-from data.digits import Digits
-from data.imagefolder import ImageFolder
+from data.beton.files import BetonSettings, beton_path, check_beton, write_beton
+from data.datasets.digits import Digits
+from data.datasets.imagefolder import ImageFolder
 from infvit.errors import UsageError
 
 pytest.importorskip("ffcv")

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from data.augment import ColorJitter, RandAugment, RandomErasing
-from data.beton import BetonSettings
+from data.beton.files import BetonSettings
 from data.draws import CROP, NOISE, advanced, fresh_keys, normals, sample_keys, uniforms
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
@@ -55,7 +55,7 @@ def reader(request):
     if request.param == "torch":
         return TorchReader()
     pytest.importorskip("ffcv")
-    from data.ffcv_loader import FFCVReader
+    from data.beton.loader import FFCVReader
 
     return FFCVReader()
 
@@ -93,7 +93,7 @@ def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, ca
 
 def test_both_loaders_cut_and_mirror_alike(images, cache):
     pytest.importorskip("ffcv")
-    from data.ffcv_loader import FFCVReader
+    from data.beton.loader import FFCVReader
 
     order = EpochOrder(len(images), 40)
     view = View(24, crop_scale=(0.4, 1.0), flip=True)

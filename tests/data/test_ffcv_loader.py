@@ -11,17 +11,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from data.augment import RandAugment
-from data.beton import BetonSettings
+from data.beton.files import BetonSettings
 from data.datamodule import ImageDataModule
-from data.digits import Digits
-from data.imagefolder import ImageFolder
+from data.datasets.digits import Digits
+from data.datasets.imagefolder import ImageFolder
 from data.order import EpochOrder
 from data.view import View
 from infvit.errors import UsageError
 
 pytest.importorskip("ffcv")
-from data.ffcv_decoder import Epoch
-from data.ffcv_loader import FFCVReader
+from data.beton.decoder import Epoch
+from data.beton.loader import FFCVReader
 
 ROOT = Path(__file__).parents[2]
 RAW, CPU = BetonSettings(), torch.device("cpu")
@@ -54,7 +54,7 @@ def test_torch_keeps_its_threads(cache):
 
 def test_its_import_compiles_no_dictionary_and_leaves_numba_its_own():
     asked = (
-        "from data.ffcv_loader import FFCVReader; FFCVReader()\n"
+        "from data.beton.loader import FFCVReader; FFCVReader()\n"
         "from ffcv.fields.rgb_image import IMAGE_MODES; from numba.typed import Dict\n"
         "print(type(IMAGE_MODES) is dict, Dict is dict)"
     )

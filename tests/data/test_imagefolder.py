@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from data.imagefolder import ImageFolder
+from data.datasets.imagefolder import ImageFolder
 from infvit.errors import UsageError
 
 
@@ -35,7 +35,7 @@ def test_fingerprint_is_of_the_content_alone(tree, tmp_path):
 
 def test_the_second_look_decodes_nothing(tree, tmp_path, monkeypatch):
     folder(tree, tmp_path)
-    monkeypatch.setattr("data.image_files._digest", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("data.datasets.image_files._digest", lambda *_: pytest.fail("read again"))
     folder(tree, tmp_path)
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from data.imagefolder import ImageFolder
-from data.imagenet_v2 import ImageNetV2, synsets
+from data.datasets.imagefolder import ImageFolder
+from data.datasets.imagenet_v2 import ImageNetV2, synsets
 from infvit.compare.__main__ import main as compare
 from infvit.errors import UsageError
 

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
-from data.beton import BetonSettings, beton_path, check_beton, write_beton
+from data.beton.files import BetonSettings, beton_path, check_beton, write_beton
 from data.datamodule import ImageDataModule
-from data.digits import Digits
-from data.imagefolder import ImageFolder
+from data.datasets.digits import Digits
+from data.datasets.imagefolder import ImageFolder
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
 from data.view import View
@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def ffcv():
     pytest.importorskip("ffcv")
-    from data.ffcv_loader import FFCVReader
+    from data.beton.loader import FFCVReader
 
     return FFCVReader()
 
@@ -123,7 +123,7 @@ def test_each_cache_is_a_choice_of_conf():
 def test_a_cache_that_is_unknown_or_does_not_fit_is_told(ffcv, cache, monkeypatch):
     with pytest.raises(UsageError, match=r"data.loader.cache=disk is unknown: expected one of os, process, memory"):
         type(ffcv)(cache="disk")
-    monkeypatch.setattr("data.ffcv_loader._free_memory", lambda: 1e4)
+    monkeypatch.setattr("data.beton.loader._free_memory", lambda: 1e4)
     images, order = Digits().split("val"), EpochOrder(360, 64)
     with pytest.raises(UsageError, match=r"has 0.\d GB and 0.0 GB of memory are free: .* data/loader=ffcv leaves"):
         loader(type(ffcv)(cache="memory"), images, cache, View(8, 1.0), order)

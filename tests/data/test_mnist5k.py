@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data.arrays import HeldOut, stratified
-from data.digits import Digits
-from data.mnist5k import MNIST5k
+from data.datasets.arrays import HeldOut, stratified
+from data.datasets.digits import Digits
+from data.datasets.mnist5k import MNIST5k
 
 
 def test_the_split_is_4000_and_1000_images_with_equally_many_of_each_digit():

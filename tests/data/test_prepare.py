@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from data.beton import BetonSettings
-from data.imagefolder import ImageFolder
-from data.imagenet_v2 import FOLDERS, synsets
+from data.beton.files import BetonSettings
+from data.datasets.imagefolder import ImageFolder
+from data.datasets.imagenet_v2 import FOLDERS, synsets
+from data.datasets.prepared import Prepared, imagefolder
 from data.order import EpochOrder
 from data.prepare.__main__ import main
-from data.prepared import Prepared, imagefolder
 from data.view import View
 from infvit.errors import UsageError
 from tests.data import made_imagenet as made
@@ -72,7 +72,7 @@ def test_a_prepared_folder_is_the_tree(prepared, imagenet_tree, tmp_path):
 
 
 def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
-    from data.ffcv_loader import FFCVReader
+    from data.beton.loader import FFCVReader
 
     reader, settings, cpu = FFCVReader(), BetonSettings(), torch.device("cpu")
     for split, count in (("train", 2000), ("val", 1000)):

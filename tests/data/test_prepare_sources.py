@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from data.image_files import decoded
-from data.imagenet_v2 import FOLDERS, ImageNetV2, synsets
+from data.datasets.image_files import decoded
+from data.datasets.imagenet_v2 import FOLDERS, ImageNetV2, synsets
 from data.prepare import recognise
 from data.prepare.devkit import validation_synsets
 from infvit.errors import UsageError

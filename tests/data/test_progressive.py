@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from data.datamodule import ImageDataModule
-from data.digits import Digits
+from data.datasets.digits import Digits
 from data.progressive import Ramp
 from data.torch_loader import TorchReader
 from data.view import View
@@ -79,7 +79,7 @@ def test_each_epoch_has_its_side_also_after_a_resumption_and_evaluation_the_full
     reader = TorchReader()
     if loader == "ffcv":
         pytest.importorskip("ffcv")
-        from data.ffcv_loader import FFCVReader
+        from data.beton.loader import FFCVReader
 
         reader = FFCVReader()
     epochs, middle = range(len(sides)), len(sides) // 2

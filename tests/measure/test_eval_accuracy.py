@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
 import eval as script
-from callbacks import failures
-from callbacks.checkpoint import matching_classes, read_checkpoint
-from data.digits import Digits
+from data.datasets.digits import Digits
+from infvit.cli import entrypoint
 from infvit.compare import Comparison
 from infvit.measure.accuracy import records
+from infvit.run.checkpoint import matching_classes, read_checkpoint
 
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
 QUICK = [
@@ -95,7 +95,7 @@ def process(rank, processes, port, arguments):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     sys.argv = ["eval.py", *arguments]
-    failures.run(script.evaluate)
+    entrypoint.run(script.evaluate)
 
 
 def distributed(folder, processes, *arguments):
@@ -188,7 +188,7 @@ def test_a_published_model_of_timm_on_imagenet_with_its_real_labels(cli, imagene
     assert row["loss"] == pytest.approx(-expected.mean().item(), abs=1e-4)  # each class once
 
 
-def complaint(outcome):
+def format_config_error(outcome):
     assert outcome.code == 2, outcome.out + outcome.err
     assert "Traceback" not in outcome.err
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
@@ -235,7 +235,7 @@ def test_where_a_runs_data_are_and_how_many_are_read_at_a_time_is_said_alone(cli
     mine = ["data=imagefolder", f"data.root={digits_as_files}", "data.module.workers=0"]
     ckpt, result = trained(cli, *mine, "model=vit", "size=tiny", "recipe=digits", "recipe.batch_size=32")
     moved = shutil.move(digits_as_files, digits_as_files.with_name("moved"))
-    assert "does not exist" in complaint(cli("eval", f"ckpt={ckpt}"))
+    assert "does not exist" in format_config_error(cli("eval", f"ckpt={ckpt}"))
     sizes, test_step = [], records._Recorder.test_step
 
     def counted(self, batch, batch_idx):
@@ -251,10 +251,10 @@ def test_where_a_runs_data_are_and_how_many_are_read_at_a_time_is_said_alone(cli
         assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
         assert row["fingerprint"] == result["data_fingerprint"]
     mistake = cli("eval", f"ckpt={ckpt}", f"data.root={moved}", "+data.module.eval_batchsize=2")
-    assert "data.module.eval_batchsize is no setting of the run's data=imagefolder" in complaint(mistake)
+    assert "data.module.eval_batchsize is no setting of the run's data=imagefolder" in format_config_error(mistake)
 
     monkeypatch.setattr(records._Recorder, "test_step", lambda *_: torch.empty(2**48))
-    line = complaint(cli("eval", f"ckpt={ckpt}", f"data.root={moved}"))
+    line = format_config_error(cli("eval", f"ckpt={ckpt}", f"data.root={moved}"))
     assert "out of memory" in line
     assert "data.module.eval_batch_size=" in line
 
@@ -281,7 +281,7 @@ TIMM = ["data=imagenet", "model=timm"]
 def test_what_cannot_be_evaluated_is_one_line(cli, imagenet, monkeypatch, arguments, says):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it asks again for a minute
     root = f"data.root={imagenet[0] / 'tree'}"
-    line = complaint(cli("eval", *arguments, *([root] if "data=imagenet" in arguments else [])))
+    line = format_config_error(cli("eval", *arguments, *([root] if "data=imagenet" in arguments else [])))
     for words in says:
         assert words in line
 
@@ -289,16 +289,16 @@ def test_what_cannot_be_evaluated_is_one_line(cli, imagenet, monkeypatch, argume
 def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_one_line(cli, imagenet):
     root, _ = imagenet
     model = ["model=timm", "model.name=test_vit", "data=digits"]
-    line = complaint(cli("eval", *model, f"weights={root / 'test_vit.safetensors'}"))
+    line = format_config_error(cli("eval", *model, f"weights={root / 'test_vit.safetensors'}"))
     assert "test_vit.safetensors holds no weights of test_vit for 10 classes" in line
     ckpt, _ = trained(cli, "experiment=digits", "model=vit")
-    line = complaint(cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}"))
+    line = format_config_error(cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}"))
     assert "tells 10 (0, 1, 2, ...) classes apart, data=imagenet has 1,000 (n01440764" in line
     content = torch.load(ckpt, weights_only=True)
     content["state_dict"]["net.head.bias"][3] = torch.nan
     nan = ckpt.with_name("nan.ckpt")  # a name without a checksum
     torch.save(content, nan)
-    assert "vit gives no finite logits for 360 of 360 images" in complaint(cli("eval", f"ckpt={nan}"))
+    assert "vit gives no finite logits for 360 of 360 images" in format_config_error(cli("eval", f"ckpt={nan}"))
 
 
 def test_classes_of_other_names_are_told_and_taken_in_order(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.sparse import csr_array
 
-from infvit.compare.interval import CONFIDENCE
+from infvit.tables.interval import CONFIDENCE
 
 RESAMPLES = 1000
 SEED = 0

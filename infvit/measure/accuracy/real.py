@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from timm.data import RealLabelsImagenet
 
-from infvit.classes import is_imagenet
+from infvit.class_names import is_imagenet
 from infvit.measure.accuracy.records import Records
 
 

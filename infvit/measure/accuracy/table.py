@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from infvit.classes import in_words, is_imagenet
+from infvit.class_names import is_imagenet, readable_names
 from infvit.measure.accuracy.scores import Classes
 
 WIDTH = 80
@@ -63,7 +63,7 @@ def best_and_worst(of: str, names: Sequence[str], classes: Classes) -> str:
     """The few classes with the highest and the lowest top-1."""
     best, worst = (np.argsort(by, kind="stable") for by in (-classes.top1, classes.top1))
     parts = {"best": best[:SHOWN], "worst": worst[:SHOWN]} if len(best) > 2 * SHOWN else {"": best}
-    words = in_words(names)
+    words = readable_names(names)
     lines = [f"Classes by top-1, {of}:"]
     for part, places in parts.items():
         for i, place in enumerate(places):
@@ -76,7 +76,7 @@ def best_and_worst(of: str, names: Sequence[str], classes: Classes) -> str:
 
 def write_classes(path: Path, names: Sequence[str], classes: Classes) -> None:
     """A line for each class that has images; accuracies are fractions."""
-    words = in_words(names)
+    words = readable_names(names)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "name", "images", "top1", "top1_low", "top1_high", "top5"])

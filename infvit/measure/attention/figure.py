@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infvit.compare.pictures import spec, vl_version
 from infvit.errors import UsageError
-from infvit.measure.attention.exhibit import Exhibit, columns, normalised
+from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
 from infvit.measure.attention.heat import coloured, enlarged, over, picture
 from infvit.measure.attention.maps import token_map
 from infvit.measure.subjects import Network, Subjects
@@ -34,7 +34,7 @@ THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, 
 def figure(
     subjects: Subjects,
     out: Path,
-    shown: Callable[[Subjects], Exhibit],
+    shown: Callable[[Subjects], GalleryInput],
     methods: Sequence[str] | None,
     block: int | None,
 ) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infvit.classes import in_words
-from infvit.compare.house import environment
+from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
-from infvit.measure.attention.exhibit import WORDS, Exhibit, columns, normalised
+from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, normalised
 from infvit.measure.attention.heat import HEAT, OPACITY, picture
 from infvit.measure.attention.maps import layer_maps, token_map
 from infvit.measure.subjects import Network, Subjects
+from infvit.tables.html import environment
 
 TEMPLATE = "gallery.html.jinja"
 STRONGEST = 5
@@ -37,7 +37,7 @@ SMALL = 96
 def gallery(
     subjects: Subjects,
     out: Path,
-    shown: Callable[[Subjects], Exhibit],
+    shown: Callable[[Subjects], GalleryInput],
     methods: Sequence[str] | None,
 ) -> None:
     """Writes gallery.html of what is shown and says where it is."""
@@ -125,7 +125,7 @@ def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) 
     near = _neighbours(network, inputs)
     with torch.no_grad():
         likeliest = model(inputs).softmax(-1).max(-1)
-    classes = in_words(network.classes)
+    classes = readable_names(network.classes)
     return {
         "name": name,
         "depth": maps.shape[1] - 1,

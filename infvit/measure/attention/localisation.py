@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 
-from infvit.measure.attention.removal import enlarged
+from infvit.measure.attention.patch_removal import enlarged
 
 THRESHOLDS = tuple(i / 20 for i in range(20))
 """Shares of a map's largest value among which the best one is looked for."""

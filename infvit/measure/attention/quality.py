@@ -16,21 +16,22 @@ from tqdm import tqdm
 from infvit.compare.evaluation import MAP_FIGURES, keep_maps
 from infvit.compare.grouping import best_known, group, names_of, shared_overrides
 from infvit.compare.published import published
-from infvit.compare.result import RESULT_FILE, Result, written_whole
 from infvit.errors import UsageError
 from infvit.measure.attention.boxes import AnnotatedBoxes, Boxes, InkBoxes
-from infvit.measure.attention.exhibit import network_of
 from infvit.measure.attention.gallery import write_gallery
+from infvit.measure.attention.gallery_input import network_of
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, Localisation, localisation
 from infvit.measure.attention.maps import offered, token_map
+from infvit.measure.attention.options import Setting
+from infvit.measure.attention.patch_removal import REMOVALS, Curves, Faithfulness, Remove, faithfulness, remover
 from infvit.measure.attention.quality_plots import write_curves
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
 from infvit.measure.attention.quality_table import explained, layer_tables, map_tables
-from infvit.measure.attention.removal import REMOVALS, Curves, Faithfulness, Remove, faithfulness, remover
-from infvit.measure.attention.setting import Setting
-from infvit.measure.machine import command
 from infvit.measure.subjects import Network, Studied, Subjects
+from infvit.run.environment import command
+from infvit.run.files import atomic_write
+from infvit.run.result import RESULT_FILE, Result
 
 IN_GALLERY = 8
 """Images of the gallery."""
@@ -250,7 +251,7 @@ def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:
     maps, curves, layers = named("maps"), named("curves"), named("layers")
     for stem, rows in (("attention", maps), ("attention_curves", curves), ("attention_layers", layers)):
         content = asdict(setting) | {"command": command(), "rows": rows}
-        written_whole(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        atomic_write(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     others = {name: asdict(found) for name, config in zip(names, configs, strict=True) if (found := published(config))}
     words, boxes = REMOVALS[setting.removal], " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
     write_curves(curves, words, out / "attention_curves.png")
@@ -258,7 +259,7 @@ def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:
     notes = [explained(setting, [m.run for m in measured])]
     notes += [f"published: others' numbers, not measured here: {found['source']}." for found in others.values()]
     notes = [*dict.fromkeys(notes), *_told(measured)]
-    written_whole(out / "attention.md", "\n\n".join([*(table.markdown() for table in shown), *notes]) + "\n")
+    atomic_write(out / "attention.md", "\n\n".join([*(table.markdown() for table in shown), *notes]) + "\n")
     return "\n\n".join([*(table.text() for table in shown), *("\n".join(textwrap.wrap(note, 79)) for note in notes)])
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
-from infvit.compare.interval import Estimate
-from infvit.compare.palette import PICTURE_THEME
 from infvit.compare.pictures import spec, vl_version
 from infvit.measure.attention.quality_rows import Rows
+from infvit.tables.interval import Estimate
+from infvit.tables.theme import PICTURE_THEME
 
 ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infvit.compare.interval import Estimate
 from infvit.measure.attention.health import Health
 from infvit.measure.attention.localisation import THRESHOLDS, Localisation
-from infvit.measure.attention.removal import Faithfulness, lerf_auc, morf_aoc
+from infvit.measure.attention.patch_removal import Faithfulness, lerf_auc, morf_aoc
+from infvit.tables.interval import Estimate
 
 Rows = list[dict[str, Any]]
 

@@ -4,11 +4,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infvit.compare.interval import Estimate
-from infvit.compare.result import Result
+from infvit.measure.attention.options import Setting
+from infvit.measure.attention.patch_removal import REMOVALS
 from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows
-from infvit.measure.attention.removal import REMOVALS
-from infvit.measure.attention.setting import Setting
+from infvit.run.result import Result
+from infvit.tables.interval import Estimate
 
 TERMINAL = 80
 NOTHING = "–"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.imagenet_v2 import synsets
+from data.datasets.imagenet_v2 import synsets
 
 Box = tuple[int, int, int, int]
 SYNSETS = synsets()

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from data.datamodule import ImageDataModule
-from data.digits import Digits
-from data.imagefolder import ImageFolder
+from data.datasets.digits import Digits
+from data.datasets.imagefolder import ImageFolder
 from data.torch_loader import TorchReader
 from data.view import View
 from infvit.errors import UsageError

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from infvit.errors import UsageError
-from infvit.measure.attention.exhibit import normalised
 from infvit.measure.attention.figure import CELL, GAP, GROUP_GAP, LETTER, PIXELS, write_figure
+from infvit.measure.attention.gallery_input import normalised
 from infvit.measure.attention.heat import enlarged, over, picture
 from infvit.measure.attention.maps import token_map
 from tests.measure.attention.exhibits import COLUMNS, EVIL, ROWS, images, network

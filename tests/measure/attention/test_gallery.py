@@ -8,8 +8,8 @@ from playwright.sync_api import Browser, Page
 
 from infvit.errors import UsageError
 from infvit.measure.attention import gallery
-from infvit.measure.attention.exhibit import WORDS, columns, exhibit
 from infvit.measure.attention.gallery import LOWEST, codes, write_gallery
+from infvit.measure.attention.gallery_input import WORDS, columns, exhibit
 from infvit.measure.attention.maps import METHODS, offered, token_map
 from tests.chromium import needs_chromium, opened_page
 from tests.measure.attention.exhibits import COLUMNS, EVIL, ROWS, images, inputs, network

@@ -18,7 +18,7 @@ SMALL = (
     "size.depth=2",
     "logger=csv",
     "data/loader=torch",
-    "~callbacks.watch",
+    "~callbacks.training_stats",
 )
 QUICK = ("step=0.5", "device=cpu", "threads=1")
 

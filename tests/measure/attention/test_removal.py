@@ -9,7 +9,7 @@ from torch import nn
 
 from infvit.attention import ATTENTIONS, SoftmaxAttention
 from infvit.errors import UsageError
-from infvit.measure.attention.removal import (
+from infvit.measure.attention.patch_removal import (
     REMOVALS,
     faithfulness,
     lerf_auc,

@@ -1,0 +1,173 @@
+"""Steps whose loss or gradient is not finite: skipped and counted; many in a row end the run and say where it began."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+
+from callbacks.of_run import find_callback
+from callbacks.run_record import RunRecord
+from infvit.cli.run_folder import CHECKPOINTS
+from infvit.errors import UsageError
+from infvit.run import files as disk
+from infvit.run.checkpoint import LAST
+from infvit.sharding import local, whole
+
+
+class SkipNonFinite(Callback):
+    """Leaves weights and optimizer as they are in a step whose loss or gradient is not finite, on all processes alike.
+
+    Logs `steps_skipped`, of the whole run so far. After `stop_after` such steps in a row the run has diverged: the
+    batch of the last one is written beside the checkpoints, one more pass over it finds the layer, and training ends
+    as always, with a checkpoint of the weights from before.
+
+    On the CPU each step is looked at. A GPU does not wait for that: Adam's fused kernels skip by a flag that stays on
+    the device, and the counts are looked at every `stop_after` steps. Other optimizers cost one wait a step.
+
+    Args:
+        stop_after: steps in a row.
+        folder: of the run.
+    """
+
+    def __init__(self, stop_after: int, folder: str) -> None:
+        if stop_after < 1:
+            raise UsageError(
+                f"callbacks.skip_nonfinite.stop_after={stop_after} is no number of steps: expected 1 or more"
+            )
+        self.stop_after, self.folder = stop_after, Path(folder)
+        self.loss: Tensor | None = None
+        self.counts: Tensor | None = None
+        self.skipped, self.told = 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.counts = torch.tensor([0, self.skipped], device=pl_module.device)  # in a row, in all
+        if pl_module.device.type == "cuda":
+            for optimizer in trainer.optimizers:
+                skip_on_device(optimizer)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        bad = ~loss.detach().isfinite()
+        self.loss = bad if self.loss is None else self.loss | bad
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert self.loss is not None
+        assert self.counts is not None
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(cast(Tensor, p.grad)) for p in parameters]
+        norm = get_total_norm([grad for grad in gradients if grad.numel()])  # the largest entry takes 10 times as long
+        bad = (self.loss | ~norm.isfinite()).float()
+        if trainer.world_size > 1:
+            bad = cast(Tensor, trainer.strategy.reduce(bad, reduce_op="max"))
+        self.loss = None
+        row, total = self.counts
+        self.counts = torch.stack([(row + 1) * bad.long(), total + bad.long()])
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+        elif bad.item():
+            for parameter in parameters:
+                parameter.grad = None  # optimizers leave alone what has no gradient
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        on_cpu = pl_module.device.type == "cpu"
+        if self.loss is not None or not (on_cpu or trainer.global_step % self.stop_after == 0):
+            return
+        assert self.counts is not None
+        row, self.skipped = self.counts.tolist()
+        if row and not self.told and trainer.is_global_zero:
+            self.told = True
+            print(
+                f"step {trainer.global_step}: loss or gradient is not finite, the step is skipped; from now on "
+                f"steps_skipped counts them, {self.stop_after} in a row end the run",
+                flush=True,
+            )
+        if row >= self.stop_after and not trainer.should_stop:
+            self._diverged(trainer, pl_module, batch, row)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self.counts is not None
+        pl_module.log("steps_skipped", self.counts[1].float())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped if self.counts is None else int(self.counts[1])}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def _diverged(self, trainer: Trainer, module: LightningModule, batch: Any, row: int) -> None:
+        with trainer.precision_plugin.train_step_context(), whole(cast(nn.Module, module.net)):
+            place = origin(cast(nn.Module, module.net), *batch)
+        places: list[str | None] = [place] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(places, place)
+        rank = next((rank for rank, found in enumerate(places) if found), 0)
+        path = self.folder / CHECKPOINTS / f"offending_batch_rank{rank}.pt"
+        if trainer.global_rank == rank:
+            images, labels = batch
+            with disk.tried(path.name, "the run ends without it"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
+        line = (
+            f"loss or gradient was not finite in {row} steps in a row, up to step {trainer.global_step}; it began in "
+            f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "
+            f"weights from before are {path.with_name(LAST)}"
+        )
+        record = find_callback(trainer, RunRecord)
+        if record is not None:
+            record.diverged(line)
+        trainer.should_stop = True
+
+
+def skip_on_device(optimizer: torch.optim.Optimizer) -> None:
+    """Makes Adam and AdamW use their fused kernels, which leave out a step where `optimizer.found_inf` is 1.
+
+    As groups' setting and not as the constructor's argument, with which Lightning clips no gradients.
+    """
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
+        for parameter, state in optimizer.state.items():
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
+def origin(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
+    """Where a batch (B, 3, h, w), (B,) first stops being finite: the images, a layer's output, or its gradient.
+
+    None if all is finite. Of nested layers the innermost is named.
+    """
+    if not images.isfinite().all():
+        return "the images of the batch"
+    outputs: list[tuple[str, Tensor]] = []
+
+    def note(name: str, layer: nn.Module) -> Any:
+        named = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
+
+        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            parts = output if isinstance(output, list | tuple) else [output]
+            outputs.extend((named, part) for part in parts if isinstance(part, Tensor) and part.is_floating_point())
+
+        return layer.register_forward_hook(hook)
+
+    hooks = [note(name, layer) for name, layer in net.named_modules()]
+    try:
+        with torch.enable_grad():
+            loss = F.cross_entropy(net.forward(images).float(), labels)  # not the compiled call, which has no hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, output in outputs:
+        if not output.isfinite().all():
+            return f"the output of {name}"
+    outputs = [(name, output) for name, output in outputs if output.requires_grad]
+    gradients = torch.autograd.grad(loss, [output for _, output in outputs], allow_unused=True)
+    for (name, _), gradient in zip(reversed(outputs), reversed(gradients), strict=True):
+        if gradient is not None and not gradient.isfinite().all():
+            return f"the gradient of the output of {name}"
+    return None

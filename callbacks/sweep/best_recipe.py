@@ -1,0 +1,54 @@
+"""The end of a search: the best trial's recipe as a file that any model can train with."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+
+class SaveBestRecipe(Callback):
+    """Writes the recipe of an Optuna sweep's best trial to `<sweep folder>/recipe/<name>.yaml`, and says how to use it.
+
+    Args:
+        name: of the recipe, for `recipe=<name>`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir).resolve()
+        best = OmegaConf.load(folder / "optimization_results.yaml")
+        path = folder / "recipe" / f"{self.name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(recipe_file(config, self.name, best.best_params, best.best_value))
+        print(
+            f"\nbest of the search: {100 * best.best_value:.2f}% on held-out training images with\n"
+            + "".join(f"   {name}={value}\n" for name, value in best.best_params.items())
+            + f"recipe: {path}\nany model trains with it by recipe={self.name} "
+            + shlex.quote(f"hydra.searchpath=[file://{folder}]")
+            + f"\nor, once it is copied to conf/recipe/, by recipe={self.name} alone",
+            flush=True,
+        )
+
+
+def recipe_file(config: DictConfig, name: str, params: DictConfig, value: float) -> str:
+    """The searched recipe with the best trial's values, under a header that says how it was found."""
+    recipe = OmegaConf.create({"recipe": OmegaConf.to_container(config.recipe)})
+    for key, best in params.items():
+        if str(key).startswith("recipe."):
+            OmegaConf.update(recipe, str(key), best)
+    recipe.recipe.name = name
+    command = shlex.join(["python", "train.py", "-m", *config.hydra.overrides.task])
+    head = (
+        f"Found by Optuna on {config.model.name} alone, {config.size.depth} layers, seed {config.seed}, data "
+        f"{config.data.name}: the best of {config.hydra.sweeper.n_trials} trials",
+        f"by top-1 ({100 * value:.2f}%) on {100 * config.data.validation_fraction:g}% of the training images, "
+        "which the trials did not train on.",
+        f"Searched: {', '.join(map(str, params))}; all else is recipe {config.recipe.name}.",
+        f"Command: {command}",
+        'Everything that "same recipe" means is in this file; its hash stands in every result.',
+    )
+    return "".join(f"# {line}\n" for line in head) + OmegaConf.to_yaml(recipe.recipe)

@@ -1,0 +1,75 @@
+"""What one wants to see of a run while it trains: speed, gradient norm and gamma."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.utils import get_total_norm
+
+from infvit.attention import DiscountedAttention
+from infvit.sharding import gathered
+
+
+class Watch(Callback):
+    """Logs `images_per_second`, `grad_norm` (before clipping) and `gamma/block.head`.
+
+    Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
+    queues stay out of it; so do validations and checkpoints, within an epoch and behind it.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.since: float | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # A GPU is behind; before a validation it finishes the steps that are counted.
+        validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if validates and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if batch_idx == 0 or self.since is None:  # a run may go on in the middle of an epoch
+            self.images, self.seconds = 0, 0.0
+        else:
+            self.images += len(batch[0]) * trainer.world_size
+            self.seconds += now - self.since
+        self.since = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since is not None:
+            self.since = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """To be called by whoever takes time between two steps that is none of theirs."""
+        if self.since is not None:
+            self.since += seconds
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # a row follows
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            pl_module.log("grad_norm", gathered(get_total_norm(gradients)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.images:
+            pl_module.log("images_per_second", self.images / self.seconds)
+        named = {f"gamma/{i}.{h}": g for i, heads in enumerate(gammas(pl_module)) for h, g in enumerate(heads)}
+        step = trainer.global_step - 1  # Lightning's own at an epoch's end
+        for logger in trainer.loggers if named else []:  # by Lightning's way each number takes as long as all do here
+            logger.log_metrics({"epoch": trainer.current_epoch, **named}, step)
+
+
+def gammas(module: LightningModule) -> list[list[float]]:
+    """Every head's discount in every block that has one; all processes must ask."""
+    layers = [layer for layer in module.modules() if isinstance(layer, DiscountedAttention)]
+    return [gathered(layer.gamma.detach()).tolist() for layer in layers]

@@ -1,1 +1,0 @@
-"""The experiments, as data; `resolvers` is what they ask of the machine."""

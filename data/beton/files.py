@@ -1,0 +1,90 @@
+"""FFCV's files: each split written once, under a name made of its content and settings, and checked before use."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from data.beton.encoding import BetonSettings
+from data.beton.shards import shards_of
+from data.beton.writer import write_shards
+from data.datasets.source import ImageSet, Split
+from infvit.errors import UsageError
+from infvit.run.files import atomic_write, create_once
+
+FORMAT = 2
+"""FFCV's file version; part of the name, so that another version writes its own files."""
+
+
+@runtime_checkable
+class Written(Protocol):
+    """Images that lie in a .beton file already."""
+
+    beton: Path
+
+
+def beton_path(images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> Path:
+    """Where the file of these images with these settings lies, or will; of prepared images, the prepared file."""
+    if isinstance(images, Written):
+        return images.beton
+    identity = json.dumps([images.fingerprint(), asdict(settings), FORMAT], sort_keys=True)
+    return cache_dir / "beton" / f"{name}-{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.beton"
+
+
+def write_beton(images: ImageSet, path: Path, settings: BetonSettings) -> None:
+    """Writes the images unless the file is there; other processes that want it wait."""
+    if path.exists():
+        return  # also where nothing may be written, such as a lock
+    with create_once(path, keep_part=True) as beside:
+        if beside is None:
+            return
+        print(f"writing {len(images):,} images to {path}", flush=True)
+        write_shards(images, beside, settings, path.stem, "writing")
+        about = {"fingerprint": images.fingerprint(), **about_labels(images.labels)}
+        about |= {"settings": asdict(settings), "format": FORMAT}
+        atomic_write(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    shutil.rmtree(shards_of(beside))
+
+
+def about_labels(labels: np.ndarray) -> dict:
+    """What a person wants to know of the labels."""
+    found, counts = np.unique(labels, return_counts=True)
+    return {"images": len(labels), "images_per_label": dict(zip(found.tolist(), counts.tolist(), strict=True))}
+
+
+def check_beton(path: Path, samples: int, labels: np.ndarray | None = None) -> None:
+    """Raises UsageError if the file is cut short, damaged or not the expected one.
+
+    With `labels`, (samples,) int64, the file must hold exactly these.
+
+    FFCV's reader thread dies of such a file without a word, and its consumer waits forever.
+    """
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.reader import Reader
+
+    advice = f"delete it and it is written anew (rm '{path}')"
+    try:
+        reader = Reader(str(path))
+        kinds = [(name, type(field)) for name, field in reader.handlers.items()]
+    except Exception as error:  # FFCV raises whatever numpy stumbles over
+        raise UsageError(f"{path} is no .beton file of FFCV ({type(error).__name__}): {advice}") from error
+    if kinds != [("image", RGBImageField), ("label", IntField)] or reader.num_samples != samples:
+        raise UsageError(
+            f"{path} holds {reader.num_samples} samples of {[name for name, _ in kinds]}, expected {samples} of "
+            f"['image', 'label']: {advice}"
+        )
+    table = reader.alloc_table
+    end = int(reader.header["alloc_table_ptr"])
+    whole = end + table.nbytes == path.stat().st_size and len(np.unique(table["sample_id"])) == samples
+    if not whole or int((table["ptr"] + table["size"]).max()) > end:
+        raise UsageError(f"{path} is cut short or damaged: {advice}")
+    image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
+    # FFCV looks up sizes by address and reads whatever lies there: a wrong address is a crash, not an error.
+    if not np.array_equal(np.sort(image["data_ptr"]), np.sort(table["ptr"])):
+        raise UsageError(f"{path} is damaged, its index does not match its images: {advice}")
+    if labels is not None and not np.array_equal(label.reshape(-1), labels):
+        raise UsageError(f"{path} holds other labels than expected: {advice}")

@@ -1,0 +1,152 @@
+"""A file in FFCV's format that grows shard by shard: what is written, what is known of it, and its end."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from data.beton.encoding import Encoded
+
+PAGE = 8 << 20
+"""Bytes of a page; FFCV's default. No image crosses the border of two."""
+
+ROW = np.dtype(
+    [
+        ("sample", "<i8"),
+        ("mode", "<u1"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("start", "<u8"),
+        ("size", "<u8"),
+        ("read", "<u8"),
+        ("digest", "V32"),
+        ("oddities", "<u1"),
+    ]
+)
+"""What is known of an image that was written: where it lies, and of the original the size and the sha256."""
+
+
+class Shards:
+    """The unfinished file `part`, and beside it a folder with one small file of ROWs per whole shard.
+
+    Args:
+        part: the file.
+        identity: of its content: what was begun with another one is thrown away.
+        images: how many there will be at most, which decides where the first one lies.
+    """
+
+    def __init__(self, part: Path, identity: str, images: int) -> None:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.types import FieldDescType, HeaderType, get_metadata_type
+
+        self.part, self.folder = part, shards_of(part)
+        self.fields = {"image": RGBImageField(), "label": IntField()}
+        self.about = get_metadata_type(list(self.fields.values()))
+        self.about_start = HeaderType.itemsize + len(self.fields) * FieldDescType.itemsize
+        self.end = _next_page(self.about_start + images * self.about.itemsize)
+        self._kept = self._found(identity)
+        self._new: list[tuple] = []
+        if self._kept:
+            self.end = int((self._kept[-1]["start"] + self._kept[-1]["size"]).max())
+
+    @property
+    def done(self) -> int:
+        """Images in whole shards."""
+        return sum(len(rows) for rows in self._kept)
+
+    @property
+    def waiting(self) -> int:
+        """Images written since the last whole shard."""
+        return len(self._new)
+
+    def rows(self) -> np.ndarray:
+        """(n,) of ROW of all whole shards, by sample."""
+        return np.sort(np.concatenate([np.empty(0, ROW), *self._kept]), order="sample")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """The file is open, cut to its whole shards."""
+        with self.part.open("r+b" if self._kept else "w+b") as self.file:
+            self.file.truncate(self.end)
+            self.file.seek(self.end)
+            yield
+
+    def add(self, one: Encoded) -> None:
+        if len(one.content) > -self.end % PAGE:
+            start = _next_page(self.end)
+            self.file.write(bytes(start - self.end))
+            self.end = start
+        self.file.write(one.content)
+        about = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
+        self._new.append((*about, one.read, one.digest, one.oddities))
+        self.end += len(one.content)
+
+    def keep(self) -> None:
+        """What was added becomes a whole shard: on the disk first, then known to be there."""
+        if not self._new:
+            return
+        _synced(self.file)
+        path = self.folder / f"{len(self._kept):06}.npy"
+        beside = path.with_suffix(".part")
+        with beside.open("wb") as file:
+            np.save(file, np.array(self._new, ROW))
+            _synced(file)
+        beside.replace(path)
+        self._kept.append(np.array(self._new, ROW))
+        self._new = []
+
+    def finish(self, labels: np.ndarray, rows: np.ndarray) -> None:
+        """Writes header and tables, after which FFCV can read the file.
+
+        Args:
+            labels: of the images, (n,) int64.
+            rows: of the images that are in the file, in their order there, (m,) of ROW.
+        """
+        from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
+
+        kinds = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
+        described = np.zeros(len(self.fields), FieldDescType)
+        for field, (name, handler) in zip(described, self.fields.items(), strict=True):
+            field["type_id"] = kinds[type(handler)]
+            field["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
+            field["arguments"][:] = handler.to_binary()[0]
+        about, places = np.zeros(len(rows), self.about), np.zeros(len(rows), ALLOC_TABLE_TYPE)
+        image, label = self.about.names or ("", "")
+        for name in ("mode", "width", "height"):
+            about[image][name] = rows[name]
+        about[image]["data_ptr"], about[label] = rows["start"], labels[rows["sample"]].reshape(about[label].shape)
+        places["sample_id"], places["ptr"], places["size"] = np.arange(len(rows)), rows["start"], rows["size"]
+        header = np.zeros(1, HeaderType)
+        header["version"], header["num_fields"], header["page_size"] = CURRENT_VERSION, len(self.fields), PAGE
+        header["num_samples"], header["alloc_table_ptr"] = len(rows), self.end
+        self.file.seek(self.end)
+        self.file.write(places.tobytes())
+        self.file.seek(0)
+        self.file.write(header.tobytes() + described.tobytes() + about.tobytes())
+
+    def _found(self, identity: str) -> list[np.ndarray]:
+        known = self.folder / "identity"
+        if known.exists() and self.part.exists() and known.read_text() == identity:
+            return [np.load(path) for path in sorted(self.folder.glob("*.npy"))]
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        known.write_text(identity)
+        return []
+
+
+def shards_of(part: Path) -> Path:
+    """The folder in which is noted what of an unfinished file is whole."""
+    return part.with_suffix(".shards")
+
+
+def _next_page(place: int) -> int:
+    return -(-place // PAGE) * PAGE
+
+
+def _synced(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,71 @@
+"""Small grey images in memory, their fixed split, and a part of any image set."""
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from data.datasets.source import ImageSet, Source, Split
+
+SPLIT_SEED = 0
+"""A split is part of the data: it does not change with a run's seed."""
+
+
+def stratified(labels: np.ndarray, part: float | int) -> tuple[np.ndarray, np.ndarray]:
+    """(the others, the part), both sorted indices into `labels` (n,): a share or a number of each class's images."""
+    others, chosen = train_test_split(
+        np.arange(len(labels)), test_size=part, stratify=labels, random_state=SPLIT_SEED, shuffle=True
+    )
+    return np.sort(others), np.sort(chosen)
+
+
+class GreyImages:
+    """Images held as (n, h, w) uint8 with labels (n,), given out in three equal channels."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.pixels, self.labels = pixels, labels.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[index]).convert("RGB"), int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+class Part:
+    """Some images of a set, by their indices."""
+
+    def __init__(self, images: ImageSet, indices: np.ndarray) -> None:
+        self.images, self.indices, self.labels = images, indices, images.labels[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.images[int(self.indices[index])]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+
+class HeldOut:
+    """A source whose validation images are a part of its training images, so that a search never sees the test images.
+
+    Args:
+        source: the data set; its own validation images, which are its test, are out of reach.
+        fraction: share of the training images, drawn class by class, the same for every seed of a run.
+    """
+
+    def __init__(self, source: Source, fraction: float) -> None:
+        train = source.split("train")
+        kept, held = stratified(train.labels, fraction)
+        self.classes = source.classes
+        self._sets = {"train": Part(train, kept), "val": Part(train, held)}
+
+    def split(self, split: Split) -> ImageSet:
+        """Both splits are of the training images."""
+        return self._sets[split]

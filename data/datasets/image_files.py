@@ -1,0 +1,182 @@
+"""Images in class folders on disk: found, read and decoded once, and recognised the next time."""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from data.datasets.source import ImageSet
+from infvit.errors import UsageError
+from infvit.run.files import create_once
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+Sample = tuple[str, int]
+"""The path of an image, relative to the root of its tree, and its label."""
+
+
+def image_sets(
+    root: Path, found: dict[str, list[Sample]], cache_dir: str, name: str, skip_bad: bool
+) -> dict[str, ImageSet]:
+    """The image sets of a tree by their names, their order that of the samples.
+
+    The first time, every image is read and decoded: what cannot be is named, and the content's fingerprint is taken.
+    Later runs recognise the tree by names, sizes and times of its files. Images are decoded as torchvision's
+    ImageFolder does it: to RGB, without regard to EXIF rotation.
+
+    Args:
+        root: the tree.
+        found: the samples of each set.
+        cache_dir: where the fingerprint is kept.
+        name: of the data set, for messages.
+        skip_bad: leave out images that cannot be decoded, with a warning, instead of stopping.
+
+    Raises:
+        UsageError: an image that cannot be read or decoded.
+    """
+    known = _inspected(root, found, Path(cache_dir).expanduser(), name)
+    bad = known["bad"]
+    if bad and not skip_bad:
+        raise UsageError(
+            f"{len(bad)} of the images under {root} cannot be decoded, the first is {root / bad[0]}: "
+            "mend or remove it, or leave such images out with data.skip_bad=true"
+        )
+    if bad:
+        warnings.warn(f"left out {len(bad)} images that cannot be decoded: {some(bad)}", stacklevel=3)
+    return {
+        split: ImageFiles(root, [s for s in samples if s[0] not in set(bad)], known[split])
+        for split, samples in found.items()
+    }
+
+
+class ImageFiles:
+    """Images on disk by their paths, decoded when asked for."""
+
+    def __init__(self, root: Path, samples: list[Sample], fingerprint: str) -> None:
+        self.root, self._fingerprint = root, fingerprint
+        self.paths = [path for path, _ in samples]
+        self.labels = np.array([label for _, label in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        content = self.read(index)
+        try:
+            return decoded(content), int(self.labels[index])
+        except (OSError, SyntaxError, ValueError) as error:  # it could be decoded when the run began
+            raise UsageError(
+                f"{self.title(index)} has changed while the run reads it ({error}): mend it and go on with resume=auto"
+            ) from error
+
+    def read(self, index: int) -> bytes:
+        """The file as it is."""
+        path = self.root / self.paths[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.paths[index])
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def decoded(content: bytes) -> Image.Image:
+    """A file's bytes → RGB, whatever the file is named; EXIF rotation is left alone, as torchvision and timm do."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
+
+
+def class_folders(root: Path) -> list[str]:
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UsageError(f"{root} has no class folders: expected {root}/<class>/<image>")
+    return names
+
+
+def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """(path relative to the tree, label) of every image of a split."""
+    samples = []
+    for label, name in enumerate(classes):
+        paths = sorted(
+            os.path.relpath(os.path.join(folder, file), root.parent)
+            for folder, _, files in os.walk(root / name, followlinks=True)
+            for file in files
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
+        )
+        if not paths:
+            raise UsageError(f"{root / name} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+        samples += [(path, label) for path in paths]
+    return samples
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _inspected(root: Path, found: dict[str, list[Sample]], cache_dir: Path, name: str) -> dict:
+    """{"bad": paths, and by the name of each set its fingerprint}, from the cache if the tree was seen before."""
+    stats = [(path, *_stat(root / path)) for samples in found.values() for path, _ in samples]
+    signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
+    memo = cache_dir / "imagefolder" / f"{signature}.json"
+    with create_once(memo) as path:
+        if path is not None:
+            path.write_text(json.dumps(_inspect(root, found, name)))
+    return json.loads(memo.read_text())
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
+    known: dict = {"bad": []}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for split, samples in found.items():
+            # Part by part: a million waiting tasks at once would take 2 GB.
+            parts = (samples[start : start + 4096] for start in range(0, len(samples), 4096))
+            digests: Iterable[str | None] = (
+                digest for part in parts for digest in pool.map(_digest, [root / path for path, _ in part])
+            )
+            if len(samples) > 2000:
+                digests = track(digests, f"reading {split} images of {name}", len(samples))
+            content = hashlib.sha256()
+            for (path, label), digest in zip(samples, digests, strict=True):
+                if digest is None:
+                    known["bad"].append(path)
+                else:
+                    content.update(f"{digest} {label}\n".encode())
+            known[split] = content.hexdigest()
+    return known
+
+
+def _digest(path: Path) -> str | None:
+    """sha256 of the file's bytes, or None if they are no whole image."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        decoded(content)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    return hashlib.sha256(content).hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be read ({error.strerror}): mend or remove it")

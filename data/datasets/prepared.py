@@ -1,0 +1,149 @@
+"""What `python -m data.prepare` wrote, as a source: a training machine needs that folder and no tree of images."""
+
+import contextlib
+import functools
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.datasets.image_files import ImageFiles, decoded
+from data.datasets.imagefolder import ImageFolder
+from data.datasets.imagenet_v2 import ImageNetV2
+from data.datasets.source import ImageSet, Source, Split
+from infvit.errors import UsageError
+
+
+def imagefolder(root: str, name: str = "imagefolder", **of_tree: Any) -> Source:
+    """What was prepared in `root`, or else the tree of images there; arguments are those of ImageFolder."""
+    return Prepared(root, name) if _is_prepared(root, name) else ImageFolder(root, name=name, **of_tree)
+
+
+def imagenet_v2(root: str, variant: str, **of_tree: Any) -> Source:
+    """What was prepared in `root`, or else the tree of images there; arguments are those of ImageNetV2."""
+    name = f"imagenet_v2_{variant}"
+    return Prepared(root, name) if _is_prepared(root, name) else ImageNetV2(root, variant=variant, **of_tree)
+
+
+class Prepared:
+    """A prepared data set.
+
+    Args:
+        root: the folder.
+        name: of the data set; its files begin with it.
+
+    Raises:
+        UsageError: a file is not there.
+    """
+
+    def __init__(self, root: str, name: str) -> None:
+        folder = Path(root).expanduser().resolve()
+        if not (folder / f"{name}-val.beton").exists():
+            raise UsageError(f"{folder} has no {name}-val.beton: finish python -m data.prepare, which made the rest")
+        val = PreparedOriginals(folder / f"{name}-val.beton")
+        self.classes: list[str] = val.about["classes"]
+        train = folder / f"{name}-train.beton"
+        self._sets: dict[Split, ImageSet] = {"val": val, "train": ImageFiles(folder, [], "")}
+        if train.exists():
+            self._sets["train"] = PreparedImages(train)
+
+    def split(self, split: Split) -> ImageSet:
+        """The images of one split; none to train on, where none were prepared."""
+        return self._sets[split]
+
+
+class PreparedImages:
+    """The images of a .beton file: for FFCV the file, for others its images one by one.
+
+    Their fingerprint is that of the originals, whatever they were prepared from.
+    """
+
+    def __init__(self, beton: Path) -> None:
+        told = beton.with_suffix(".json")
+        if not told.exists():
+            raise UsageError(f"{told} does not exist, which belongs to {beton}: copy it there too")
+        self.beton, self.about = beton, json.loads(told.read_text())
+        counts = {int(label): count for label, count in self.about["images_per_label"].items()}
+        self.labels = np.repeat(np.array(list(counts), np.int64), list(counts.values()))  # as they lie in the file
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        images, sizes = self._places
+        _, width, height, start = images[index].tolist()
+        with _unchanged(self.beton):
+            with self.beton.open("rb") as file:
+                file.seek(start)
+                content = file.read(int(sizes[index]))
+            raw = len(content) == width * height * 3
+            image = Image.frombytes("RGB", (width, height), content) if raw else decoded(content)
+        return image, int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        return self.about["fingerprint"]
+
+    @functools.cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            from ffcv.reader import Reader
+        except ImportError as error:
+            raise UsageError(f"{self.beton} cannot be read without FFCV ({error}): pip install ffcv") from error
+        reader = Reader(str(self.beton))
+        table = np.sort(reader.alloc_table, order="ptr")
+        images = reader.metadata[reader.metadata.dtype.names[0]]
+        return images, table["size"][np.searchsorted(table["ptr"], images["data_ptr"])]
+
+
+class PreparedOriginals(PreparedImages):
+    """Evaluation images: a .beton file for FFCV, and for the exact pipeline the originals beside it."""
+
+    def __init__(self, beton: Path) -> None:
+        super().__init__(beton)
+        self.originals = beton.with_suffix(".zip")
+        if not self.originals.exists():
+            raise UsageError(f"{self.originals} does not exist, which belongs to {beton}: copy it there too")
+        labels = {name: label for label, name in enumerate(self.about["classes"])}
+        with zipfile.ZipFile(self.originals) as file:
+            parts = [name.split("/", 1) for name in file.namelist()]
+        self.paths = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with _unchanged(self.originals):
+            return decoded(self.read(index)), int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
+        """The image as it was published."""
+        with _unchanged(self.originals):
+            return _opened(self.originals, os.getpid()).read(self.paths[index])
+
+    def title(self, index: int) -> str:
+        return f"{self.originals}: {self.paths[index]}"
+
+
+@contextlib.contextmanager
+def _unchanged(path: Path) -> Iterator[None]:
+    """Around the reading of an image from a file that was whole when the run began."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        what = "has changed" if path.exists() else "is gone"
+        raise UsageError(
+            f"{path} {what} while the run reads it ({error}): copy it there again and go on with resume=auto"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, _process: int) -> zipfile.ZipFile:
+    """Every process has its own: they would move each other's place in the file."""
+    return zipfile.ZipFile(path)
+
+
+def _is_prepared(root: str, name: str) -> bool:
+    return any(Path(root).expanduser().glob(f"{name}-*.beton"))

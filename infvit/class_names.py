@@ -1,0 +1,17 @@
+"""The names of classes, for people."""
+
+from collections.abc import Sequence
+
+from timm.data import ImageNetInfo
+
+
+def readable_names(classes: Sequence[str]) -> list[str]:
+    """ImageNet's synsets in words, other names as they are."""
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())
+    return [f"{info.label_name_to_description(c)} ({c})" if c in known else c for c in classes]
+
+
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Whether they are ImageNet-1K's, as synsets, in the order of their labels."""
+    return list(classes) == list(ImageNetInfo("imagenet-1k").label_names())

@@ -1,0 +1,110 @@
+"""Models in folders, on the Hugging Face Hub and as ONNX: safetensors and a config of names, nothing unpickled."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
+from torch import nn
+
+from infvit.attention import ATTENTIONS
+from infvit.errors import UsageError
+from infvit.positions import POSITIONS
+
+NAMED: dict[str, dict[str, Callable[..., Any]]] = {"attention": dict(ATTENTIONS), "positions": dict(POSITIONS)}
+"""What a config may name, by argument: a config from elsewhere can choose from these and from nothing else."""
+
+
+def _to_json(part: Callable[..., Any]) -> dict[str, Any]:
+    """A class, function or partial of one as {"name": ..., options}; what has no name here cannot be saved."""
+    if isinstance(part, functools.partial):
+        return {**_to_json(part.func), **part.keywords}
+    for parts in NAMED.values():
+        for name, known in parts.items():
+            if part is known:
+                return {"name": name}
+    return {"unnamed": getattr(part, "__qualname__", repr(part))}
+
+
+def _from_json(argument: str, value: Any) -> Callable[..., Any]:
+    if not isinstance(value, dict) or value.get("name") not in NAMED[argument]:
+        known = ", ".join(NAMED[argument])
+        raise UsageError(f"config.json: {argument}={json.dumps(value)} names none of {known}")
+    options = {name: option for name, option in value.items() if name != "name"}
+    return functools.partial(NAMED[argument][value["name"]], **options)
+
+
+class HubModel(PyTorchModelHubMixin):
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub, for models made of named parts."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(
+            coders={kind: (_to_json, lambda value: value) for kind in (type, functools.partial, FunctionType)},
+            library_name="infvit",
+            license="mit",
+            pipeline_tag="image-classification",
+            tags=["infinite-self-attention"],
+            paper_url="https://arxiv.org/abs/2603.00175",
+            **arguments,
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that the model was made with, as `save_pretrained` writes them."""
+        return cast(dict[str, Any], self._hub_mixin_config)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for argument, parts in NAMED.items():
+            if "unnamed" in self.config.get(argument, {}):
+                raise UsageError(
+                    f"{argument}={self.config[argument]['unnamed']} has no name that a config could hold: use one of "
+                    f"{', '.join(parts)}, or save the state_dict"
+                )
+        super()._save_pretrained(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **arguments: Any) -> Any:
+        folder = Path(model_id)
+        for name in ("config.json", "model.safetensors"):
+            if folder.is_dir() and not (folder / name).is_file():
+                raise UsageError(f"{folder} holds no {name}: give a folder that save_pretrained wrote")
+        for argument in NAMED.keys() & arguments.keys():
+            if not callable(arguments[argument]):
+                arguments[argument] = _from_json(argument, arguments[argument])
+        try:
+            return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
+        except SafetensorError as error:
+            raise UsageError(f"{model_id}: model.safetensors is not whole ({error}): copy it again") from error
+
+
+def export_onnx(model: nn.Module, path: str | Path, image_size: int | tuple[int, int], in_chans: int = 3) -> None:
+    """Writes the model in eval mode as ONNX, "images" (batch, C, height, width) → "logits", for any batch size.
+
+    Needs the packages `onnx` and `onnxscript` (pip install "infvit[onnx]"). Pure InfSA is exported with its N × N
+    matrix held.
+
+    Args:
+        image_size: side of the images in pixels, or (height, width); fixed in the file.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    some = next(model.parameters())
+    images = torch.zeros(2, in_chans, height, width, dtype=some.dtype, device=some.device)
+    training = model.training
+    try:
+        torch.onnx.export(
+            model.eval(),
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    finally:
+        model.train(training)

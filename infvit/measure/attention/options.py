@@ -1,0 +1,59 @@
+"""What `infvit.measure.attention.quality` measures, and how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from infvit.errors import UsageError
+from infvit.measure.attention.maps import METHODS
+from infvit.measure.attention.patch_removal import REMOVALS, shares
+
+
+@dataclass
+class Setting:
+    """As conf/eval/attention.yaml says it.
+
+    Args:
+        methods: of `METHODS`, one or several; None for all that a model offers.
+        block: whose maps, from the end if negative; None for all together.
+        images: how many, evenly spread; None for all.
+        removal: of `REMOVALS`.
+        step: the share of the patches that is removed at a time.
+        boxes: a folder of ImageNet's annotations, or "ink"; None for the ink of images without files of their own.
+        upsampling: of a map to pixels, "nearest" or "bilinear".
+        threshold: of the overlap with boxes, a share of the map's largest value.
+        batch_size: images at a time.
+        device: None for a GPU where there is one.
+
+    Raises:
+        UsageError: for what there is not.
+    """
+
+    methods: str | Sequence[str] | None
+    block: int | None
+    images: int | None
+    removal: str
+    step: float
+    boxes: str | None
+    upsampling: str
+    threshold: float
+    batch_size: int
+    device: str | None
+
+    def __post_init__(self) -> None:
+        self.methods = [self.methods] if isinstance(self.methods, str) else self.methods
+        for name, value, options in (
+            ("removal", self.removal, REMOVALS),
+            ("upsampling", self.upsampling, ("nearest", "bilinear")),
+            *(("methods", method, METHODS) for method in self.methods or ()),
+        ):
+            if value not in options:
+                raise UsageError(f"{name}={value} is unknown: expected one of {', '.join(options)}")
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold={self.threshold} is no share of a map's largest value: expected 0 to 1")
+        for name, number in (("images", self.images), ("batch_size", self.batch_size)):
+            if number is not None and number < 1:
+                raise UsageError(f"{name}={number} is no number of images: expected 1 or more")
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.at = shares(self.step)

@@ -1,0 +1,128 @@
+"""One case of the efficiency measurement, a model at a resolution in one pass, and what follows from its rounds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infvit.measure.efficiency.timing import Spread, exponent, ratio
+from infvit.measure.subprocess_case import DONE
+
+BASELINES = ("vit", "vit_unfused")
+"""Softmax through the fused kernel and as written: a speed-up against the second alone would flatter."""
+
+PRODUCT = "(matrix product)"
+
+
+@dataclass
+class Case:
+    """Counts are for one image, memory and times for a pass of the batch.
+
+    Attributes:
+        kind: "forward" or "training".
+        tokens: of an image; None if the model has no patch of one size.
+        flops: of this pass (forward, or forward and backward), 2 per multiply-add; macs is half of it. None: not known.
+        status, note: as in `alone`.
+        peak_bytes: largest resident memory of its process, or what tensors held on the GPU.
+        added_bytes: the part of it that came with the model, the libraries left out.
+        seconds: of a pass, one for each round.
+        peak_flops_per_second: of the machine's fastest matrix product in the same rounds.
+        joules: of a pass, for each reading.
+    """
+
+    model: str
+    resolution: int
+    kind: str
+    tokens: int | None
+    parameters: int
+    macs: int | None
+    flops: int | None
+    batch_size: int = 1
+    status: str = ""
+    note: str = ""
+    peak_bytes: int | None = None
+    added_bytes: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    peak_flops_per_second: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+
+    @property
+    def timed(self) -> bool:
+        return self.status == DONE and bool(self.seconds)
+
+    @property
+    def time(self) -> Spread | None:
+        """Seconds of a pass."""
+        return Spread.of(self.seconds) if self.timed else None
+
+    @property
+    def images_per_second(self) -> Spread | None:
+        return self._rate(self.batch_size)
+
+    @property
+    def flops_per_second(self) -> Spread | None:
+        """What was achieved of matrix products, whatever else the pass does in its time."""
+        return None if self.flops is None else self._rate(self.flops * self.batch_size)
+
+    @property
+    def share_of_peak(self) -> Spread | None:
+        """Achieved FLOP/s over those of the fastest matrix product in the same round."""
+        if self.flops is None:
+            return None
+        achieved = [self.flops * self.batch_size / s for s in self.seconds]
+        return ratio(achieved, self.peak_flops_per_second) if self.timed else None
+
+    @property
+    def joules_per_image(self) -> Spread | None:
+        return Spread.of([j / self.batch_size for j in self.joules]) if self.joules else None
+
+    def _rate(self, amount: float) -> Spread | None:
+        time = self.time
+        return Spread(amount / time.median, amount / time.high, amount / time.low) if time else None
+
+    def faster_than(self, other: "Case | None") -> Spread | None:
+        """How many times as fast as the other case: the ratio of times within a round."""
+        return ratio(other.seconds, self.seconds) if other and other.timed and self.timed else None
+
+    def baselines(self, cases: Sequence["Case"]) -> dict[str, "Case | None"]:
+        """The softmax cases to compare with: of the same pass and resolution."""
+        same = {c.model: c for c in cases if (c.kind, c.resolution) == (self.kind, self.resolution)}
+        return {name: same.get(name) for name in BASELINES}
+
+    def row(self, cases: Sequence["Case"]) -> dict[str, Any]:
+        """The case as a flat row of a table: medians, with `_low` and `_high` for the extremes over rounds."""
+        row: dict[str, Any] = {
+            "model": self.model,
+            "resolution": self.resolution,
+            "pass": self.kind,
+            "tokens": self.tokens,
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "flops": self.flops,
+            "status": self.status,
+            "note": self.note,
+            "peak_bytes": self.peak_bytes,
+            "added_bytes": self.added_bytes,
+        }
+        spreads = {
+            "seconds": self.time,
+            "images_per_second": self.images_per_second,
+            "flops_per_second": self.flops_per_second,
+            "share_of_peak": self.share_of_peak,
+            "joules_per_image": self.joules_per_image,
+        }
+        spreads |= {f"times_as_fast_as_{n}": self.faster_than(c) for n, c in self.baselines(cases).items()}
+        for name, spread in spreads.items():
+            row[name] = spread and spread.median
+            row[f"{name}_low"], row[f"{name}_high"] = (spread and spread.low, spread and spread.high)
+        return row
+
+
+def exponents(cases: Sequence[Case], kind: str) -> dict[str, float]:
+    """p of time ∝ tokens^p by model, over the resolutions at which it was timed (of pixels, where it has no tokens)."""
+    found = {}
+    for model in dict.fromkeys(case.model for case in cases):
+        timed = [c for c in cases if c.model == model and c.kind == kind and c.timed]
+        p = exponent([c.tokens or c.resolution**2 for c in timed], [c.time.median for c in timed if c.time])
+        if p is not None:
+            found[model] = p
+    return found

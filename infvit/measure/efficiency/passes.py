@@ -1,0 +1,141 @@
+"""The two passes of a model whose cost is measured: forward, and a whole training step. What they hold in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from infvit.measure.efficiency.timing import Step, seconds_of
+from infvit.measure.subprocess_case import peak_memory, resident_memory
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORWARD, TRAINING = "forward", "training"
+
+STEPS = {FORWARD: 1, TRAINING: 2}
+"""Steps after which memory has been at its largest: the optimizer's moments stay from the first one on."""
+
+IN_CHANS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How every model is run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: one of `PRECISIONS`. Forward has weights and images in it. Training keeps weights and moments in
+            float32 and computes under autocast to it, as Lightning's "bf16-mixed" does; fp16 with scaled gradients.
+        batch_size: images in a pass.
+        compile: through torch.compile.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    batch_size: int = 1
+    compile: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a pass takes in a process of its own.
+
+    Attributes:
+        seconds: of the last of its `STEPS`, which is cold or nearly so: what a race will take, not a result.
+        peak: on CUDA the largest memory that tensors held; on a CPU the largest resident memory of the process in
+            bytes, libraries included.
+        added: the part of the peak that came with the model; on CUDA all of it.
+        held: the part of it that stays between two passes: weights, gradients, moments, images.
+    """
+
+    seconds: float
+    peak: int
+    added: int
+    held: int
+
+
+def forward(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step:
+    """A forward pass on random images of `side` pixels that keeps nothing for a backward pass."""
+    model = make().to(setting.device, setting.dtype).eval()
+    images = torch.randn(
+        setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device), dtype=setting.dtype
+    )
+    if setting.compile:
+        model.compile()
+
+    @torch.inference_mode()
+    def step() -> None:
+        model(images)
+
+    return step
+
+
+def training(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step:
+    """Forward, cross-entropy, backward, a step of AdamW, gradients cleared."""
+    model = make().to(setting.device).train()
+    images = torch.randn(setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device))
+    labels = torch.zeros(setting.batch_size, dtype=torch.long, device=torch.device(setting.device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
+    if setting.compile:
+        model.compile()
+
+    def step() -> None:
+        with torch.autocast(setting.device, setting.dtype, enabled=setting.precision != "fp32"):
+            loss = F.cross_entropy(model(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+PASSES: dict[str, Callable[[Callable[[], nn.Module], int, Setting], Step]] = {FORWARD: forward, TRAINING: training}
+
+
+def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: Setting) -> Footprint:
+    """Runs the pass until its memory has been at its largest. In a process that has done nothing else before."""
+    before = resident_memory()
+    step = PASSES[kind](make, side, setting)
+    if setting.compile:  # the compiler's own memory and time are not the model's
+        step()
+        _forget_peak(setting.device)
+    for _ in range(STEPS[kind]):
+        seconds = seconds_of(step, setting.device)
+    if setting.device == "cuda":
+        peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+        return Footprint(seconds, peak, peak, held)
+    peak = peak_memory()
+    return Footprint(seconds, peak, peak - before, max(resident_memory() - before, 0))
+
+
+def together(footprints: dict[str, Footprint], free: float) -> list[str]:
+    """Those that can take turns in one process of `free` bytes, first come first served.
+
+    All hold their weights all the time, and one at a time has its peak above that.
+    """
+    chosen: list[str] = []
+    held = largest = 0
+    for name, found in footprints.items():
+        more, above = held + found.held, max(largest, found.added - found.held)
+        if more + above <= free:
+            chosen.append(name)
+            held, largest = more, above
+    return chosen
+
+
+def _forget_peak(device: str) -> None:
+    """The largest so far becomes what is held now."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")

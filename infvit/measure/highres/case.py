@@ -1,0 +1,111 @@
+"""One image through one model in one way: what runs in the case's own process."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from infvit.highres import ChunkedTraining, TokenParallel, Tokens, band, chunked, open_image, streamed
+from infvit.highres.images import Image
+from infvit.highres.inference import bar
+from infvit.highres.stages import blocks_of
+from infvit.highres.tokens import normalise
+from infvit.measure.subprocess_case import peak_memory, resident_memory
+from infvit.vit import VisionTransformer
+
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a case found.
+
+    Attributes:
+        seconds: from opening the image to its logits; of a training step, to the optimizer's end.
+        resident: bytes that libraries, weights and, in training, the optimizer's state held before.
+        logits: (classes,); in training those before the step.
+        peak: the largest resident bytes of any process of the case.
+        communicated: bytes that each process put into all-reduces.
+    """
+
+    seconds: float
+    resident: int
+    logits: Tensor
+    peak: int
+    communicated: int = 0
+
+
+def run(make: Make, way: str, path: Path, chunk: int, processes: int) -> Found:
+    """One case, in this process or, for way "parallel", in `processes` new ones."""
+    if way == "parallel":
+        return _parallel(make, path, processes)
+    model = _model(make)
+    if way.startswith("training"):
+        return _trained(model, way, path, chunk)
+    resident, start = resident_memory(), time.perf_counter()
+    image = open_image(path, allow_huge=True)
+    if way == "dense":
+        with torch.inference_mode():
+            logits = model(_whole(image))
+    else:
+        tokens = Tokens(model, image, chunk)
+        with bar(tokens, way, streaming=way == "streamed") as progress:
+            logits = (streamed if way == "streamed" else chunked)(tokens, progress).logits
+    return Found(time.perf_counter() - start, resident, logits[0], peak_memory())
+
+
+def _model(make: Make) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = make().eval()
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+def _whole(image: Image, top: int = 0, bottom: int | None = None) -> Tensor:
+    pixels = image.read(top, image.height if bottom is None else bottom, 0, image.width)
+    return normalise(pixels, torch.float32)[None]
+
+
+def _trained(model: VisionTransformer, way: str, path: Path, chunk: int) -> Found:
+    """One step of AdamW on the image with label 0."""
+    net = ChunkedTraining(model.train(), chunk) if way == "training" else model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    resident, start = resident_memory(), time.perf_counter()
+    image = _whole(open_image(path, allow_huge=True))
+    logits = net(image)
+    nn.functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long)).backward()
+    optimizer.step()
+    return Found(time.perf_counter() - start, resident, logits.detach()[0], peak_memory())
+
+
+def _parallel(make: Make, path: Path, processes: int) -> Found:
+    blocks_of(_model(make))  # a model that cannot is refused here, in a line
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (processes, make, path, Path(folder), torch.get_num_threads())
+        multiprocessing.spawn(_process, arguments, nprocs=processes)
+        found = [torch.load(Path(folder) / f"{i}.pt", weights_only=False) for i in range(processes)]
+    seconds, resident, peak = (max(getattr(f, name) for f in found) for name in ("seconds", "resident", "peak"))
+    return Found(seconds, resident, found[0].logits, peak, found[0].communicated)
+
+
+def _process(process: int, processes: int, make: Make, path: Path, folder: Path, threads: int) -> None:
+    """One process of way "parallel": reads its band alone."""
+    torch.set_num_threads(max(threads // processes, 1))
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(hours=1), world_size=processes, rank=process
+    )
+    model = TokenParallel(_model(make), init_device_mesh("cpu", (processes,)))
+    distributed.barrier()
+    resident, start = resident_memory(), time.perf_counter()
+    image = open_image(path, allow_huge=True)
+    with torch.inference_mode():
+        logits = model(_whole(image, *band(image.height, model.model.patch_size, process, processes)))
+    found = Found(time.perf_counter() - start, resident, logits[0], peak_memory(), model.communicated)
+    torch.save(found, folder / f"{process}.pt")
+    distributed.destroy_process_group()

@@ -1,0 +1,207 @@
+"""What the frame costs: train.py, with its callbacks, loggers and progress bar, beside a bare PyTorch loop.
+
+    python -m tests.bench_overhead [--epochs 9] [overrides of train.py; experiment=digits if there are none]
+
+Both have the model, loader, augmentation, optimizer and schedule that the same configuration makes, and train and
+validate epoch by epoch. They are two processes that take turns, an epoch each, so that drift hits both alike. A ratio
+is of one turn of both; the first, in which things are compiled and allocated, is left out. Two ratios are told: of the
+epoch's training steps alone, and of the whole epoch with its validation, checkpoint, logs and files.
+"""
+
+import argparse
+import os
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import Precision
+from torch.nn import functional as F
+
+import train
+from infvit.measure.efficiency.timing import ratio
+from infvit.module import warmup_cosine
+
+ROOT = Path(__file__).parents[1]
+BARE, FRAMED = "a bare loop", "train.py"
+
+
+class Turns(Callback):
+    """Lets train.py take turns: an epoch begins when it is told to, and ends behind its validation, logs and files.
+
+    It tells the ends of the first step, of each epoch's steps and of each epoch.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.turns = Connection(number)
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """The end of the epoch before too: some of its logs and files are made behind the hooks at its end."""
+        if trainer.current_epoch:
+            self.turns.send(None)
+        self.turns.recv()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            self.turns.send(None)
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.turns.send(None)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.turns.send(None)
+        self.turns.recv()
+
+
+def bare_loop(overrides: list[str], turns: Connection) -> None:
+    """What one would write without a framework."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [*overrides, "hydra.runtime.output_dir=."], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    data, module = train.start(cfg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    one = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=1, testing=False, training=True)
+    one.strategy, one.precision_plugin = SimpleNamespace(root_device=device), Precision()
+    data.trainer = one  # type: ignore[assignment]
+    data.prepare_data()
+    net = module.net.to(device)
+    optimizer = module.make_optimizer(net, lr=module.lr)
+    batches, validation = data.train_dataloader(), data.val_dataloader()
+    steps = data.train_size // data.batch_size
+    schedule = warmup_cosine(optimizer, module.warmup_epochs * steps, module.epochs * steps, module.min_lr)
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
+
+    def seen(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        moved = tuple(part.to(device, non_blocking=True) for part in batch)
+        return data.on_after_batch_transfer(moved, 0)
+
+    for _ in range(cfg.trainer.max_epochs):
+        turns.recv()
+        net.train()
+        one.training = True
+        for batch in batches:
+            images, targets = seen(batch)
+            if module.mixup is not None:
+                images, targets = module.mixup(images, targets)
+            with mixed:
+                loss = F.cross_entropy(net(images), targets, label_smoothing=module.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            if cfg.trainer.gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), cfg.trainer.gradient_clip_val)
+            optimizer.step()
+            schedule.step()
+        turns.send(None)
+        net.eval()
+        one.training, right = False, 0
+        with torch.inference_mode(), mixed:
+            for batch in validation:
+                images, labels = seen(batch)
+                right += int((net(images).argmax(1) == labels).sum())
+        turns.send(None)
+    turns.recv()
+
+
+def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[tuple[float, float]]], float]:
+    """Seconds of (steps, epoch) of each epoch of each but the first, and of train.py to the end of its first step."""
+    overrides = [*overrides, f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", f"hydra.run.dir={folder}"]
+    turns = {BARE: Pipe(), FRAMED: Pipe()}
+    numbers = {name: theirs.fileno() for name, (_, theirs) in turns.items()}
+    watched = f"+callbacks.turns={{_target_: tests.bench_overhead.Turns, number: {numbers[FRAMED]}}}"
+    commands = {
+        BARE: ["-m", "tests.bench_overhead", f"--bare={numbers[BARE]}", *overrides],
+        FRAMED: ["train.py", *overrides, watched],
+    }
+    processes: list[subprocess.Popen] = []
+
+    def turn(name: str) -> tuple[float, float]:
+        ours, since = turns[name][0], time.perf_counter()
+        ours.send(None)
+        ours.recv()
+        steps = time.perf_counter() - since
+        ours.recv()
+        return steps, time.perf_counter() - since
+
+    try:
+        since = time.perf_counter()
+        processes.append(_start(commands[FRAMED], turns[FRAMED][1]))
+        turns[FRAMED][0].send(None)
+        turns[FRAMED][0].recv()
+        to_first_step = time.perf_counter() - since
+        for _ in range(2):
+            turns[FRAMED][0].recv()
+        processes.append(_start(commands[BARE], turns[BARE][1]))
+        turn(BARE)
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
+        for _ in range(1, epochs):
+            for name in turns:
+                seconds[name].append(turn(name))
+        for ours, _ in turns.values():
+            ours.send(None)
+        for process in processes:
+            process.wait()
+    except EOFError:
+        sys.exit("one of both ended too early: what it showed is above")
+    finally:
+        for process in processes:
+            process.kill()
+    return seconds, to_first_step
+
+
+def _start(command: list[str], turns: Connection) -> subprocess.Popen:
+    """A process with a terminal for its progress bar to draw in; what it showed is shown if it fails."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, pass_fds=[turns.fileno()], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    turns.close()  # the process has it: when it ends, who waits for its turn is told
+
+    def read() -> None:
+        shown = b""
+        with suppress(OSError):
+            while text := os.read(ours, 65536):
+                shown = (shown + text)[-65536:]
+        if process.wait():
+            sys.stderr.write(shown.decode(errors="replace"))
+
+    threading.Thread(target=read).start()
+    return process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
+    arguments, overrides = parser.parse_known_args()
+    overrides = overrides or ["experiment=digits"]
+    if arguments.bare:
+        bare_loop(overrides, Connection(arguments.bare))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, to_first_step = race(overrides, arguments.epochs, Path(folder))
+    print(f"{' '.join(overrides)}: {arguments.epochs - 1} epochs")
+    for at, part in enumerate(("training steps", "whole epochs")):
+        bare, framed = ([both[at] for both in seconds[name]] for name in (BARE, FRAMED))
+        speed = ratio(bare, framed)
+        print(
+            f"{part}: {BARE} {statistics.median(bare):.3f} s, {FRAMED} {statistics.median(framed):.3f} s;"
+            f" {FRAMED} has {100 * speed.median:.1f}% ({100 * speed.low:.1f} – {100 * speed.high:.1f}) of its speed"
+        )
+    print(f"train.py ends its first step {to_first_step:.1f} s after its start")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What goes wrong in a run: it goes on where it can, and ends in one line that says what to do where it cannot."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from callbacks import skip_nonfinite
+from callbacks.checkpointing import Checkpoints
+from infvit.attention import SoftmaxAttention
+from infvit.module import Classifier
+from infvit.run import checkpoint
+from infvit.vit import VisionTransformer
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["experiment=digits", "data/loader=torch", "logger=csv", "size.depth=2", "size.dim=16"]
+RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1", "trainer.log_every_n_steps=1", "hydra.run.dir=run"]
+"""11 steps of 128 images."""
+
+
+def format_config_error(outcome) -> str:
+    """The one line, which result.json has too."""
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert result()["status"] == "failed"
+    assert result()["error"] == line.removeprefix("error: ")
+    return line
+
+
+def result() -> dict:
+    return json.loads(Path("run/result.json").read_text())
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.fixture
+def at_batch(monkeypatch):
+    """`at_batch(5, act)`: `act(module, batch)` at the start of the run's 5th batch, and of what follows it."""
+
+    def act_then(first: int, act, last: float = float("inf")) -> None:
+        real = Checkpoints.on_train_batch_start
+
+        def then(self, trainer, module, batch, index):
+            if first <= index + 1 <= last:
+                act(module, batch)
+            real(self, trainer, module, batch, index)
+
+        monkeypatch.setattr(Checkpoints, "on_train_batch_start", then)
+
+    return act_then
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(cli, at_batch):
+    before = []
+    seen = []
+
+    def poison(module, batch):
+        before.append([p.detach().clone() for p in module.parameters()])
+        batch[0][0, 0, 0, 0] = torch.inf
+
+    def look(module, _):
+        seen.append(all(torch.equal(a, b) for a, b in zip(before[0], module.parameters(), strict=True)))
+
+    at_batch(4, poison, last=4)
+    at_batch(5, look)
+    done = cli("train", *RUN)
+    assert done.code == 0, done.err
+    assert "step 4: loss or gradient is not finite, the step is skipped" in done.out
+    assert seen[0]
+    assert not any(seen[1:])
+    assert result()["status"] == "finished"
+    assert 0 < result()["curves"][0]["train/loss"] < 3
+    header, *rows = (line.split(",") for line in Path("run/metrics.csv").read_text().splitlines())
+    assert [row[header.index("steps_skipped")] for row in rows if row[header.index("steps_skipped")]] == ["1.0"]
+
+
+def test_many_in_a_row_end_the_run_and_name_the_layer_and_leave_batch_and_weights(cli, at_batch):
+    def break_layer(module, _):
+        module.net.blocks[1].mlp.register_forward_hook(lambda *call: call[-1] / 0)
+
+    at_batch(5, break_layer, last=5)
+    ended = cli("train", *RUN, "callbacks.skip_nonfinite.stop_after=3")
+    left = result()
+    assert left["status"] == "diverged"
+    assert "in 3 steps in a row, up to step 7; it began in the output of blocks.1.mlp (" in left["error"]
+    assert left["error"] in ended.out
+    batch = torch.load("run/checkpoints/offending_batch_rank0.pt", weights_only=True)
+    assert batch["images"].shape == (128, 3, 8, 8)
+    weights = checkpoint.read_checkpoint("run/checkpoints/last.ckpt")["state_dict"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_gradient_that_is_not_finite_is_found_where_it_begins():
+    net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
+    images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
+    assert skip_nonfinite.origin(net, images, labels) is None
+    net.blocks[0].register_forward_hook(lambda *call: call[-1] + 0 * (call[-1] - call[-1].detach()).sqrt())
+    assert "blocks.0" in skip_nonfinite.origin(net, images, labels)
+
+
+def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same():
+    def trained(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        for step in range(4):
+            if fused and step == 1:
+                skip_nonfinite.skip_on_device(optimizer)  # as when a run goes on
+            optimizer.zero_grad()
+            F.mse_loss(net(torch.ones(3, 4)), torch.ones(3, 2)).backward()
+            bad = step == 2
+            if fused and step:
+                optimizer.found_inf = torch.tensor(float(bad))
+            elif bad:
+                continue
+            optimizer.step()
+        return net.weight.detach()
+
+    torch.testing.assert_close(trained(fused=True), trained(fused=False))
+
+
+def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_checkpoints_from_before(cli, at_batch):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = []
+
+    def fill(*_):
+        before.extend(checkpoint.newest_first(Path("run/checkpoints")))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    at_batch(5, fill, last=5)
+    try:
+        done = cli("train", *RUN, "checkpoint.every_minutes=0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.code == 0, done.err
+    assert result()["status"] == "finished"
+    (line,) = [line for line in done.out.splitlines() if "cannot be written" in line]
+    assert "File too large" in line
+    assert checkpoint.newest_first(Path("run/checkpoints")) == before
+    assert len(before) == checkpoint.KEPT
+    for path in before:
+        checkpoint.read_checkpoint(path)
+    assert Path("run/checkpoints/last.ckpt").resolve() == before[0].resolve()
+    assert not list(Path("run/checkpoints").glob("*.part"))
+
+
+def test_a_large_checkpoint_reaches_the_disk_piece_by_piece(tmp_path, monkeypatch):
+    pieces, flush = [], os.fdatasync
+
+    def flushed(file):
+        flush(file)
+        pieces.append(os.fstat(file).st_size)
+
+    monkeypatch.setattr(os, "fdatasync", flushed)
+    weights = {f"block{i}": torch.full((2**20,), float(i)) for i in range(40)}
+    checkpoint.AtomicCheckpointIO().save_checkpoint({"state_dict": weights}, tmp_path / "step1.ckpt")
+    assert [round(size / 2**20) for size in pieces] == [64, 128]
+    found = checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)["state_dict"]
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_command_goes_on():
+    command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if "disk: skipped: " in done.stdout:
+        pytest.skip(done.stdout.strip().splitlines()[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 1 | 1 | 0 |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (
+            "training_step",
+            ["of 32 images a device", "batch_size=64, 1 × 2", "accumulate_grad_batches=4 ", "16 images"],
+        ),
+        ("validation_step", ["256 images", "data.module.eval_batch_size=128"]),
+    ],
+)
+def test_out_of_memory_says_what_keeps_the_recipes_batch(cli, monkeypatch, step, says):
+    monkeypatch.setattr(Classifier, step, lambda *_: torch.empty(2**48))
+    line = format_config_error(cli("train", *RUN, "recipe.batch_size=64", "trainer.accumulate_grad_batches=2"))
+    for words in ["out of memory", *says]:
+        assert words in line
+
+
+def test_a_reading_process_that_dies_is_one_line(cli, at_batch):
+    def kill(*_):
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(5)  # until torch's handler of the signal raises
+
+    at_batch(3, kill, last=3)
+    line = format_config_error(cli("train", *RUN, "data.module.workers=1"))
+    assert "a process that reads images died" in line
+    assert "Killed" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tmp_path, data_cache, rank):
+    environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
+    arguments = [*RUN, "trainer=ddp_cpu", "recipe.epochs=10000", "checkpoint.every_minutes=0"]
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        try:
+            while not list(tmp_path.glob("run/checkpoints/step*.ckpt")):
+                assert first.poll() is None, (tmp_path / "said").read_text()
+                time.sleep(0.1)
+            (second,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
+            os.kill([first.pid, second][rank], signal.SIGKILL)
+            code = first.wait(timeout=120)
+            while Path(f"/proc/{second}").exists():
+                time.sleep(0.1)
+        finally:
+            first.kill()
+    if rank:
+        assert code == 2
+        assert f"error: rank 1 (process {second} on " in (tmp_path / "said").read_text()
+        left = json.loads((tmp_path / "run/result.json").read_text())
+        assert left["status"] == "failed"
+        assert "was killed by SIGKILL: all ranks stop" in left["error"]
+    else:
+        assert code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("damage", "says"), [(Path.unlink, "cannot be read"), (cut_short, "has changed")])
+def test_images_that_vanish_or_change_while_they_are_read_are_one_line(cli, at_batch, tmp_path, workers, damage, says):
+    for split in ("train", "val"):
+        for shade, name in ((40, "dark"), (200, "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(16):
+                Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    images = [*(tmp_path / "images").rglob("*.png")]
+    at_batch(2, lambda *_: [damage(path) for path in images if path.is_file()], last=2)
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", f"data.module.workers={workers}"]
+    line = format_config_error(cli("train", *RUN, *data, "recipe.batch_size=2"))
+    assert says in line
+    assert ".png" in line
+    assert len(line) < 400
+
+
+def test_a_mapped_file_that_is_cut_short_while_it_is_read_is_one_line(tmp_path):
+    pytest.importorskip("ffcv")
+    path = tmp_path / "cut.beton"
+    path.write_bytes(bytes(2**20))
+    prepared, place = tmp_path / "prepared", tmp_path / "result.json"
+    reads = (
+        "import sys, numpy; from pathlib import Path; from data.bus_error import renames, tell\n"
+        "path, prepared, place = map(Path, sys.argv[1:]); tell(path); content = numpy.memmap(path)\n"
+        "place.write_text('running'); prepared.write_text('failed'); renames(prepared, place)\n"
+        "path.open('r+').truncate(4096); print(content.sum())"
+    )
+    command = [sys.executable, "-c", reads, path, prepared, place]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert place.read_text() == "failed"
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    for words in ("error: ", "was cut short", str(path)):
+        assert words in line

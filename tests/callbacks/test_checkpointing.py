@@ -1,0 +1,263 @@
+"""Runs that are stopped, killed or damaged go on where they were; a checkpoint is whole or known to be damaged."""
+
+import fcntl
+import itertools
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import Mixup
+
+from callbacks.checkpointing import Checkpoints
+from callbacks.resume_state import ResumableCSVLogger
+from infvit.compare import Comparison
+from infvit.compare.page import to_html
+from infvit.module import Classifier
+from infvit.run import checkpoint
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
+RUN = [*SMALL, "recipe.epochs=2", "trainer.log_every_n_steps=1"]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """`signals(SIGTERM, 5)`: the process sends itself the signal at the start of its 5th batch."""
+
+    def send(number: int, batch: int) -> None:
+        real, begun = Checkpoints.on_train_batch_start, 0
+
+        def then(self, *arguments):
+            nonlocal begun
+            begun += 1
+            if begun == batch:
+                os.kill(os.getpid(), number)
+            real(self, *arguments)
+
+        monkeypatch.setattr(Checkpoints, "on_train_batch_start", then)
+
+    return send
+
+
+def history(run: Path) -> list[tuple[int, int]]:
+    """(W&B's step, the trainer's step) of every row of an offline run."""
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", run]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line]
+    return [(row["_step"], row["trainer/global_step"]) for row in rows if "trainer/global_step" in row]
+
+
+def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_the_same_curves(cli, signals):
+    signals(signal.SIGTERM, 15)
+    stopped = cli("train", *RUN)
+    assert stopped.code == 128 + signal.SIGTERM
+    (folder,) = stopped.runs()
+    (line,) = [line for line in stopped.out.splitlines() if line.startswith("SIGTERM after step 14 (epoch 2 of 2)")]
+    assert result(folder)["status"] == "interrupted"
+    assert "resume=auto" in result(folder)["error"]
+    _, script, *arguments = shlex.split(line.rpartition("go on with: ")[2])
+    assert script == "train.py"
+
+    resumed = cli("train", *arguments)
+    assert resumed.code == 0, resumed.err
+    assert resumed.runs() == [folder]
+    assert "goes on after step 14" in resumed.out
+    assert result(folder)["status"] == "finished"
+    assert [point["epoch"] for point in result(folder)["curves"]] == [0, 1]
+    first, second = sorted(folder.glob("wandb/offline-run-*"))
+    assert first.name.rpartition("-")[2] == second.name.rpartition("-")[2]
+    before, after = history(first), history(second)
+    assert after[0][0] == before[-1][0] + 1
+    steps = [step for _, step in before + after]
+    assert steps == sorted(steps)
+    assert steps[-1] == 22
+
+    again = cli("train", *arguments)
+    assert again.code == 0
+    assert "skipped" in again.out
+
+
+def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interruption(cli, signals, monkeypatch):
+    drawn, step = [], Classifier.training_step
+
+    def noted(self: Classifier, *arguments: object) -> torch.Tensor:
+        draw = Mixup._params_per_batch
+        with monkeypatch.context() as within:
+            within.setattr(Mixup, "_params_per_batch", lambda mixup: drawn.append(draw(mixup)) or drawn[-1])
+            return step(self, *arguments)
+
+    monkeypatch.setattr(Classifier, "training_step", noted)
+    mixup = "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}"
+    run = [*SMALL, "recipe.epochs=1", "logger=csv", mixup, "recipe.batch_size=128", "resume=auto"]
+    run.append("trainer.accumulate_grad_batches=2")
+    assert cli("train", *run, "hydra.run.dir=whole").code == 0
+    whole = drawn[:]
+    assert len(whole) == len({mixing for mixing, _ in whole}) == 2 * 11
+    drawn.clear()
+    signals(signal.SIGTERM, 8)
+    assert cli("train", *run, "hydra.run.dir=stopped").code == 143
+    assert drawn == whole[:8]
+    assert cli("train", *run, "hydra.run.dir=stopped").code == 0
+    assert drawn == whole
+    assert result(Path("whole"))["metrics"] == result(Path("stopped"))["metrics"]
+
+
+def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, signals, tmp_path):
+    """On the scratch disk of a node they lie elsewhere each time."""
+    for split, color in itertools.product(("train", "val"), (40, 200)):
+        (tmp_path / "one" / split / str(color)).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (color + i, color, color)).save(tmp_path / "one" / split / f"{color}/{i}.png")
+    moved, others = (shutil.copytree(tmp_path / "one", tmp_path / name) for name in ("moved", "others"))
+    Image.new("RGB", (16, 16)).save(others / "train" / "40" / "0.png")
+    run = ["data=imagefolder", "data.name=lights", "data/loader=torch", "size=tiny", "recipe=digits", "logger=csv"]
+    run += ["recipe.batch_size=8", "recipe.epochs=2", "recipe.warmup_epochs=0", "resume=auto"]
+    signals(signal.SIGTERM, 3)
+    stopped = cli("train", *run, "data.root=one")
+    assert stopped.code == 143, stopped.err
+    assert "no run of this configuration to go on with" in stopped.out
+    refused = cli("train", *run, "data.root=others")
+    assert refused.code == 2
+    (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+    assert "was trained on lights#" in line
+    went_on = cli("train", *run, f"data.root={moved}")
+    assert went_on.code == 0, went_on.err
+    assert "goes on after step 3" in went_on.out
+    assert went_on.runs() == stopped.runs()
+
+
+def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals, tmp_path, monkeypatch):
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "417")
+    signals(signal.SIGUSR1, 2)
+    stopped = cli("train", *RUN, "logger=csv")
+    assert stopped.code == 128 + signal.SIGUSR1
+    assert "SIGUSR1 after step 1 " in stopped.out
+    assert asked.read_text() == "requeue 417\n"
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, signals):
+    signals(signal.SIGTERM, 5)
+    run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
+    assert cli("train", *run).code == 143
+    newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
+    assert Path("run/checkpoints/last.ckpt").resolve() == newest
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # as disks do
+    newest.write_bytes(content)
+    os.utime(newest)
+    resumed = cli("train", *run)
+    assert resumed.code == 0, resumed.err
+    assert f"{newest} is damaged" in resumed.out
+    assert f"goes on after step 3, from {before}" in resumed.out
+    assert len(checkpoint.newest_first(Path("run/checkpoints"))) == 2
+    assert not list(Path("run/checkpoints").glob("*.part"))
+
+
+def test_a_run_killed_before_the_link_to_its_last_checkpoint_has_it_when_it_goes_on(cli):
+    run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
+    assert cli("train", *run).code == 0
+    newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
+    checkpoint.make_last(before)
+    path = Path("run/result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    assert cli("train", *run).code == 0  # nothing is left to train, and no checkpoint is written
+    assert Path("run/checkpoints/last.ckpt").resolve() == newest
+
+
+def test_a_folder_of_another_run_is_refused(cli, signals):
+    run = [*RUN, "logger=csv", "hydra.run.dir=run"]
+    signals(signal.SIGTERM, 2)
+    assert cli("train", *run).code == 143
+    before = Path("run/result.json").read_text()
+    for more, says in ([], "resume=auto"), (["seed=1", "resume=auto"], "another configuration"):
+        refused = cli("train", *run, *more)
+        assert refused.code == 2
+        assert says in refused.err
+        assert "Traceback" not in refused.err
+    Path("run/result.json").write_text(before)
+    with Path("run/.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused = cli("train", *run, "resume=auto")
+        assert refused.code == 2
+        assert "a run that is running" in refused.err
+    assert cli("train", *run, "resume=auto").code == 0
+
+
+def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_next_job(cli, signals):
+    signals(signal.SIGTERM, 22 + 5)
+    sweep = ["-m", *RUN, "logger=csv", "model=vit", "seed=0,1"]
+    stopped = cli("train", *sweep)
+    assert stopped.code == 143
+    assert "the sweep's command, again" in stopped.out
+    assert [result(folder)["status"] for folder in stopped.runs()] == ["finished", "interrupted"]
+    page = to_html(Comparison.from_dirs(["runs"]))
+    assert " seed 1 interrupted: SIGTERM after step 4 " in page
+    assert "the sweep&#39;s command, again" in page
+    resumed = cli("train", *sweep)
+    assert resumed.code == 0, resumed.err
+    assert "skipped: vit seed 0 is finished" in resumed.out
+    assert "goes on after step 4, " in resumed.out
+    assert [result(folder)["status"] for folder in resumed.runs()] == ["finished", "finished"]
+
+
+class Malice:
+    """What an attacker would pickle: a call that leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "optimizer_states", "callbacks", "RunRecord"])
+def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
+    ran = tmp_path / "ran"
+    path = tmp_path / "theirs.ckpt"
+    torch.save({"state_dict": {}, place: Malice(ran)}, path)
+    for arguments in (["train", *RUN, "logger=csv", f"resume={path}"], ["eval", f"ckpt={path}"]):
+        refused = cli(*arguments)
+        assert refused.code == 2
+        assert str(path) in refused.err
+    assert not ran.exists()
+    torch.load(path, weights_only=False)  # it would have
+    assert ran.exists()
+
+
+def test_a_run_killed_before_it_goes_on_loses_no_row_of_its_csv(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step\n0,1\n0,2\n")
+    for _ in range(2):  # the first process is killed here
+        log = ResumableCSVLogger(tmp_path, name="", version="")
+        assert log.experiment.metrics_file_path == str(path)
+    log.go_on(1)
+    assert path.read_text() == "epoch,step\n0,1\n"
+    log.log_metrics({"epoch": 0}, step=2)
+    assert log.rows() == 2
+    log.go_on(0)
+    assert not path.exists()
+
+
+def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened():
+    command = [sys.executable, "-m", "tests.chaos", "kill", "--times", "1", "--writing", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all |  | 2 | 2 | 0 |" in done.stdout

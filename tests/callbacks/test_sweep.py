@@ -1,0 +1,281 @@
+"""Sweeps: what is finished is not run again, one process per folder, jobs in parallel, progress, the tables' twins."""
+
+import csv
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from callbacks.sweep.progress import Sweep, progress, so_far
+from infvit.compare import Comparison
+from infvit.run.result import Result
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "data/loader=torch",
+    "logger=csv",
+    "recipe.epochs=1",
+    "recipe.warmup_epochs=0",
+    "+trainer.limit_train_batches=3",
+]
+QUICK = ["-m", "experiment=digits", *SHORT]
+
+
+def results(folder: Path) -> dict[str, dict]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/*_sweep/*/result.json"))]
+    return {f"{result['model']} {result['variant']} {result['seed']}": result for result in found}
+
+
+def started(folder: Path) -> dict[str, str]:
+    return {name: result["started"] + str(result["seconds"]) for name, result in results(folder).items()}
+
+
+def test_the_same_command_again_runs_only_what_is_not_finished(cli):
+    first = cli("train", *QUICK, "model=vit", "seed=0,1")
+    assert first.code == 0, first.err
+    assert "1 of 2 jobs · ETA 0:0" in first.out
+    before = started(first.folder)
+    assert len(before) == 2
+
+    path = next(first.folder.glob("runs/digits/digits_sweep/vit_seed1_*/result.json"))
+    for status in ("failed", "running"):  # as a job leaves it that broke, or whose process was killed
+        path.write_text(path.read_text().replace('"status": "finished"', f'"status": "{status}"'))
+        again = cli("train", *QUICK, "model=vit", "seed=0,1,2")
+        assert again.code == 0, again.err
+        assert "skipped: vit seed 0 is finished" in again.out
+        assert "skipped: vit seed 1" not in again.out
+        after = started(again.folder)
+        assert len(after) == 3  # the skipped one counts in the table
+        assert [name for name in before if before[name] == after[name]] == [next(n for n in before if n.endswith(" 0"))]
+    assert "3 of 3 jobs, 2 of them finished before" in again.out
+    table = (path.parents[1] / "comparison.csv").read_text()
+    assert "0 1 2" in table
+
+
+def test_a_finished_job_of_another_configuration_does_not_count(cli):
+    fixed = ["hydra.sweep.subdir=here", "model=vit", "seed=0"]
+    assert cli("train", *QUICK, *fixed).code == 0
+    assert "skipped" in cli("train", *QUICK, *fixed).out
+    other = cli("train", *QUICK, *fixed, "recipe.drop_path=0.1")
+    assert other.code == 0
+    assert "skipped" not in other.out
+
+
+def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(cli):
+    first = cli("train", *QUICK, "model=vit", "seed=0", "size.heads=4,5")
+    assert first.code == 1
+    assert "error: 1 jobs of the sweep did not finish: vit_seed0_" in first.err
+    other = cli("train", *QUICK, "model=vit", "seed=1")
+    assert other.code == 0, other.err
+    sweep = first.folder / "runs/digits/digits_sweep"
+    assert "1 failed" in (sweep / "comparison.md").read_text()
+    again = cli("train", *QUICK, "model=vit", "seed=0", "size.heads=4,5")
+    assert again.code == 1
+    assert "error: 1 jobs" in again.err
+
+
+def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_ends(cli, tmp_path):
+    holds = (
+        "import sys; from pathlib import Path; from callbacks.sweep.progress import hold\n"
+        "hold(Path(sys.argv[1])); print(1, flush=True); input()"
+    )
+    folder = tmp_path / "runs/digits/digits_sweep"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, folder], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "1\n"
+    refused = cli("train", *QUICK, "model=vit", "seed=0")
+    assert refused.code == 2
+    (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
+    for words in (str(Path("runs/digits/digits_sweep")), str(other.pid), "hydra.sweep.dir=", "name="):
+        assert words in line
+    assert not refused.runs()
+    assert cli("train", *QUICK, "model=vit", "seed=0", "name=elsewhere").code == 0
+    other.kill()
+    other.wait()
+    assert cli("train", *QUICK, "model=vit", "seed=0").code == 0
+
+
+def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = [*QUICK, "model=vit,infvit", "size.heads=4,5", "seed=0", "recipe.epochs=2"]
+    arguments += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "threads=${threads_per_job:}"]
+    arguments += ["data/loader=ffcv"] if importlib.util.find_spec("ffcv") else []  # writes its file in other processes
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment.pop("INFVIT_CACHE", None)  # none is written yet
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    found = results(tmp_path)
+    assert sorted(result["status"] for result in found.values()) == ["failed", "failed", "finished", "finished"]
+    assert "2 jobs of the sweep did not finish" in done.stderr
+    assert "num_heads=5 does not divide" in done.stderr
+    assert "4 of 4 jobs" in done.stdout
+    for result in found.values():
+        if result["status"] == "finished":
+            assert result["hardware"]["threads"] == max(len(os.sched_getaffinity(0)) // 2, 1)
+        else:
+            assert result["error"].startswith("num_heads=5")
+    lines = [line for line in done.stdout.splitlines() if "epoch" in line and "/2 ·" in line]
+    assert len(lines) == 4
+    assert all(line.startswith(("vit_seed0_", "infvit_seed0_")) for line in lines)  # a line says whose it is
+    assert "\r" not in done.stdout
+
+
+def test_a_job_that_is_started_again_counts_once(tmp_path, capsys):
+    sweep = Sweep()
+    sweep.jobs = 2
+    (tmp_path / ".ended").write_text("")
+    for number in (0, 1, 1):
+        job = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "job": {"num": number}}
+        sweep.on_job_end(OmegaConf.create({"hydra": job}), JobReturn())
+    assert [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines() if "jobs" in line] == [
+        "── 1 of 2 jobs",
+        "── 2 of 2 jobs",
+        "── 2 of 2 jobs",
+    ]
+
+
+def test_progress_counts_what_ran_for_the_time_that_is_left():
+    assert progress([], 4, 0) == "0 of 4 jobs · ETA -:--:--"
+    assert progress(["ran"], 4, 60) == "1 of 4 jobs · ETA 0:03:00"
+    assert progress(["skipped", "skipped", "ran"], 5, 60) == "3 of 5 jobs, 2 of them finished before · ETA 0:02:00"
+
+
+def test_the_table_so_far_fits_80_columns_with_the_best_first_and_every_status():
+    make = functools.partial(
+        Result,
+        **dict.fromkeys(("attention", "recipe", "recipe_hash", "data", "data_fingerprint", "loader", "precision"), "x"),
+        **dict.fromkeys(("depth", "dim", "heads", "patch", "image_size", "num_classes", "epochs", "batch_size"), 4),
+        status="finished",
+        seed=0,
+    )
+    runs = [make(model="vit", seed=seed, metrics={"test/top1": top1}) for seed, top1 in enumerate((0.5, 0.6))]
+    runs += [make(model="infvit", variant="recipe.something.long=1234567 " * 3, metrics={"val/top1": 0.9})]
+    runs += [make(model="none", status="failed", metrics={}), make(model="xcit", status="running", metrics={})]
+    shared = [replace(run, variant=f"{run.variant} size.dim={'1' * 80}".strip()) for run in runs]
+    assert so_far(Comparison.from_results(shared))[0] == f"   Every row: size.dim={'1' * 56}…"
+    lines = so_far(Comparison.from_results(runs))
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[:2]] == ["infvit", "vit"]
+    assert "90.00" in lines[0]
+    assert "2 seeds  55.00 ± 63.53" in lines[1]
+    assert {line.split()[-1] for line in lines[2:]} == {"failed", "running"}
+
+
+SLICES = [
+    ("equal_depth", "mnist5k", ["model=vit,infvit_24l"], ["vit", "infvit_24l"]),
+    ("attention_zoo", "cpu", ["model=vit,linear_infvit"], ["vit", "linear_infvit"]),
+    ("depth", "cpu", ["model=infvit", "size.depth=1,2"], ["infvit size.depth=1", "infvit size.depth=2"]),
+    (
+        "ablation_gamma",
+        "cpu",
+        ["model=linear_infvit", "gamma=fixed,shared", "model.attention.gamma=0.5"],
+        [f"linear_infvit gamma={mode} model.attention.gamma=0.5" for mode in ("fixed", "shared")],
+    ),
+    (
+        "ablation_pooling",
+        "cpu",
+        ["model=vit"],
+        ["vit recipe.class_token=True", "vit recipe.class_token=False"],
+    ),
+    (
+        "ablation_positions",
+        "cpu",
+        ["model=linear_infvit", "positions=std0.02,sincos"],
+        ["linear_infvit positions=std0.02", "linear_infvit positions=sincos"],
+    ),
+    (
+        "ablation_hops",
+        "cpu",
+        ["model.attention.hops=1,2"],
+        ["infvit model.attention.hops=1", "infvit model.attention.hops=2"],
+    ),
+    ("resolution", "cpu", ["model=vit", "size.image_size=8,16"], ["vit size.image_size=8", "vit size.image_size=16"]),
+]
+
+
+@pytest.mark.parametrize(("experiment", "scale", "rows", "names"), SLICES, ids=[slice_[0] for slice_ in SLICES])
+def test_two_epochs_of_two_rows_of_every_table(cli, experiment, scale, rows, names):
+    short = ["data/loader=torch", "logger=csv", "trainer.max_epochs=2"]
+    few = [f"trainer.limit_{stage}_batches=1" for stage in ("test", "train", "val")]
+    short += [f"+{word}" for word in few]
+    outcome = cli("train", "-m", f"experiment={experiment}", f"+scale={scale}", *rows, "seed=0", *short)
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 jobs" in outcome.out
+    found, expected = results(outcome.folder), {" ".join([name, *few]) for name in names}
+    assert {" ".join(name.split()[:-1]) for name in found} == expected
+    assert {result["status"] for result in found.values()} == {"finished"}
+    sweep = outcome.folder / "runs" / experiment / f"{experiment}_{scale}_sweep"
+    with (sweep / "comparison.csv").open() as file:
+        rows = {f"{row['model']} {row['variant']}" for row in csv.DictReader(file)}
+    assert rows == expected
+    if experiment == "ablation_gamma":
+        for path in sweep.glob("*/checkpoints/last.ckpt"):
+            gamma = torch.load(path, weights_only=True)["state_dict"]["net.blocks.0.attn.gamma_logit"]
+            fixed = "gamma=fixed" in json.loads((path.parents[1] / "result.json").read_text())["variant"]
+            assert bool((gamma == 0).all()) == fixed  # the logit of 0.5
+            assert len(gamma) == (4 if fixed else 1)
+
+
+def test_a_search_never_reads_the_test_images_and_leaves_a_recipe_for_all_models(cli, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    test_images = []
+    monkeypatch.setattr("data.datasets.digits.GreyImages.__getitem__", watched(test_images))
+    search = ["-m", "experiment=search", *SHORT, "hydra.sweeper.n_trials=2", "recipe.clip_grad=0.5"]
+    outcome = cli("train", *search)
+    assert outcome.code == 0, outcome.err
+    assert set(test_images) == {1437}  # the size of the training images; the test has 360
+    found = list(results(outcome.folder).values())
+    assert len(found) == 2
+    assert all("test/top1" not in result["metrics"] for result in found)
+    best = max(result["metrics"]["val/top1"] for result in found)
+    assert f"best of the search: {100 * best:.2f}%" in outcome.out
+
+    sweep = outcome.folder / "runs/search/search_sweep"
+    written = OmegaConf.load(sweep / "recipe" / "digits_searched.yaml")
+    won = {result["recipe_hash"] for result in found if result["metrics"]["val/top1"] == best}
+    assert written.clip_grad == 0.5
+    header = (sweep / "recipe" / "digits_searched.yaml").read_text()
+    for words in ("on vit alone", "best of 2 trials", "20% of the training images", "experiment=search"):
+        assert words in header
+    again = cli("train", *search)
+    assert again.out.count("skipped: ") == 2  # the seeded sampler asks for the same trials
+
+    use = ["recipe=digits_searched", f"hydra.searchpath=[file://{sweep}]", "experiment=digits", *SHORT[:2]]
+    for model in ("infvit", "linear_infvit"):
+        assert cli("train", *use, f"model={model}", "+trainer.limit_train_batches=1", "trainer.max_epochs=1").code == 0
+    used = [json.loads(path.read_text()) for path in outcome.folder.glob("runs/digits/*/result.json")]
+    assert {result["recipe_hash"] for result in used} <= won
+    assert {result["recipe"] for result in used} == {"digits_searched"}
+
+
+def watched(sizes: list[int]):
+    from data.datasets.arrays import GreyImages
+
+    read = GreyImages.__getitem__
+
+    def getitem(self, index):
+        sizes.append(len(self))
+        return read(self, index)
+
+    return getitem
+
+
+@pytest.mark.parametrize("fraction", ["1", "-0.1"])
+def test_a_validation_fraction_that_is_none(cli, fraction):
+    outcome = cli("train", "experiment=digits", *SHORT, f"data.validation_fraction={fraction}")
+    assert outcome.code == 2
+    assert (
+        f"data.validation_fraction={float(fraction)}" in outcome.err or f"validation_fraction={fraction}" in outcome.err
+    )

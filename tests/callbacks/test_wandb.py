@@ -1,0 +1,180 @@
+"""W&B that cannot be reached or refuses the key: the run goes on offline and says how to sync."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from wandb.sdk.lib.wbauth import unauthenticate_session
+
+from callbacks import wandb_access
+from callbacks.run_record import RunRecord
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextlib.contextmanager
+def server(status: int, answer: bytes):
+    """A W&B on this machine that gives every request this answer; yields its address and what it was asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}", asked
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+@pytest.fixture
+def closed():
+    with socket.socket() as held:  # bound and not listening: nobody else takes the port, and nobody answers
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent():
+    """A server that accepts every connection and answers none; yields its address and the connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        held = []
+
+        def accept():
+            with contextlib.suppress(OSError):  # until it is shut down
+                while True:
+                    held.append(listening.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", held
+        listening.shutdown(socket.SHUT_RDWR)
+    for connection in held:
+        connection.close()
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    wandb_access._told.cache_clear()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    yield
+    unauthenticate_session()  # W&B keeps a key for all runs of the process
+
+
+def test_a_key_that_is_accepted_logs_online(monkeypatch, capsys):
+    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert wandb_access.wandb_mode() == "offline"  # nobody is logged in
+        assert not asked
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        assert wandb_access.wandb_mode() == wandb_access.wandb_mode() == "online"
+    assert [path for path, _ in asked] == ["/graphql"]  # once
+    assert asked[0][1].startswith("Basic ")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "says"),
+    [
+        (401, b"", "refuses the API key (401)"),
+        (200, b'{"data": {"viewer": null}}', "does not know the API key"),
+        (502, b"", "answers 502"),
+        (200, b"<html>log in to the hotel's network</html>", "cannot be reached"),
+    ],
+)
+def test_a_key_that_is_refused_goes_offline(monkeypatch, capsys, status, answer, says):
+    with server(status, answer) as (url, _):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        for mode in ("", "online"):
+            monkeypatch.setenv("WANDB_MODE", mode)
+            assert wandb_access.wandb_mode() == "offline"
+    (line,) = capsys.readouterr().err.splitlines()  # said once
+    for words in (url, says, "goes on offline", "wandb sync"):
+        assert words in line
+
+
+def test_a_login_in_netrc_counts_and_a_mode_that_is_set_is_taken(monkeypatch, tmp_path, closed):
+    monkeypatch.setenv("WANDB_BASE_URL", closed)
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_access._key_in_netrc("127.0.0.1") == KEY
+    assert "cannot be reached" in wandb_access.refusal(closed, KEY)
+    for mode, meant in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert wandb_access.wandb_mode() == meant
+
+
+SHORT = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
+SHORT += ["+trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+
+
+def offline(outcome) -> str:
+    """The one warning of a run that finished offline, with all its rows."""
+    assert outcome.code == 0, outcome.err
+    (folder,) = outcome.runs()
+    (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log.parent]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line]
+    assert {0, 1} <= {row.get("trainer/global_step") for row in rows}
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("W&B: ")]
+    assert "wandb sync RUN/wandb/offline-run-*" in line
+    return line
+
+
+@pytest.mark.parametrize("wrong", ["port", "key"])
+def test_a_run_finishes_offline(cli, monkeypatch, closed, wrong):
+    with server(401, b"") as (refusing, _):
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        monkeypatch.setenv("WANDB_BASE_URL", closed if wrong == "port" else refusing)
+        offline(cli("train", *SHORT))
+
+
+def test_a_server_that_knows_the_key_and_starts_no_run_is_not_waited_for_either(cli, monkeypatch):
+    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert "no run was started" in offline(cli("train", *SHORT, "logger.wandb.settings.init_timeout=5"))
+        assert len(asked) > 1
+
+
+def test_a_server_that_is_silent_all_the_time_is_asked_once_before_the_first_step_and_not_waited_for(
+    cli, monkeypatch, silent
+):
+    url, held = silent
+    asked = []
+    for hook in ("on_train_batch_start", "on_train_epoch_end", "on_test_end"):
+        monkeypatch.setattr(RunRecord, hook, noting(asked, held, getattr(RunRecord, hook)))
+    monkeypatch.setattr(wandb_access, "SECONDS", 0.2)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    outcome = cli("train", *SHORT)
+    assert [*asked, len(held)] == [1] * 5  # nothing waits for an answer, since nothing more is asked
+    assert f"{url} cannot be reached (timed out)" in offline(outcome)
+
+
+def noting(asked, held, hook):
+    def noted(*arguments):
+        asked.append(len(held))
+        hook(*arguments)
+
+    return noted

@@ -1,0 +1,137 @@
+"""Each mistake gives one line that names the thing, what was found and what is possible; exit code 2, no traceback."""
+
+import pytest
+import torch
+from PIL import Image
+
+SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
+DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Real images in the layout of `data=imagefolder`: 2 classes, 8 for training and 4 for validation in each."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 4)):
+        for color, name in ((40, "dark"), (200, "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20 + i, 16), (color + i, color, color)).save(folder / f"{i}.jpg")
+    return root
+
+
+def format_config_error(outcome):
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["model=nothing"], ["model=nothing", "linear_infvit", "vit"]),
+        (["recipe=nothing"], ["recipe=nothing", "deit", "digits"]),
+        (["experiment=nothing"], ["experiment=nothing", "digits"]),
+        (["size.heads=5"], ["num_heads=5", "dim=64", "4"]),
+        (["size.image_size=9"], ["9", "patch size 2", "8 or 10"]),
+        (["data.num_classes=7"], ["num_classes", "7"]),
+        (["recipe.batch_size=5000"], ["5000", "1437"]),
+        (["recipe.batch_size=33", "trainer=ddp_cpu"], ["33", "2 devices × 1 accumulated", "multiple of 2"]),
+        (["recipe.batch_size=33", "trainer.accumulate_grad_batches=2"], ["33", "2 accumulated", "multiple of 2"]),
+        (
+            ["recipe.batch_size=33", "recipe.mixup={_target_: timm.data.Mixup, _partial_: true}"],
+            ["33", "multiple of 2"],
+        ),
+        (["recipe.warmup_epochs=1"], ["warmup_epochs=1 of epochs=1", "warmup_epochs=0"]),
+        (["trainer.max_epochs=2"], ["trainer.max_epochs=2", "expected 1 or fewer", "recipe.epochs=2"]),
+        (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "from 1"]),
+        (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),
+        (
+            ["+progressive=from160", "recipe.progressive.begin=0", "recipe.progressive.end=0"],
+            ["recipe.progressive.start=160", "size.image_size=8"],
+        ),
+        (["recipe.batch_sizes=5"], ["batch_sizes"]),
+        (["trainer.devices=8"], ["trainer.devices=8", "found 0"]),
+        (["trainer.accelerator=gpu"], ["GPU", "found 0"]),
+        (["resume=nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
+        (["model.attention.gamma=1.5", "+x=1"], ["gamma"]),
+        (["model=linear_infvit", "+model.attention.gamma=1.5"], ["gamma=1.5", "0 < gamma < 1"]),
+        (["seed="], ["seed"]),
+    ],
+)
+def test_one_line(cli, arguments, says):
+    if any("devices" in a or "gpu" in a for a in arguments) and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    line = format_config_error(cli("train", *DIGITS, *arguments))
+    for words in says:
+        assert words in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["data=imagenet", "+dry_run=true"]])
+def test_without_imagenet_the_paper_run_says_where_it_looked_and_what_else_there_is(
+    cli, monkeypatch, tmp_path, arguments
+):
+    monkeypatch.setenv("IMAGENET_DIR", str(tmp_path / "not_here"))
+    line = format_config_error(cli("train", *arguments))
+    for words in (str(tmp_path / "not_here"), "train/", "data.root=", "experiment=digits"):
+        assert words in line
+
+
+def test_full_error_shows_the_traceback(cli, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    outcome = cli("train", *DIGITS, "size.heads=5")
+    assert outcome.code == 2
+    assert "Traceback" in outcome.err
+
+
+OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", *SHORT, "logger=csv"]
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_own_images_train_in_one_line_and_a_corrupt_one_is_named(cli, tree, loader):
+    if loader == "ffcv":
+        pytest.importorskip("ffcv")
+    mine = [*OWN, f"data.root={tree}", f"data/loader={loader}"]
+    assert cli("train", *mine).code == 0
+    bad = tree / "train" / "dark" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    line = format_config_error(cli("train", *mine))
+    assert str(bad) in line
+    assert "skip_bad" in line
+    assert cli("train", *mine, "data.skip_bad=true").code == 0
+
+
+def test_empty_and_missing_folders(cli, tree):
+    line = format_config_error(cli("train", *OWN, f"data.root={tree / 'nothing'}", "data/loader=torch"))
+    assert str(tree / "nothing") in line
+    for image in (tree / "val" / "dark").iterdir():
+        image.unlink()
+    line = format_config_error(cli("train", *OWN, f"data.root={tree}", "data/loader=torch"))
+    assert "dark" in line
+
+
+def test_a_checkpoint_of_another_recipe_or_seed_is_refused_and_one_without_its_run_is_taken(cli, tmp_path):
+    assert cli("train", *DIGITS, "model=vit", "hydra.run.dir=first").code == 0
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    for change, found in (("recipe.base_lr=1e-3", "recipe digits#"), ("seed=1", "seed 0: expected seed 1")):
+        line = format_config_error(cli("train", *DIGITS, "model=vit", change, f"resume={path}", "hydra.run.dir=other"))
+        for words in (f"{path} is of a run with {found}", "warmup_epochs=0 model=vit), or", "leave out resume="):
+            assert words in line
+    alone = path.resolve().rename(tmp_path / "alone.ckpt")
+    assert cli("train", *DIGITS, "model=vit", "seed=1", f"resume={alone}", "hydra.run.dir=second").code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_checkpoint_that_is_none_or_of_another_model(cli, tmp_path, content):
+    path = tmp_path / "other.ckpt"
+    if content is None:
+        assert cli("train", *DIGITS, "model=vit").code == 0
+        path = next(tmp_path.glob("runs/**/last.ckpt"))
+    else:
+        path.write_bytes(content)
+    line = format_config_error(cli("train", *DIGITS, f"resume={path}", "model=linear_infvit"))
+    assert str(path) in line
+    assert ("another model" in line and "gamma_logit" in line) if content is None else "not a whole checkpoint" in line

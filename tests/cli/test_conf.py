@@ -1,0 +1,209 @@
+"""Every configuration composes, and every model it can describe is made as described."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from callbacks.run_record import recipe_hash
+from infvit.attention import ATTENTIONS
+from infvit.cli import resolvers
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def composed(*overrides: str):
+    resolvers.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides])
+
+
+ATTENTION_MODELS = [model for model in options("model") if model != "timm"]
+
+
+@pytest.mark.parametrize("model", ATTENTION_MODELS)
+@pytest.mark.parametrize("size", options("size"))
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_model_size_and_recipe(model, size, recipe):
+    cfg = composed(f"model={model}", f"size={size}", f"recipe={recipe}")
+    with torch.device("meta"):
+        net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
+    assert len(net.blocks) == cfg.backbone.depth == cfg.model.get("depth", cfg.size.depth)
+    assert net.blocks[0].attn.num_heads == cfg.size.heads
+    assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.drop_path)
+    assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
+
+
+def test_every_attention_is_a_model():
+    classes = {composed(f"model={model}").model.attention._target_.rsplit(".", 1)[-1] for model in ATTENTION_MODELS}
+    assert classes == {attention.__name__ for attention in ATTENTIONS.values()}
+
+
+def test_linformer_is_made_for_the_tokens_of_size_and_recipe():
+    sizes = (["size=large4"], ["size=tiny"], ["size=tiny", "recipe.class_token=false"])
+    tokens = [composed("model=linformer", *size).model.attention.tokens for size in sizes]
+    assert tokens == [197, 17, 16]
+
+
+def test_a_model_of_timm_takes_the_recipes_stochastic_depth_and_the_size_of_the_images():
+    cfg = composed("model=timm", "model.name=swin_tiny_patch4_window7_224", "size.image_size=64")
+    with torch.device("meta"):
+        net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
+        assert net(torch.empty(1, 3, 64, 64)).shape == (1, 10)
+    assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.drop_path)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("logger", options("logger"))
+def test_every_experiment_trainer_and_logger(experiment, trainer, logger):
+    cfg = composed(f"experiment={experiment}", f"trainer={trainer}", f"logger={logger}")
+    assert cfg.name == experiment
+    assert cfg.trainer.max_epochs == cfg.recipe.epochs
+
+
+TABLES = [name for name in options("experiment") if name != "search"]
+
+
+def jobs(*overrides: str) -> list[list[str]]:
+    """The overrides of each job that Hydra makes of a sweep."""
+    resolvers.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        params = compose("train", [*overrides], return_hydra_config=True).hydra.sweeper.params or {}
+        params = {name: params[name] for name in params}  # interpolations resolved
+    words = OverridesParser.create().parse_overrides([f"{name}={value}" for name, value in params.items()])
+    return [[*overrides, *job] for job in BasicSweeper.split_arguments(words, None)[0]]
+
+
+@pytest.mark.parametrize("scale", ["", *options("scale")])
+@pytest.mark.parametrize("experiment", TABLES)
+def test_every_row_of_every_table_is_a_model(experiment, scale):
+    """The experiment's file alone is the sweep; its rows are models that can be made, no two alike."""
+    chosen = [f"experiment={experiment}", *([f"+scale={scale}"] if scale else [])]
+    rows = [job for job in jobs(*chosen) if job[-1] == "seed=0"]
+    assert len(rows) >= 3
+    hashes = set()
+    rows = rows if scale == "cpu" else [rows[0], rows[-1]]
+    for row in rows:
+        cfg = composed(*row)
+        hashes.add(resolvers.config_hash(_root_=cfg))
+        if scale == "cpu":
+            assert cfg.data.name == "digits"
+            instantiate(cfg.model.net, num_classes=10, _convert_="all")
+    assert len(hashes) == len(rows)
+
+
+def test_the_zoo_is_every_attention_there_is():
+    zoo = {override for job in jobs("experiment=attention_zoo") for override in job if override.startswith("model=")}
+    assert zoo == {f"model={name}" for name in options("model")} - {"model=infvit_24l", "model=timm"}
+
+
+def test_a_scale_has_five_seeds_for_the_tables_that_are_shown():
+    for experiment, scale in (("attention_zoo", "cpu"), ("ablation_positions", "cpu"), ("equal_depth", "mnist5k")):
+        seeds = {job[-1] for job in jobs(f"experiment={experiment}", f"+scale={scale}")}
+        assert seeds == {f"seed={seed}" for seed in range(5)}
+
+
+def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
+    plain = resolvers.config_hash(_root_=composed("experiment=digits"))
+    for same in (
+        "trainer.devices=2",
+        "data.module.cache_dir=elsewhere",
+        "data.module.eval_batch_size=8",
+        "trainer.num_sanity_val_steps=2",
+        "data/loader=ffcv_process",
+        "name=other",
+        "logger=csv",
+        "threads=2",
+    ):
+        assert resolvers.config_hash(_root_=composed("experiment=digits", same)) == plain, same
+    for other in (
+        "seed=1",
+        "model=vit",
+        "size.depth=3",
+        "recipe.drop_path=0.1",
+        "trainer.max_epochs=2",
+        "data/loader=torch",
+    ):
+        assert resolvers.config_hash(_root_=composed("experiment=digits", other)) != plain, other
+
+
+def test_where_known_images_lie_is_no_other_run_but_of_a_folder_nothing_else_is_known():
+    def hashes(*overrides):
+        roots = ("/a", "/b")
+        return {resolvers.config_hash(_root_=composed(*overrides, f"data.root={root}")) for root in roots}
+
+    assert len(hashes()) == len(hashes("data=imagefolder", "data.name=flowers")) == 1
+    assert len(hashes("data=imagefolder")) == 2
+
+
+def test_the_settings_of_a_row_are_of_what_is_computed_and_not_of_seed_and_place():
+    plain = resolvers.settings(composed("experiment=digits"))
+    for same in ("seed=1", "trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "data.module.workers=3"):
+        assert resolvers.settings(composed("experiment=digits", same)) == plain, same
+    for override, key, value in (
+        ("compile=true", "compile", True),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches", 2),
+        ("data.module.repeats=3", "data.module.repeats", 3),
+        ("model=infvit_3hops", "model.attention.hops", 3),
+        ("size.mlp_ratio=1", "size.mlp_ratio", 1),
+    ):
+        assert plain.get(key, "unset") != value
+        assert resolvers.settings(composed("experiment=digits", override))[key] == value
+
+
+def test_the_default_is_the_papers_run():
+    cfg = composed()
+    assert (cfg.model.name, cfg.recipe.name, cfg.data.name, cfg.data.num_classes) == (
+        "linear_infvit",
+        "deit",
+        "imagenet",
+        1000,
+    )
+    recipe = cfg.recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.base_lr * recipe.batch_size / 512) == (300, 1024, 1e-3)
+    assert (recipe.optimizer.weight_decay, recipe.min_lr, recipe.warmup_epochs) == (0.05, 1e-5, 5)
+    assert (recipe.label_smoothing, recipe.drop_path, recipe.repeated_augmentation) == (0.1, 0.1, 3)
+    assert (recipe.mixup.mixup_alpha, recipe.mixup.cutmix_alpha, recipe.mixup.switch_prob) == (0.8, 1.0, 0.5)
+    assert (recipe.augment.magnitude, recipe.augment.magnitude_std, recipe.erasing.probability) == (9, 0.5, 0.25)
+    assert (recipe.clip_grad, recipe.ema, recipe.progressive) == (None, None, None)
+
+
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_no_recipe_smooths_twice_and_all_say_the_same_things(recipe):
+    cfg = composed(f"recipe={recipe}").recipe
+    if cfg.mixup is not None:
+        assert instantiate(cfg.mixup)(num_classes=10).label_smoothing == 0  # timm's default is 0.1; the loss smooths
+    assert set(cfg) | {"progressive"} == set(composed("recipe=deit").recipe)
+
+
+def test_progressive_resolution_is_off_by_default_and_part_of_the_recipe():
+    cfg, growing = composed(), composed("+progressive=from160")
+    assert cfg.data.module.progressive is None
+    assert recipe_hash(cfg.recipe) != recipe_hash(growing.recipe)
+    ramp = instantiate(growing.data.module.progressive)
+    assert [ramp.side(epoch, 224) for epoch in (0, 222, 240, 258, 299)] == [160, 160, 192, 224, 224]
+
+
+def test_no_model_touches_the_recipe():
+    """ "Same recipe" is one file: composing with another model leaves it as it was, to the last value."""
+    recipes = {recipe_hash(composed(f"model={model}").recipe) for model in options("model")}
+    assert len(recipes) == 1
+    assert recipe_hash(composed("recipe.epochs=299").recipe) not in recipes
+    for model in options("model"):
+        assert set(OmegaConf.load(CONF / "model" / f"{model}.yaml")) <= {
+            "defaults",
+            "name",
+            "net",
+            "attention",
+            "depth",
+        }

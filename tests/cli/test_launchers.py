@@ -1,0 +1,192 @@
+"""One job, whatever starts its processes: one folder, one W&B run, one result, and the numbers of one process."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from torch.distributed import PrefixStore, TCPStore
+
+from infvit.errors import UsageError
+from infvit.run import ranks
+
+ROOT = Path(__file__).parents[2]
+TINY = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    """Of every step, of the global batch."""
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
+
+
+@pytest.fixture
+def torchrun(tmp_path, data_cache):
+    """`torchrun("experiment=digits", ...)`: two processes on the CPU; → the folder they ran in, what they printed.
+
+    With nodes=2 a torchrun of its own starts each of both, as on two machines.
+    """
+
+    def run(*arguments: str, trainer: str = "ddp_cpu", nodes: int = 1) -> tuple[Path, str]:
+        folder = tmp_path / "torchrun"
+        folder.mkdir(exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            where = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
+        started = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", *where]
+        train = [ROOT / "train.py", *arguments, f"trainer={trainer}"]
+        train += [f"trainer.devices={2 // nodes}", f"trainer.num_nodes={nodes}"]
+        environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        agents = [
+            subprocess.Popen(
+                [*started, f"--nproc_per_node={2 // nodes}", f"--node_rank={node}", *train],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for node in range(nodes)
+        ]
+        said = [agent.communicate()[0] for agent in agents]
+        assert not any(agent.returncode for agent in agents), "".join(said)
+        return folder, "".join(said)
+
+    return run
+
+
+def test_two_processes_of_torchrun_are_one_run_with_the_losses_of_one_process(cli, torchrun):
+    run = [*TINY, "model=vit", "recipe.epochs=5", "trainer.log_every_n_steps=1"]
+    # By the names that they would choose, the second process's folder is another one.
+    folder, printed = torchrun(*run, "name=process${oc.env:RANK}")
+    (left,) = folder.glob("runs/*/*")
+    assert left.parent.name == "process0"
+    assert result(left)["status"] == "finished"
+    assert result(left)["hardware"]["devices"] == 2
+    assert len(list(left.glob("wandb/offline-run-*"))) == 1
+    assert len(list(left.glob("**/config.yaml"))) == 1
+    assert printed.count("finished: ") == 1
+    assert cli("train", *run, "logger=csv").code == 0
+    (alone,) = folder.parent.glob("runs/*/*")
+    assert len(losses(alone)) == 55
+    assert losses(left) == pytest.approx(losses(alone), abs=1e-5, rel=0)
+    assert result(left)["metrics"]["test/top1"] == pytest.approx(result(alone)["metrics"]["test/top1"])
+
+
+def test_processes_on_two_nodes_are_one_run(torchrun):
+    folder, printed = torchrun(*TINY, "model=vit", "recipe.epochs=1", nodes=2)
+    (left,) = folder.glob("runs/*/*")
+    assert result(left)["status"] == "finished"
+    assert result(left)["hardware"]["devices"] == 2
+    assert len(list(left.glob("wandb/offline-run-*"))) == 1
+    assert printed.count("finished: ") == 1
+
+
+def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, torchrun):
+    # In float64 and at a tenth of the learning rate: a head that is nearly off divides by its scores' sum of 1e-5, and
+    # rounding grows tenfold a step, by another order of the images in one process just as by a second process.
+    exact = ["trainer.precision=64-true", "recipe.base_lr=16e-4"]
+    sweep = ["-m", *TINY, *exact, "recipe.epochs=5", "trainer.log_every_n_steps=1", "seed=0"]
+    sweep += ["model=infvit,linear_infvit"]
+    folder, printed = torchrun(*sweep)
+    (together,) = folder.glob("runs/*/*")
+    runs = sorted(path.parent for path in together.glob("*/result.json"))
+    assert [result(run)["status"] for run in runs] == ["finished", "finished"]
+    assert [len(list(run.glob("wandb/offline-run-*"))) for run in runs] == [1, 1]
+    assert len(list(together.glob("wandb/offline-run-*"))) == 1  # the comparison
+    assert printed.count("sweep: 2 jobs") == printed.count("comparison: ") == 1
+    assert printed.count("2 of 2 jobs") == 1
+    assert cli("train", *sweep, "logger=csv").code == 0
+    (alone,) = folder.parent.glob("runs/*/*")
+    for run in runs:
+        assert len(losses(run)) == 55
+        assert losses(run) == pytest.approx(losses(alone / run.name), abs=1e-10, rel=0)
+
+
+def test_another_number_of_processes_than_devices_is_told(cli, monkeypatch):
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+    refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
+    assert refused.code == 2
+    assert "are 2 processes, found 1" in refused.err
+
+
+@pytest.fixture
+def first_of_two(monkeypatch):
+    """This process is rank 0 of two that torchrun has started."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, value in (dict.fromkeys(names, "0") | {"WORLD_SIZE": "2"} | more).items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+def test_a_first_process_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
+    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
+    assert refused.code == 2
+    *_, line = refused.err.splitlines()  # behind torch's warnings
+    assert f"error: hydra.run.dir: rank 1 waited 1 s in vain for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
+
+
+def test_a_first_process_that_was_there_once_may_take_its_time_between_two_jobs(first_of_two, monkeypatch):
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
+    assert ranks.broadcast_from_rank_zero("folder of job 0", "runs/first") == "runs/first"
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.broadcast_from_rank_zero("folder of job 0", "runs/second") == "runs/first"
+    later = threading.Timer(2, lambda: PrefixStore("infvit/0", first_of_two).set("folder of job 1", "runs/third"))
+    later.start()
+    assert ranks.broadcast_from_rank_zero("folder of job 1", "runs/fourth") == "runs/third"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_rank_0_of_slurm_keeps_the_store_until_all_have_asked_and_names_who_does_not(monkeypatch, comes):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    task = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NAME": "train",
+    }
+    for name, value in (task | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "arrival", lambda own: own + 2)
+
+    def other() -> None:
+        store = PrefixStore("infvit/0", TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
+        assert store.get("folder") == b"runs/first"
+        store.set("folder of rank 1", "")
+
+    if comes:
+        asks = threading.Thread(target=other)
+        asks.start()
+        assert ranks.broadcast_from_rank_zero("folder", "runs/first") == "runs/first"
+        asks.join()
+    else:
+        with pytest.raises(UsageError, match=f"^rank 1 did not come to 127.0.0.1:{port}: see what the other processes"):
+            ranks.broadcast_from_rank_zero("folder", "runs/first")
+
+
+@pytest.mark.usefixtures("first_of_two")
+def test_a_line_that_the_first_process_has_told_is_not_told_again(monkeypatch):
+    assert not ranks.rank_zero_reports("error", "too large")
+    monkeypatch.setenv("RANK", "1")
+    assert ranks.rank_zero_reports("error", "too large")
+    assert not ranks.rank_zero_reports("error", "the disk of rank 1 is full")
+    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    assert not ranks.rank_zero_reports("error of job 7", "the disk of rank 1 is full")

@@ -1,0 +1,68 @@
+"""Does memory grow? Over the steps of a long run, and over the jobs of a sweep in one process.
+
+    python -m tests.data.memory_growth [--epochs 182] [--jobs 50] [overrides of train.py]
+
+Without overrides it is experiment=digits: 182 epochs are 2,002 steps. At the end of each epoch, behind a collection of
+garbage, the process says what it holds of the machine's memory and how many Python objects are alive.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+ROOT = Path(__file__).parents[2]
+
+
+class Weighed(Callback):
+    """Appends [bytes, objects] to the file `path`, a line of JSON for each epoch."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with open(self.path, "a") as file:
+            file.write(json.dumps([pages * 4096, len(gc.get_objects())]) + "\n")
+
+
+def weighed(overrides: list[str]) -> list[tuple[int, int]]:
+    """(bytes, objects) at the end of each epoch of one process that trains; its folder is removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weighed")
+        watch = f"+callbacks.weighed={{_target_: tests.data.memory_growth.Weighed, path: {path}}}"
+        where = [f"hydra.run.dir={folder}/run", f"hydra.sweep.dir={folder}/sweep"]
+        command = [sys.executable, "train.py", *overrides, watch, *where]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return [tuple(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def report(unit: str, found: list[tuple[int, int]]) -> None:
+    """A line for each quarter: what is compiled and allocated once falls into the first."""
+    print(f"{unit:>8}{'MB':>10}{'objects':>12}")
+    for quarter in range(5):
+        place = quarter * (len(found) - 1) // 4
+        size, objects = found[place]
+        print(f"{place + 1:>8}{size / 1e6:>10.1f}{objects:>12,}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=182, help="of the long run")
+    parser.add_argument("--jobs", type=int, default=50, help="of the sweep, an epoch each")
+    arguments, overrides = parser.parse_known_args()
+    overrides = overrides or ["experiment=digits"]
+    report("epoch", weighed([*overrides, f"recipe.epochs={arguments.epochs}", "recipe.warmup_epochs=0"]))
+    seeds = ",".join(map(str, range(arguments.jobs)))
+    report("job", weighed(["-m", *overrides, "model=linear_infvit", f"seed={seeds}", "trainer.max_epochs=1"]))
+
+
+if __name__ == "__main__":
+    main()

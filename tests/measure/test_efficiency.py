@@ -1,0 +1,185 @@
+"""eval=efficiency at tiny size: what it prints, writes and draws, its limits, what it refuses. No clock is judged."""
+
+import json
+import math
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from infvit.cli import resolvers
+from infvit.measure.efficiency import timing
+from infvit.measure.efficiency.energy import NOT_HERE, Meter
+from infvit.measure.efficiency.passes import Footprint, together
+from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW
+
+TINY = ["eval=efficiency", "size=tiny", "device=cpu", "threads=1"]
+COUNTS_ENERGY = Path("/sys/class/powercap/intel-rapl").exists()
+
+
+def result_of(outcome):
+    assert outcome.code == 0, outcome.err
+    (path,) = outcome.folder.glob("runs/eval/efficiency/*/efficiency.json")
+    return path.parent, json.loads(path.read_text())
+
+
+def middle(values):
+    values = sorted(values)
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
+def test_table_json_pictures_and_wandb_tell_the_same(cli):
+    models = "models=[vit,vit_unfused]"
+    outcome = cli("eval", *TINY, models, "resolutions=[16,8]", "passes=[forward]", "rounds=3", "wandb=true")
+    folder, result = result_of(outcome)
+    rows = {(row["model"], row["resolution"]): row for row in result["rows"]}
+    assert list(rows) == [("vit", 8), ("vit_unfused", 8), ("vit", 16), ("vit_unfused", 16)]
+    assert max(map(len, outcome.out.split("GFLOP/s\n", 1)[1].splitlines()[:-2])) <= 80
+    table, markdown = outcome.out, (folder / "efficiency.md").read_text()
+    for case in result["cases"]:
+        seconds, row = case["seconds"], rows[case["model"], case["resolution"]]
+        baseline = next(c for c in result["cases"] if (c["model"], c["resolution"]) == ("vit", case["resolution"]))
+        ratios = [b / s for b, s in zip(baseline["seconds"], seconds, strict=True)]
+        shares = [case["flops"] / s / p for s, p in zip(seconds, case["peak_flops_per_second"], strict=True)]
+        assert len(seconds) == 3
+        assert row["tokens"] == (case["resolution"] // 2) ** 2 + 1
+        assert row["seconds"] == middle(seconds)
+        assert (row["seconds_low"], row["seconds_high"]) == (min(seconds), max(seconds))
+        assert row["images_per_second"] == pytest.approx(1 / middle(seconds))
+        assert row["times_as_fast_as_vit"] == pytest.approx(middle(ratios))
+        assert row["times_as_fast_as_vit_high"] == pytest.approx(max(ratios))
+        assert row["share_of_peak"] == pytest.approx(middle(shares))
+        assert row["peak_bytes"] > row["added_bytes"] > 4 * row["parameters"]
+        if case["model"] == "vit_unfused":
+            shown = f"{middle(ratios):.2f}x ({min(ratios):.2f} – {max(ratios):.2f})"
+            assert shown in table
+            assert shown in markdown
+    sizes, times = [17, 65], [rows["vit", side]["seconds"] for side in (8, 16)]
+    fitted = math.log(times[1] / times[0]) / math.log(sizes[1] / sizes[0])
+    assert any(line.split() == ["vit", f"{fitted:.2f}"] for line in table.splitlines())
+    for words in ("batch 1", "fp32", "not compiled", "1 thread,", "3 rounds", "models=[vit,vit_unfused]"):
+        assert words in table
+        assert words in markdown
+    for said in (outcome.out, markdown):
+        assert (NOT_HERE in said) != COUNTS_ENERGY
+    assert (rows["vit", 8]["joules_per_image"] is None) != COUNTS_ENERGY
+    assert Image.open(folder / "efficiency_forward.png").width > 800
+    (logged,) = folder.glob("wandb/offline-run-*/files/media/table/efficiency_*.table.json")
+    logged = json.loads(logged.read_text())
+    assert [dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]] == result["rows"]
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/efficiency_forward_*.png"))
+
+
+def test_a_training_step_in_bfloat16(cli):
+    """Counted as forward and backward, and holding gradients and the optimizer's moments in float32."""
+    arguments = ["models=[linear_infvit]", "resolutions=[8]", "passes=[training]", "rounds=2", "precision=bf16"]
+    folder, result = result_of(cli("eval", *TINY, *arguments, "batch_size=4", "size.depth=2"))
+    assert result["size"] == "tiny size.depth=2"  # and nothing that is published of a size is shown beside it
+    (row,) = result["rows"]
+    assert row["status"] == DONE
+    assert row["added_bytes"] > 4 * 4 * row["parameters"]
+    assert row["images_per_second"] == pytest.approx(4 / row["seconds"])
+    assert row["flops_per_second"] == pytest.approx(row["flops"] * 4 / row["seconds"])
+    assert (folder / "efficiency_training.png").exists()
+    assert not (folder / "efficiency_forward.png").exists()
+
+
+def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
+    """N × N matrices of 4.3 GB over the limit of 3; then products that take half a minute on any one core."""
+    limits = ["memory_limit=3", "time_limit=25", "size.depth=2"]
+    models = "models=[vit_unfused,linear_infvit]"
+    outcome = cli("eval", *TINY, models, "resolutions=[256,768]", "passes=[forward]", "rounds=2", *limits)
+    _, result = result_of(outcome)
+    rows = {(row["model"], row["resolution"]): row for row in result["rows"]}
+    assert rows["vit_unfused", 256]["status"] == OUT_OF_MEMORY
+    assert "3.0 GB" in rows["vit_unfused", 256]["note"]
+    assert rows["vit_unfused", 768]["status"] == TOO_SLOW
+    assert "products alone" in rows["vit_unfused", 768]["note"]
+    for side in (256, 768):
+        assert rows["vit_unfused", side]["seconds"] is None
+        assert rows["linear_infvit", side]["status"] == DONE
+        assert rows["linear_infvit", side]["seconds"] > 0
+    assert OUT_OF_MEMORY in outcome.out.partition("Forward pass")[2]
+    assert TOO_SLOW in outcome.out.partition("Forward pass")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["models=[vit,nothing]"], ["model=nothing", "linear_infvit"]),
+        (["models=[]"], ["models"]),
+        (["resolutions=[8,9]"], ["9", "patch size 2", "8 or 10"]),
+        (["resolutions=[large]"], ["large", "whole number"]),
+        (["rounds=1"], ["rounds=1", "2"]),
+        (["precision=fp8"], ["precision=fp8", "bf16"]),
+        (["passes=[backward]"], ["backward", "training"]),
+        (["batch_size=0"], ["batch_size=0"]),
+        (["time_limit=0"], ["time_limit=0"]),
+        (["device=tpu"], ["device=tpu", "cuda"]),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(cli, arguments, says):
+    outcome = cli("eval", *TINY, "models=[vit]", "resolutions=[8]", *arguments)
+    assert outcome.code == 2
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    for words in says:
+        assert words in line
+    assert not outcome.out
+    assert not list(outcome.folder.glob("runs/**/*.json"))
+
+
+def test_the_papers_setting_composes():
+    resolvers.register()
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        cfg = compose("eval", ["eval=efficiency_paper"])
+    assert cfg.models == ["vit", "vit_unfused", "linear_infvit"]
+    assert (cfg.resolutions, cfg.batch_size, cfg.size.dim, cfg.size.depth) == ([1024], 1, 1024, 4)
+
+
+def test_contestants_take_turns_in_every_round(monkeypatch):
+    monkeypatch.setattr(timing, "TURN", 0)
+    calls = []
+    seconds = timing.race({name: lambda name=name: calls.append(name) for name in "abc"}, 4, "cpu")
+    assert [name for name, _ in groupby(calls)] == list("abc") * 5
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 4)
+
+
+def test_exponents():
+    sizes = [197, 1025, 4097, 16385]
+    assert timing.exponent(sizes, [3e-6 * n**1.37 for n in sizes]) == pytest.approx(1.37)
+    values = [1.0, 7.0, 22.0, 130.0]
+    assert timing.exponent(sizes, values) == pytest.approx(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+    assert timing.exponent([197], [1.0]) is None
+
+
+def test_a_ratio_is_taken_within_each_round():
+    """A slow second round hits both, and leaves their ratio alone."""
+    assert timing.ratio([2, 20, 2], [1, 10, 1]) == timing.Spread(2, 2, 2)
+
+
+def test_what_races_together_fits_together():
+    """Each holds its weights all the time, the largest needs its peak above them all."""
+    prints = {name: Footprint(1.0, peak, peak, held) for name, peak, held in (("a", 5, 2), ("b", 9, 3), ("c", 4, 1))}
+    fitting = [together(prints, free) for free in range(4, 14)]
+    assert fitting[0] == ["c"]
+    assert fitting[5:] == [["a", "c"], ["a", "c"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
+    assert all(len(a) <= len(b) or "b" in b for a, b in pairwise(fitting))
+
+
+@pytest.mark.skipif(COUNTS_ENERGY, reason="this CPU counts its energy")
+def test_energy_that_nothing_counts_is_not_measurable():
+    meter = Meter("cpu")
+    assert meter.note.startswith(NOT_HERE)
+    assert meter.joules(lambda: None) is None
+
+
+def test_a_batch_that_does_not_fit_says_which_would(cli):
+    """A matrix of 17 MB for each of 64 images, twice, over what two gigabytes leave beside the libraries."""
+    arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=2"]
+    _, result = result_of(cli("eval", *TINY, *arguments, "batch_size=64", "memory_limit=2"))
+    (row,) = result["rows"]
+    assert row["status"] == OUT_OF_MEMORY
+    assert any(f"batch_size={size} fits" in row["note"] for size in (32, 16, 8, 4))

@@ -1,0 +1,153 @@
+"""`result.json`: what is written is read back, and what cannot be read is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from infvit.run.result import Result, UnreadableResultError
+from tests.compare.conftest import MakeResult
+
+
+def test_what_is_written_is_read_back(make_result: MakeResult, tmp_path: Path) -> None:
+    result = make_result(error="Traceback\n  …\nValueError: ünïcode", variant="pooling=mean")
+    result.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_nan_and_infinity_become_null_and_tensors_numbers(make_result: MakeResult, tmp_path: Path) -> None:
+    result = make_result(
+        metrics={"test/top1": float("nan"), "test/loss": torch.tensor(0.25), "test/top5": torch.tensor(float("inf"))},
+        seconds=float("-inf"),
+        hardware={"folder": tmp_path, "nested": [float("nan"), {"x": float("inf")}]},
+    )
+    result.write(tmp_path / "result.json")
+    text = (tmp_path / "result.json").read_text()
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert content["metrics"] == {"test/top1": None, "test/loss": 0.25, "test/top5": None}
+    assert content["seconds"] is None
+    assert content["hardware"] == {"folder": str(tmp_path), "nested": [None, {"x": None}]}
+
+
+def test_unknown_keys_survive(make_result: MakeResult, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    make_result().write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gamma": [0.9, 0.8]}))
+    result = Result.read(path)
+    assert result.extra == {"gamma": [0.9, 0.8]}
+    result.write(path)
+    assert json.loads(path.read_text())["gamma"] == [0.9, 0.8]
+
+
+def test_a_failed_write_leaves_the_old_file_whole(
+    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "result.json"
+    make_result(top1=0.5).write(path)
+    before = path.read_text()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_result(top1=0.75).write(path)
+    assert path.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_file_is_replaced_and_never_seen_half_written(
+    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    make_result(top1=0.5).write(path)
+    rename = Path.replace
+
+    def interrupted(beside: Path, target: Path) -> Path:
+        assert Result.read(target).metrics["test/top1"] == 0.5
+        assert Result.read(beside).metrics["test/top1"] == 0.75
+        return rename(beside, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    make_result(top1=0.75).write(path)
+    assert Result.read(path).metrics["test/top1"] == 0.75
+
+
+def test_the_key_ignores_the_seed_and_what_was_measured_and_nothing_else(make_result: MakeResult) -> None:
+    result = make_result(seed=0)
+    assert result.config_key == make_result(seed=1, top1=0.1, seconds=3.0, run_dir="elsewhere").config_key
+    for change in (
+        {"depth": 24},
+        {"recipe_hash": "ff"},
+        {"variant": "pooling=mean"},
+        {"precision": "bf16-mixed"},
+        {"settings": {"compile": True}},
+    ):
+        assert replace(result, **change).config_key != result.config_key
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is empty"),
+        ('{"schema": 1, "status"', "is not JSON at line 1"),
+        ("[1]", "holds a list, expected an object"),
+        ('{"schema": 2}', "has schema 2, expected 1"),
+        ('{"schema": true}', "has schema true, expected 1"),
+        ("{}", "has schema null, expected 1"),
+        ('{"schema": 1, "status": "finished"}', "lacks model, attention, depth"),
+        ("[" * 200_000, "is not JSON"),
+        (b"\xff\xfe\x00", "is not text"),
+    ],
+)
+def test_a_damaged_file_is_told_in_one_line(content: str | bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UnreadableResultError) as caught:
+        Result.read(path)
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("status", "done", 'status "done", expected running or finished or failed or diverged or interrupted'),
+        ("depth", "4", 'depth "4", expected a whole number or null'),
+        ("seed", True, "seed true, expected a whole number"),
+        ("metrics", {"test/top1": "high"}, "metrics"),
+        ("curves", [[1, 2]], "curves"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(
+    field: str, value: object, reason: str, make_result: MakeResult, tmp_path: Path
+) -> None:
+    path = tmp_path / "result.json"
+    make_result().write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UnreadableResultError, match=reason):
+        Result.read(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableResultError, match="No such file"):
+        Result.read(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (None, ""),
+        ("  \n", ""),
+        ("one line\n", "one line"),
+        ("Traceback (most recent call last):\n  File …\nValueError: no such thing\n", "ValueError: no such thing"),
+    ],
+)
+def test_the_error_line_names_the_error(error: str | None, line: str, make_result: MakeResult) -> None:
+    assert make_result(error=error).error_line == line

@@ -1,0 +1,110 @@
+"""Models saved, shared and exported: what comes back computes the same, and nothing foreign is run."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.errors import UsageError
+from infvit.hub import export_onnx
+from infvit.positions import normal
+from infvit.vit import VisionTransformer
+
+SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_what_was_saved_comes_back(name, tmp_path):
+    model = VisionTransformer(ATTENTIONS[name], **SMALL).eval()
+    model.save_pretrained(tmp_path)
+    again = VisionTransformer.from_pretrained(tmp_path)
+    assert type(again.blocks[0].attn) is ATTENTIONS[name]
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_options_and_another_head_come_back_too(tmp_path):
+    attention = functools.partial(PureInfSA, hops=3, gamma=0.5)
+    model = VisionTransformer(attention, **SMALL, positions=functools.partial(normal, std=0.5), class_token=False)
+    model.reset_classifier(4)
+    model.save_pretrained(tmp_path)
+    again = VisionTransformer.from_pretrained(tmp_path)
+    assert again.blocks[1].attn.hops == 3
+    assert again.num_prefix_tokens == 0
+    assert torch.equal(again(IMAGES), model.eval()(IMAGES))
+    assert again(IMAGES).shape == (3, 4)
+
+
+def test_models_of_timm_s_factory_are_saved(tmp_path):
+    model = timm.create_model("linear_infvit_4l_patch16_224", img_size=32, dim=32, num_heads=2, depth=1).eval()
+    model.save_pretrained(tmp_path)
+    x = torch.zeros(1, 3, 32, 32)
+    assert torch.equal(VisionTransformer.from_pretrained(tmp_path)(x), model(x))
+
+
+def test_what_cannot_be_named_cannot_be_saved(tmp_path):
+    class Own(SoftmaxAttention):
+        pass
+
+    with pytest.raises(UsageError, match=r"attention=.*Own has no name .* softmax"):
+        VisionTransformer(Own, **SMALL).save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: {**c, "attention": {"name": "os.system"}}, "names none of softmax"),
+        (lambda c: {**c, "attention": "linear_infsa"}, "names none of softmax"),
+        (lambda c: {**c, "positions": {"name": "torch.load"}}, "names none of sincos"),
+        (lambda c: {**c, "attention": {"name": "infsa", "hops": 0}}, "hops=0"),
+    ],
+)
+def test_a_config_chooses_from_what_is_known_only(edit, message, tmp_path):
+    VisionTransformer(LinearInfSA, **SMALL).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(edit(json.loads(config.read_text()))))
+    with pytest.raises(UsageError, match=message):
+        VisionTransformer.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_not_whole_is_named(tmp_path):
+    VisionTransformer(LinearInfSA, **SMALL).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"model\.safetensors is not whole"):
+        VisionTransformer.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(UsageError, match=r"holds no model\.safetensors"):
+        VisionTransformer.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_do_not_load_in_silence(tmp_path):
+    VisionTransformer(LinearInfSA, **SMALL).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="gamma_logit"):
+        VisionTransformer.from_pretrained(tmp_path, attention=SoftmaxAttention)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_onnxruntime_computes_the_same_at_two_batch_sizes(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = VisionTransformer(ATTENTIONS[name], **SMALL)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.2)
+    export_onnx(model, tmp_path / "model.onnx", image_size=16)
+    assert model.training
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 16, 16)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        expected = model.eval()(images).detach().numpy()
+        assert np.abs(logits - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+        model.train()
