@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import subprocess_script
@@ -23,13 +22,11 @@ from callbacks.last_words import tell
 from callbacks.of_run import find_callback
 from callbacks.run_record import RunRecord
 from data.datamodule import ImageDataModule
-from infvit.errors import Interrupted, UsageError
+from infvit.errors import Interrupted, UsageError, is_out_of_memory
 from infvit.module import Classifier
 
 LOOKS = 1.0
 """Seconds between two looks at the other processes."""
-
-OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|CUDA out of memory")
 
 READER_DIED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) .*?(killed by signal: [\w ]+|exited unexpectedly)"
@@ -56,7 +53,7 @@ def told_of_tests() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error) or "test_step" not in _steps(error):
+        if not is_out_of_memory(error) or "test_step" not in _steps(error):
             raise
         line = "out of memory: give fewer images a device, data.module.eval_batch_size=N, which changes no result"
         raise UsageError(f"{line} (256 unless the run's config or data= say otherwise)") from error
@@ -64,7 +61,7 @@ def told_of_tests() -> Iterator[None]:
 
 def out_of_memory(error: BaseException, trainer: Trainer, module: Classifier, data: ImageDataModule) -> str | None:
     """Which batch was too large, and the settings with which the recipe's batch is kept; None for another error."""
-    if not _is_out_of_memory(error):
+    if not is_out_of_memory(error):
         return None
     if _steps(error) & {"validation_step", "test_step"}:
         size = data.eval_batch_size
@@ -83,10 +80,6 @@ def out_of_memory(error: BaseException, trainer: Trainer, module: Classifier, da
     if more is None:
         return line + "smaller ones do not keep the recipe, give more devices or a smaller model"
     return line + f"trainer.accumulate_grad_batches={more} keeps the recipe's batch, {images // more} images at a time"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def _steps(error: BaseException) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, is_out_of_memory
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the one that started it ends, of whatever."""
@@ -100,12 +100,6 @@ def resident_memory() -> int:
 
 def _status(name: str) -> int:
     return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory, on the device or on the host."""
-    wanting = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return wanting or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _outcome(limit: int, threads: int, work: Callable[[], Any]) -> Outcome:
