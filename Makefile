@@ -1,19 +1,19 @@
-# Two commands do all the set-up: `make demo` and `make test`. Both reuse what is there.
+# `make demo`, `make check` and `make test` set the environment up in .venv if it is not there yet.
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 APT := libopencv-dev libturbojpeg0-dev pkg-config g++
 
-.PHONY: setup demo test browser lint bench chaos clean
+.PHONY: setup demo check test browser lint bench chaos clean
 
 setup: $(VENV)/.installed
 
-# torch first: the rest then builds and resolves against it. FFCV last and optional: it compiles against $(APT).
+# torch first: everything else then resolves and builds against it. FFCV last, and optional: it compiles against $(APT).
 $(VENV)/.installed: pyproject.toml
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
 	@echo "installing torch (some minutes, several GB)"
 	@$(PYTHON) -m pip install -q --disable-pip-version-check torch torchvision
-	@echo "installing infvit and what its experiments need"
+	@echo "installing infvit with its experiments"
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[experiments,dev]'
 	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then true; \
 	 elif pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null; then $(MAKE) -s ffcv; \
@@ -35,19 +35,23 @@ ffcv:
 	|| { tail -3 $(VENV)/ffcv.log; $(MAKE) -s without-ffcv; }
 
 without-ffcv:
-	@echo "FFCV is not installed; going on with the torch loader. For FFCV run:"
+	@echo "FFCV is not installed; the torch loader is used instead. To install FFCV:"
 	@echo "  sudo apt-get install -y $(APT) && $(PYTHON) -m pip install ffcv"
 
 demo: setup
 	@if $(PYTHON) -c 'import ffcv' 2>/dev/null; then loader=ffcv; else loader=torch; fi; \
 	set -x; $(PYTHON) train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1 data/loader=$$loader
 
-# As many processes as cores, up to 4, a file of tests in one of them; each on one thread: what the tests compute is small,
-# and threads that wait for each other on a busy machine take minutes.
+# For every change: the linters and the fast tests, 90 seconds on two cores.
+check: lint
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --durations=0 --durations-min=2
+
+# The whole suite, a file of tests per process. One thread each: the tests' tensors are small, and threads that wait for each
+# other on a busy machine take minutes.
 test: setup browser
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The comparison's page is tested in Chromium; without it those tests are skipped and say so.
+# The pages are tested in Chromium; without it those tests are skipped with a message.
 browser:
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then true; \
 	 elif command -v apt-get >/dev/null && { test "$$(id -u)" = 0 || sudo -n true 2>/dev/null; }; then \
@@ -55,14 +59,13 @@ browser:
 	   as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
 	   ($$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium) \
 	   >$(VENV)/chromium.log 2>&1 || tail -3 $(VENV)/chromium.log; \
-	 else echo "no Chromium: the tests of the page are skipped. For them run: sudo apt-get install -y chromium"; fi
+	 else echo "Chromium is not installed, so the tests of the pages are skipped. To install it: sudo apt-get install -y chromium"; fi
 
 lint: setup
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(VENV)/bin/lint-imports
 
-# What is too long for a test, about 55 minutes on two cores: the layer and the whole model against their naive twins, then
-# the tables of time, memory and resolution in infvit/measure/README.md, into runs/eval/; for a GPU machine, and for another
-# size or model, see there. What trained models are needed for (eval=attention, eval=gallery) is not among them.
+# Measurements that are too long for a test, about 55 minutes on two cores: the layer and the whole model against their naive
+# twins, then the tables of time, memory and resolution of infvit/measure/README.md, written to runs/eval/.
 bench: setup
 	@$(PYTHON) -m tests.bench_twins
 	$(PYTHON) eval.py eval=efficiency 'resolutions=[224,512,1024]' rounds=5
@@ -76,8 +79,8 @@ bench: setup
 	$(PYTHON) eval.py eval=highres 'models=[vit,vit_unfused,infvit]' 'ways=[dense]' 'resolution=[2048,4096,9216]' time_limit=60
 	$(PYTHON) eval.py eval=highres resolution=32768 'ways=[streamed]' size.depth=2 size.dim=512 size.heads=8
 
-# Breaks runs on purpose, 88 times in 27 minutes: kills, full disks, files that vanish, ranks that hang, and a real SLURM
-# where there is one (as root, with slurm-wlm and munge). Ends with the table of tests/chaos/README.md.
+# Breaks real runs on purpose: kills, full disks, files that vanish, ranks that hang, and SLURM where it is installed (as root,
+# with slurm-wlm and munge). Prints the table of tests/chaos/README.md.
 chaos: setup
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.chaos
 
