@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from callbacks import accidents
-from callbacks.measurement import log_measurement
+from callbacks.loggers import log_measurement
 from infvit.cli import entrypoint
 from infvit.cli.devices import use_threads, workers_of_this_job
 from infvit.cli.load_run import Subjects
@@ -22,7 +22,7 @@ from infvit.cli.validation import check_values
 from train import build
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().with_name("conf")), config_name="eval")
 @entrypoint.continue_sweep_on_error
 def evaluate(cfg: DictConfig) -> Any:
     """One measurement; returns its figure, which sweepers may maximise."""

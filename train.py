@@ -52,7 +52,7 @@ def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     return build(cfg)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().with_name("conf")), config_name="train")
 @entrypoint.continue_sweep_on_error
 def train(cfg: DictConfig) -> float | None:
     """One run; returns its top-1, which sweepers may maximise."""

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor, nn
 
+from callbacks.loggers import OfflineFallbackWandbLogger
 from data.datamodule import ImageDataModule
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError
@@ -17,7 +17,7 @@ from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.heat import over, picture
 from infvit.measure.attention.maps import layer_maps
-from infvit.run import files as disk
+from infvit.run.files import print_line, tolerate_write_errors
 from infvit.sharding import whole
 
 IMAGES = 8
@@ -56,7 +56,8 @@ class AttentionMaps(Callback):
             raise UsageError(f"every_n_epochs={every_n_epochs} is no number of epochs: expected 0 (at the end) or more")
         self.folder, self.every_n_epochs = Path(folder), every_n_epochs
         self.images: Tensor | None = None
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
+        self.unwritten: dict[str, str] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finished = trainer.current_epoch + 1
@@ -87,17 +88,17 @@ class AttentionMaps(Callback):
             for name, rows in pictures.items():
                 path = self.folder / name
                 sheet = drawn(self.images, *rows)
-                with disk.tried(name, "the run goes on without it"):
+                with tolerate_write_errors(name, "the run continues without it", self.unwritten):
                     path.parent.mkdir(exist_ok=True)
                     _saved(sheet, path)
                 for logger in trainer.loggers if path.is_file() else []:
-                    if isinstance(logger, WandbLogger):
-                        logger.log_image(name.split("/")[0].removesuffix(".png"), [str(path)], trainer.global_step)
+                    if isinstance(logger, OfflineFallbackWandbLogger):
+                        logger.log_image(name.split("/")[0].removesuffix(".png"), path, trainer.global_step)
         except Exception as error:
             reason = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-            if reason not in self.said:
-                self.said.add(reason)
-                print(f"no attention picture of {self.folder.name}: {' '.join(reason.split())}", flush=True)
+            if reason not in self.reported:
+                self.reported.add(reason)
+                print_line(f"no attention picture of {self.folder.name}: {' '.join(reason.split())}")
 
 
 def _saved(sheet: Image.Image, path: Path) -> None:
@@ -134,7 +135,7 @@ def _looked(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:
 
 
 def _per_block(found: Health) -> dict[str, float]:
-    """The means over heads and images that are numbers, as "dead_heads/block", but gamma, which `Watch` logs."""
+    """The finite means over heads and images as "dead_heads/block", except gamma, which `TrainingStats` logs."""
     named = {"dead_heads" if name == "off" else name: means for name, (means, _) in found.summary().items()}
     named.pop("gamma", None)
     blocks = {f"{name}/{i}": float(mean.nanmean()) for name, means in named.items() for i, mean in enumerate(means)}

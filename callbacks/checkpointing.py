@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 
 from callbacks.hang_watchdog import at_rest
 from callbacks.of_run import find_callbacks
-from callbacks.training_stats import Watch
+from callbacks.training_stats import TrainingStats
 from infvit.errors import Interrupted, expect
-from infvit.run import files as disk
 from infvit.run.checkpoint import NEWEST, AtomicCheckpointIO
+from infvit.run.files import print_line
 
 BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
 """What SLURM sends some time before it ends a job: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
@@ -30,7 +30,7 @@ SIGNALS = (signal.SIGTERM, *BEFORE_THE_END)
 SAVE, STOP = 1, 2
 
 
-class Checkpoints(Checkpoint):
+class PeriodicCheckpoint(Callback):
     """Writes a checkpoint every `every_minutes`, when training ends, and when a signal asks the run to stop.
 
     It is written when a step has ended and its metrics are logged, in the middle of an epoch too, also before or within
@@ -46,6 +46,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, folder: str, every_minutes: float) -> None:
         expect(every_minutes >= 0, f"checkpoint.every_minutes={every_minutes}", "10, or 0 for every step")
+        self.io = AtomicCheckpointIO()
         self.folder, self.seconds = Path(folder), 60 * every_minutes
         self.since = 0.0
         self.signal: int | None = None
@@ -53,7 +54,7 @@ class Checkpoints(Checkpoint):
         self.shared = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        trainer.strategy.checkpoint_io = self.io
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()
@@ -93,8 +94,8 @@ class Checkpoints(Checkpoint):
         if batch_idx < self.shared and self._asked(trainer) == STOP:
             self._stop(trainer)
 
-    def save_the_end(self, trainer: Trainer) -> None:
-        """To be called when all is trained and logged, and the model still has its trained weights."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last checkpoint: this callback precedes the one that copies averaged weights into the model."""
         if self.trained:
             self._save(trainer)
 
@@ -154,20 +155,20 @@ class Checkpoints(Checkpoint):
         with at_rest(trainer):
             trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.since = time.monotonic()
-        for watch in find_callbacks(trainer, Watch):
-            watch.leave_out(self.since - began)
+        for stats in find_callbacks(trainer, TrainingStats):
+            stats.exclude(self.since - began)
 
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""
         number = self.signal or signal.SIGTERM
-        failed = disk.failed(NEWEST)
+        failed = self.io.unwritten.get(NEWEST)
         written = f"the checkpoint cannot be written ({failed})" if failed else "the checkpoint is written"
         line = (
             f"{signal.Signals(number).name} after step {trainer.global_step} (epoch {trainer.current_epoch + 1} of "
             f"{trainer.max_epochs}): {written}; go on with: {command()}"
         )
         if trainer.is_global_zero:
-            print(line, flush=True)
+            print_line(line)
         # A process that Lightning started must not look failed: Lightning would kill the first one.
         then = requeue if trainer.is_global_zero and number in BEFORE_THE_END else None
         raise Interrupted(line, 128 + number if trainer.is_global_zero else 0, then)

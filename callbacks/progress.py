@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 
+from infvit.run.files import print_line
+
 
 class RunProgress(RichProgressBar):
     """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead.
@@ -37,8 +39,8 @@ class RunProgress(RichProgressBar):
         """The few values that fit beside the bar in 80 columns."""
         values = trainer.callback_metrics
         shown: dict[str, Any] = {"ETA": self.eta(trainer)} if trainer.training else {}
-        if "train/loss" in values:
-            shown["loss"] = f"{float(values['train/loss']):.2f}"
+        if "train/loss_step" in values:
+            shown["loss"] = f"{float(values['train/loss_step']):.2f}"
         if "val/top1" in values:
             shown["top-1"] = f"{100 * float(values['val/top1']):.1f}%"
         return shown
@@ -52,7 +54,7 @@ class RunProgress(RichProgressBar):
             if "val/top1" in values:
                 shown.append(f"top-1 {100 * values['val/top1']:.1f}%")
             shown.append(f"ETA {self.eta(trainer, done)}")
-            print(" · ".join([self.label, *shown] if self.label else shown), flush=True)
+            print_line(" · ".join([self.label, *shown] if self.label else shown))
 
     def eta(self, trainer: Trainer, done: float | None = None) -> str:
         """Time left of the run, h:mm:ss, from the epochs (and parts of one) that this process trained."""

@@ -19,8 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from callbacks.loggers import finish_wandb
 from callbacks.training_stats import gammas
-from data import bus_error
 from data.datamodule import ImageDataModule
 from infvit.cli.entrypoint import one_line
 from infvit.cli.resolvers import OF_A_ROW, config_hash, settings
@@ -29,10 +29,9 @@ from infvit.errors import Interrupted, UsageError
 from infvit.measure.cost import cost
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
-from infvit.run import files as disk
 from infvit.run.checkpoint import newest_first
 from infvit.run.environment import hardware, versions
-from infvit.run.files import hold, release
+from infvit.run.files import FolderInUseError, FolderLock, print_line, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError, score
 
@@ -47,9 +46,10 @@ class RunRecord(Callback):
 
     def __init__(self, cfg: DictConfig, run_dir: Path) -> None:
         self.path = run_dir / RESULT_FILE
-        self.prepared = run_dir / f".{RESULT_FILE}.sigbus"
         self.writes = is_global_zero()
-        disk.begin()
+        self.unwritten: dict[str, str] = {}
+        self.unwritten_of_others: list[dict[str, str]] = []
+        self.lock: FolderLock | None = None
         self._claim(run_dir, config_hash(_root_=cfg))
         self.goes_on_with = self._seen_by_checkpoints(run_dir)
         self.since = time.monotonic()
@@ -104,24 +104,29 @@ class RunRecord(Callback):
             self.result.status = "finished"
             self.result.metrics |= {k: v for k, v in self.result.curves[-1].items() if k.startswith("val/")}
         self.write()
-        bus_error.renames_nothing()
-        if self.writes:
-            self.prepared.unlink(missing_ok=True)
-            release(self.path.parent)
+        if self.lock is not None:
+            self.lock.release()
         top1 = score(self.result)
         if self.writes and error is None:
             images = "test" if "test/top1" in self.result.metrics else "validation"
             outcome = self.result.error if top1 is None else f"{images} top-1 {100 * top1:.2f}%"
-            print(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}", flush=True)
-        if self.writes and disk.missing():
-            print(f"{disk.missing()}: make room in {self.path.parent}", flush=True)
+            print_line(f"{self.result.status}: {outcome} in {self.result.seconds:.0f} s; {self.path}")
+        unwritten = {name: why for each in [self.unwritten, *self.unwritten_of_others] for name, why in each.items()}
+        if unwritten:
+            reasons = ", ".join(dict.fromkeys(unwritten.values()))
+            names = ", ".join(unwritten)
+            print_line(f"not written, or not to the end: {names} ({reasons}): make room in {self.path.parent}")
+        finish_wandb(int(error is not None), isinstance(error, Interrupted))
+        if isinstance(error, Interrupted) and error.afterwards is not None:
+            error.afterwards()
         if error is None:
             self._must_be_there(f"is {self.result.status}, and its end is not recorded")
 
     def _must_be_there(self, what: str) -> None:
-        why = disk.failed(RESULT_FILE)
+        why = self.unwritten.get(RESULT_FILE)
         if why:
-            release(self.path.parent)
+            if self.lock is not None:
+                self.lock.release()
             raise UsageError(
                 f"the run {what}: {self.path} cannot be written ({why}); make room, and the same command with "
                 "resume=auto goes on from the newest checkpoint"
@@ -131,16 +136,17 @@ class RunRecord(Callback):
         """Makes the folder this run's; UsageError if another one runs in it or has left its checkpoints there."""
         if not self.writes:
             return
-        holder = hold(run_dir)
-        if holder:
+        try:
+            self.lock = FolderLock(run_dir)
+        except FolderInUseError as holder:
             raise UsageError(
                 f"{run_dir} is the folder of a run that is running ({holder}): wait for its end, or give another one "
                 "with hydra.run.dir=DIR"
-            )
+            ) from holder
         with contextlib.suppress(FileNotFoundError, UnreadableResultError):
             found = Result.read(self.path).extra.get("config_hash")
             if found != configuration and newest_first(run_dir / CHECKPOINTS):
-                release(run_dir)
+                self.lock.release()
                 raise UsageError(
                     f"{run_dir} is the folder of a run of another configuration, {found}, and this one is "
                     f"{configuration}: give another folder with hydra.run.dir=DIR"
@@ -196,27 +202,13 @@ class RunRecord(Callback):
         """Writes the file (rank 0 alone); one that finds no room is written the next time."""
         if self.writes:
             self.result.seconds = round(time.monotonic() - self.since, 2)
-            with disk.tried(RESULT_FILE, "the run goes on, the one from before stays"):
+            with tolerate_write_errors(RESULT_FILE, "the run continues, the one before stays", self.unwritten):
                 self.result.write(self.path)
-            self._prepare()
-
-    def _prepare(self) -> None:
-        """A SIGBUS leaves no time to write a result that says so: it is written before, and put in place then."""
-        if self.writes and bus_error.words():
-            failed = dataclasses.replace(self.result, status="failed", error=bus_error.words())
-            with contextlib.suppress(OSError):
-                failed.write(self.prepared)
-                bus_error.renames(self.prepared, self.path)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._prepare()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Once more: the validation images lie in another file."""
-        self._prepare()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            owners = [*trainer.callbacks, *trainer.loggers, trainer.strategy.checkpoint_io]  # type: ignore[attr-defined]
+            self.unwritten_of_others = [o.unwritten for o in owners if o is not self and hasattr(o, "unwritten")]
             # By these W&B groups its runs into the rows of our table, and sets accuracy against cost.
             cost_of = {name: getattr(self.result, name) for name in ("parameters", "flops_forward", "flops_training")}
             row = " ".join(filter(None, (self.result.model, self.result.variant)))

@@ -13,8 +13,8 @@ from callbacks.of_run import find_callback
 from callbacks.run_record import RunRecord
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.errors import UsageError
-from infvit.run import files as disk
 from infvit.run.checkpoint import LAST
+from infvit.run.files import print_line, tolerate_write_errors
 from infvit.sharding import local, whole
 
 
@@ -41,7 +41,8 @@ class SkipNonFinite(Callback):
         self.stop_after, self.folder = stop_after, Path(folder)
         self.loss: Tensor | None = None
         self.counts: Tensor | None = None
-        self.skipped, self.told = 0, False
+        self.skipped, self.reported = 0, False
+        self.unwritten: dict[str, str] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.counts = torch.tensor([0, self.skipped], device=pl_module.device)  # in a row, in all
@@ -81,12 +82,11 @@ class SkipNonFinite(Callback):
             return
         assert self.counts is not None
         row, self.skipped = self.counts.tolist()
-        if row and not self.told and trainer.is_global_zero:
-            self.told = True
-            print(
+        if row and not self.reported and trainer.is_global_zero:
+            self.reported = True
+            print_line(
                 f"step {trainer.global_step}: loss or gradient is not finite, the step is skipped; from now on "
-                f"steps_skipped counts them, {self.stop_after} in a row end the run",
-                flush=True,
+                f"steps_skipped counts them, {self.stop_after} in a row end the run"
             )
         if row >= self.stop_after and not trainer.should_stop:
             self._diverged(trainer, pl_module, batch, row)
@@ -111,7 +111,7 @@ class SkipNonFinite(Callback):
         path = self.folder / CHECKPOINTS / f"offending_batch_rank{rank}.pt"
         if trainer.global_rank == rank:
             images, labels = batch
-            with disk.tried(path.name, "the run ends without it"):
+            with tolerate_write_errors(path.name, "the run ends without it", self.unwritten):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
         line = (

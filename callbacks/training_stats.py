@@ -12,7 +12,7 @@ from infvit.attention import DiscountedAttention
 from infvit.sharding import gathered
 
 
-class Watch(Callback):
+class TrainingStats(Callback):
     """Logs `images_per_second`, `grad_norm` (before clipping) and `gamma/block.head`.
 
     Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
@@ -48,7 +48,7 @@ class Watch(Callback):
         if self.since is not None:
             self.since = time.perf_counter()
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """To be called by whoever takes time between two steps that is none of theirs."""
         if self.since is not None:
             self.since += seconds

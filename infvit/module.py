@@ -77,6 +77,7 @@ class Classifier(LightningModule):
         # A metric's total over all images and processes, not a mean of batch means.
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.train_loss = MeanMetric(nan_strategy="disable")  # of the epoch so far; `ResumeState` keeps it
         self.finite_loss: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,15 +103,9 @@ class Classifier(LightningModule):
         seen = loss.detach()
         before = torch.full_like(seen, torch.nan) if self.finite_loss is None else self.finite_loss
         self.finite_loss = seen.where(seen.isfinite(), before)
-        self.log(
-            "train/loss",
-            self.finite_loss,
-            on_step=True,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(images),
-            sync_dist=True,
-        )
+        self.train_loss.update(self.finite_loss, weight=len(images))
+        self.log("train/loss_step", self.finite_loss, sync_dist=True)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -3,20 +3,18 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import wandb
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from callbacks.loggers import bounded
+from callbacks.loggers import Mode, wandb_mode, wandb_settings, wandb_table
 from infvit.compare import Comparison, to_text, write_comparison
 from infvit.errors import UsageError
-from infvit.run import files as disk
+from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE
-
-Mode: TypeAlias = Literal["online", "offline", "disabled", "shared"]
 
 BEGUN = ".begun"
 """Holds a file for each job that this command has begun, which names its folder; jobs may begin on several nodes."""
@@ -38,7 +36,7 @@ class CompareAtEnd(Callback):
         print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
         if not config.get("dry_run"):
             begun = Path(config.hydra.sweep.dir) / BEGUN / str(config.hydra.job.num)
-            with disk.tried(BEGUN, "the sweep does not tell if this job fails"):
+            with tolerate_write_errors(BEGUN, "the sweep does not report it if this job fails"):
                 begun.parent.mkdir(parents=True, exist_ok=True)
                 begun.write_text(config.hydra.runtime.output_dir)
 
@@ -79,7 +77,7 @@ def _failed(sweep: Path, comparison: Comparison) -> list[str]:
 def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
     """The comparison as a W&B run and, online, as a report. What goes wrong with W&B is said; the sweep is done."""
     logger = config.logger.wandb
-    mode: Mode = logger.mode
+    mode: Mode = logger.get("mode") or wandb_mode()
     try:
         entity = _log(logger, mode, sweep, comparison, pictures)
     except Exception as error:  # W&B raises many kinds: no network, a wrong key, no room
@@ -114,11 +112,8 @@ def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pi
         job_type="comparison",
         dir=sweep,
         mode=mode,
-        settings=bounded(wandb.Settings(silent=True)),
+        settings=wandb_settings(),
     ) as run:
-        records = comparison.records()
-        columns: list[str | int] = list(records[0]) if records else []
-        table = wandb.Table(columns=columns, data=[list(record.values()) for record in records])
-        run.log({"comparison": table, "page": wandb.Html(str(sweep / "comparison.html"))})
+        run.log({"comparison": wandb_table(comparison.records()), "page": wandb.Html(str(sweep / "comparison.html"))})
         run.log({picture.stem: wandb.Image(str(picture)) for picture in pictures})
         return run.entity

@@ -18,8 +18,7 @@ from omegaconf import DictConfig
 from infvit.cli.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Row
 from infvit.compare.render import shared
-from infvit.run import files as disk
-from infvit.run.files import hold
+from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import Result, UnreadableResultError, score
 
@@ -62,8 +61,9 @@ class Sweep(Callback):
         if not is_global_zero():
             return
         folder = Path(config.hydra.sweep.dir)
-        holder = hold(folder)
-        if holder:  # Hydra turns exceptions of its callbacks into warnings, so the refusal is an exit
+        try:
+            self.lock = FolderLock(folder)
+        except FolderInUseError as holder:  # Hydra turns exceptions of its callbacks into warnings, hence the exit
             print(
                 f"error: {folder} is the folder of a sweep that is running ({holder}): wait for its end, or give this "
                 "one another folder with name=NAME or hydra.sweep.dir=DIR",
@@ -84,7 +84,7 @@ class Sweep(Callback):
         if not is_global_zero():
             return
         folder = Path(config.hydra.sweep.dir)
-        with disk.tried(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
+        with tolerate_write_errors(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
             file.write(f"{config.hydra.job.num} {'skipped' if self.skipped else 'ran'}\n")
         ended = [*dict(line.split() for line in (folder / ENDED).read_text().splitlines()).values()]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]

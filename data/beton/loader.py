@@ -104,9 +104,7 @@ def _compiled(
     from ffcv.transforms import Squeeze, ToDevice, ToTensor
 
     from data.beton.decoder import BoxDecoder
-    from data.bus_error import tell
 
-    tell(path)
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
     decoder = BoxDecoder(size)
     loader = Loader(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig
 
 from callbacks.attention_maps import AttentionMaps
-from callbacks.checkpointing import Checkpoints
+from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.hang_watchdog import Heartbeat
 from callbacks.run_record import recipe_hash
 from data.datamodule import ImageDataModule
@@ -33,7 +33,7 @@ STEPS = 3
 BATCHES = 8
 """Batches of a device that the loader is timed with, when nothing else waits for it."""
 
-LEAVES = (Checkpoint, Heartbeat, LearningRateMonitor, ProgressBar, AttentionMaps)
+LEAVES = (PeriodicCheckpoint, Heartbeat, LearningRateMonitor, ProgressBar, AttentionMaps)
 """What a run has to leave or show something, and to be watched; all other callbacks belong to the step."""
 
 WIDTH = 80
@@ -116,7 +116,7 @@ def rehearse(cfg: DictConfig, data: ImageDataModule, module: Classifier, folder:
         print(f"dry run: {STEPS} steps of the run, of which no result, checkpoint or log is kept", flush=True)
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
-        kept = KEPT * sum(isinstance(callback, Checkpoints) for callback in callbacks)
+        kept = KEPT * sum(isinstance(callback, PeriodicCheckpoint) for callback in callbacks)
         for name, text in rows(cfg, data, module, trainer, rehearsal, counted, kept, ramp):
             print(textwrap.fill(f"{name:<9}{text}", WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False))
 

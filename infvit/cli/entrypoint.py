@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import wandb
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 from callbacks.sweep.progress import finished_before
 from infvit.cli.config_errors import format_config_error, joined
 from infvit.errors import Interrupted, UsageError
-from infvit.run import files as disk
+from infvit.run.files import disk_full_message
 from infvit.run.ranks import broadcast_from_rank_zero, is_global_zero, rank_zero_reports, store_outlives_workers
 from infvit.run.result import score
 
@@ -34,7 +33,6 @@ NOISE = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning on torch's pytree
     r"You're resuming from a checkpoint that ended before the epoch ended",  # data.order goes on with the next batch
     r"It is recommended to use `self.log\(.*sync_dist=True",  # torchmetrics sums over processes by itself
-    r"Experiment logs directory .* exists and is not empty",  # the CSV logger writes into the run's folder, as meant
     r"The `srun` command is available on your system but is not used",  # SLURM's tools alone are no reason to use them
 )
 
@@ -45,8 +43,8 @@ def one_line(error: BaseException) -> str | None:
         return joined(str(error).rpartition(f"{UsageError.__module__}.UsageError: ")[2])
     if isinstance(error, Interrupted):
         return error.line
-    if isinstance(error, OSError) and disk.full(error):
-        return disk.full(error)
+    if isinstance(error, OSError) and disk_full_message(error):
+        return disk_full_message(error)
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return one_line(error.__cause__) or joined(format_config_error(error) or "")
     if type(error).__name__ == "TerminatedWorkerError":  # joblib's, which not everyone has
@@ -60,7 +58,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def continue_sweep_on_error(task: Task) -> Task:
-    """Decorates a Hydra task: its W&B run ends with it, and in a sweep a failure is told and the next job runs.
+    """Decorates a Hydra task: in a sweep a failure is reported and the next job runs.
 
     The failed job's `result.json` says so; the sweep's last callback names it and exits with 1. A job of a sweep that
     has finished before, with the same configuration, is not run again: it returns what it returned then.
@@ -72,7 +70,6 @@ def continue_sweep_on_error(task: Task) -> Task:
             warnings.filterwarnings("ignore", message=noise)
         # Those processes are joblib's, whose kind cannot start the ones that FFCV and data loaders ask for.
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-        code, stopped = 1, None
         done = finished_before(cfg)
         if done is not None:
             if is_global_zero():
@@ -82,12 +79,7 @@ def continue_sweep_on_error(task: Task) -> Task:
             if HydraConfig.get().mode == RunMode.MULTIRUN and store_outlives_workers():
                 # W&B may still upload what rank 0's last job left, which is no reason to miss it in this one.
                 broadcast_from_rank_zero(f"start of job {HydraConfig.get().job.num}", "")
-            value = task(cfg)
-            code = 0
-            return value
-        except Interrupted as stop:
-            stopped = stop
-            raise
+            return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _stop(error)
@@ -98,22 +90,8 @@ def continue_sweep_on_error(task: Task) -> Task:
             if one_line(error) is None or _wants_traceback():
                 traceback.print_exception(error)
             return None
-        finally:
-            _end_wandb(code, stopped)
 
     return job
-
-
-def _end_wandb(code: int, stopped: Interrupted | None) -> None:
-    """Each job is a run of its own, and a failed one shows as failed."""
-    try:
-        if wandb.run is not None:
-            wandb.finish(exit_code=code)
-    except OSError:  # the signal went to all processes of the job, and W&B's has ended already
-        if stopped is None:
-            raise
-    if stopped is not None and stopped.afterwards is not None:
-        stopped.afterwards()
 
 
 def run(main: Callable[[], Any]) -> None:

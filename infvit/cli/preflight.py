@@ -1,5 +1,7 @@
 """Keys stay out of what a run leaves: a command that has one in its configuration is refused before it writes."""
 
+import contextlib
+import netrc
 import os
 import re
 import sys
@@ -7,13 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks.wandb_access import key_of_wandb
 from infvit.cli.config_errors import format_config_error
 
 NAME = re.compile(r"(api_?key|secret|password|passwd|credentials?|(access|auth|hf|hub)_?token)$", re.IGNORECASE)
@@ -49,7 +51,7 @@ class NoKeys(Callback):
 def keys_in(config: DictConfig) -> Iterator[str]:
     """The places of values that are keys, by their names or because the environment has them under such a name."""
     known = {value for name, value in os.environ.items() if NAME.search(name) and len(value) >= SHORTEST}
-    known |= {key for key in [key_of_wandb()] if key}
+    known |= {key for key in [wandb_api_key()] if key}
 
     def walk(node: Any, place: str) -> Iterator[str]:
         if isinstance(node, dict | list):
@@ -64,6 +66,20 @@ def keys_in(config: DictConfig) -> Iterator[str]:
                 yield place
 
     return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
+def wandb_api_key() -> str | None:
+    """The W&B API key of this user, from WANDB_API_KEY or netrc; None if there is none."""
+    key = os.environ.get("WANDB_API_KEY")
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(wandb_url()).hostname or "")
+        key = key or (entry[2] if entry else None)
+    return key or None
+
+
+def wandb_url() -> str:
+    """The address of W&B's server."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 class Room(Callback):

@@ -12,8 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from callbacks.wandb_access import wandb_mode
-from infvit.cli.run_folder import run_folder, wandb_id
+from infvit.cli.run_folder import run_folder
 from infvit.errors import UsageError
 from infvit.run.ranks import broadcast_from_rank_zero, is_global_zero
 
@@ -152,9 +151,9 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf; before composing."""
-    asked = (precision, sweep_name, size_name, wandb_mode, config_hash, threads_per_job, job_label, cores_per_device)
+    asked = (precision, sweep_name, size_name, config_hash, threads_per_job, job_label, cores_per_device)
     of_several_processes = (broadcast_from_rank_zero, config_folder, tasks_per_node, gpus_per_node, source_root)
-    for resolver in (*asked, *of_several_processes, tokens, run_folder, wandb_id):
+    for resolver in (*asked, *of_several_processes, tokens, run_folder):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 

@@ -7,8 +7,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from infvit.errors import UsageError
-from infvit.run import files as disk
 from infvit.run.checkpoint import LAST, make_last, newest_first, newest_intact
+from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
@@ -48,7 +48,7 @@ def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
                 print(f"resume=auto: no run of this configuration to go on with in {run_dir.parent}", flush=True)
             return None
         if is_global_zero() and (folder / LAST).resolve() != found.resolve():  # a kill came before the link
-            with disk.tried(LAST, "it leads to the checkpoint before"):
+            with tolerate_write_errors(LAST, "it links to the checkpoint before"):
                 make_last(found)
         return str(found)
     if cfg.resume is None and newest_first(folder):
@@ -80,10 +80,3 @@ def check_run(checkpoint: str | None, ours: Result) -> None:
             f"{checkpoint} is of a run with {found}: expected {expected}; give what it was started with "
             f"({theirs.command}), or leave out resume= to start anew"
         )
-
-
-def wandb_id() -> str | None:
-    """The W&B run that this run's folder has already, so that its curves go on; None for a new one."""
-    runs = Path(HydraConfig.get().runtime.output_dir, "wandb").glob("*run-*-*")
-    newest = max((run.name.partition("run-")[2] for run in runs), default=None)
-    return newest.partition("-")[2] if newest else None

@@ -26,11 +26,10 @@ STORED = (
     "lightning.pytorch.plugins.",
     "lightning.pytorch.profilers.",
     "lightning.pytorch.strategies.",
-    "wandb.Settings",
 )
 """Beginnings of what the config of a run on disk may call: what makes models, data and recipes, and loads nothing."""
 
-HOMES = (*OURS, *(name for name in STORED if name.startswith(("timm.", "torch"))), "lightning.pytorch.", "wandb.sdk.")
+HOMES = (*OURS, *(name for name in STORED if name.startswith(("timm.", "torch"))), "lightning.pytorch.")
 """Where that has to be written: infvit.module.torch.load begins well, too."""
 
 MAKES_NODES = ("oc.decode", "oc.create")

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
 from infvit.errors import UsageError
-from infvit.run import files as disk
+from infvit.run.files import tolerate_write_errors
 
 NEWEST = "the newest checkpoint"
 """What a line calls it when it cannot be written."""
@@ -37,11 +37,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     A disk that is full, or fails, leaves them too: a warning, once, and the run goes on.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.unwritten: dict[str, str] = {}
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
         path = Path(path)
         then = f"training goes on and tries again, the ones from before stay; make room in {path.parent}"
-        with disk.tried(NEWEST, then):
+        with tolerate_write_errors(NEWEST, then, self.unwritten):
             try:
                 self._write(checkpoint, path)
             finally:

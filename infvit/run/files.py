@@ -1,4 +1,4 @@
-"""A run's files: written atomically, created once, locked; a full disk costs what could not be written, not the run."""
+"""Files of a run: written atomically, created once, folders locked; a full disk costs a file and not the run."""
 
 import contextlib
 import errno
@@ -6,84 +6,70 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
-_missing: dict[str, str] = {}
-_said: set[str] = set()
-
-
-def begin() -> None:
-    """For the next run of this process nothing is missing."""
-    _missing.clear()
-    _said.clear()
-
-
-def reason(error: BaseException) -> str | None:
-    """What the system says where writing failed; None for another error."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):  # torch's writer makes a RuntimeError of it
-        cause = cause.__context__
-    return None if cause is None else cause.strerror or str(cause)
-
 
 @contextlib.contextmanager
-def tried(what: str, then: str) -> Iterator[None]:
-    """Writing `what` within may fail: the first time a line says so, and what becomes of it."""
+def tolerate_write_errors(name: str, consequence: str, unwritten: dict[str, str] | None = None) -> Iterator[None]:
+    """Reports that the file `name` cannot be written, and its consequence, in one line instead of raising.
+
+    `unwritten` holds the reason for every file whose last write failed; a file in it is not reported again.
+    """
+    unwritten = {} if unwritten is None else unwritten
     try:
         yield
     except (OSError, RuntimeError) as error:
-        why = reason(error)
-        if why is None:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):  # torch.save raises a RuntimeError from it
+            cause = cause.__context__
+        if cause is None:
             raise
-        _missing[what] = why
-        if what not in _said:
-            _said.add(what)
-            print(f"{what} cannot be written ({why}): {then}", flush=True)
+        reason = cause.strerror or str(cause)
+        if name not in unwritten:
+            print_line(f"{name} cannot be written ({reason}): {consequence}")
+        unwritten[name] = reason
     else:
-        _missing.pop(what, None)
+        unwritten.pop(name, None)
 
 
-def missing() -> str | None:
-    """What was not written until now, in words; None if all was."""
-    whys = ", ".join(dict.fromkeys(_missing.values()))
-    return f"not written, or not to the end: {', '.join(_missing)} ({whys})" if _missing else None
+def print_line(line: str) -> None:
+    """Prints a line and flushes it; dropped if stdout is a file on a full disk."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
 
 
-def failed(what: str) -> str | None:
-    """Why `what` was not written, the last time it was tried; None if it was."""
-    return _missing.get(what)
-
-
-def full(error: OSError) -> str | None:
-    """One line for a command that ends for want of room; None for another error."""
+def disk_full_message(error: OSError) -> str | None:
+    """The line for a command that fails because a disk is full; None for any other error."""
     if error.errno not in FULL:
         return None
     where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-    return f"{where} ({error.strerror}): make room and give the same command again, a run's with resume=auto"
+    return f"{where} ({error.strerror}): make room and repeat the command, that of a run with resume=auto"
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write the text so that a reader sees the old file or the new one whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes the text so that a reader sees either the old file or the complete new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def create_once(path: Path, keep_part: bool = False) -> Iterator[Path | None]:
-    """Gives a path to write to, or None if `path` exists already; what was written becomes `path` at the end.
+    """Yields a path to write to, which is renamed to `path` on exit; yields None if `path` exists already.
 
-    Processes that want the same file at the same time wait for the first. A file that was interrupted is never
-    mistaken for a whole one: it is written beside, synced to disk and renamed. With `keep_part` what an interrupted
-    writer left beside is given out again, for a writer that knows how far it came.
+    Processes that request the same file at the same time wait for the first one. An interrupted file is never mistaken
+    for a complete one, because it is written under another name, synced to disk and renamed. With `keep_part` the part
+    that an interrupted writer left is yielded again, for a writer that knows how far it came.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
@@ -91,48 +77,42 @@ def create_once(path: Path, keep_part: bool = False) -> Iterator[Path | None]:
         if path.exists():
             yield None
             return
-        beside = path.with_name(path.name + ".part")
+        part = path.with_name(path.name + ".part")
         if not keep_part:
-            beside.unlink(missing_ok=True)
-        yield beside
-        with beside.open("rb") as written:
+            part.unlink(missing_ok=True)
+        yield part
+        with part.open("rb") as written:
             os.fsync(written.fileno())
-        beside.replace(path)
+        part.replace(path)
 
 
-_held: dict[Path, IO[str]] = {}
+class FolderInUseError(Exception):
+    """Another process holds the folder's lock; the message names it."""
 
 
-def _let_go() -> None:
-    """A lock is shared with forked processes: one that reads images would hold it for seconds after a kill."""
-    for lock in _held.values():
-        lock.close()
-    _held.clear()
+class FolderLock:
+    """Exclusive use of a folder, created if missing, until `release` or the end of this process.
 
+    The lock is POSIX's: forked processes do not inherit it, so that a data loader's worker that outlives a killed run
+    for some seconds does not keep the folder locked.
 
-os.register_at_fork(after_in_child=_let_go)
+    Raises:
+        FolderInUseError: another process holds the lock.
+    """
 
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = (folder / ".lock").open("a+")
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            self.file.close()
+            raise FolderInUseError(holder) from error
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        self.file.flush()
 
-def hold(folder: Path) -> str | None:
-    """Makes the folder this process's until it ends, however it ends, or until `release`; who has it if another has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    release(folder)  # an earlier sweep of this process
-    lock = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        return holder
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-    lock.flush()
-    _held[folder.resolve()] = lock
-    return None
-
-
-def release(folder: Path) -> None:
-    """Lets go of a folder that this process holds."""
-    if folder.resolve() in _held:
-        _held.pop(folder.resolve()).close()
+    def release(self) -> None:
+        self.file.close()

@@ -1,6 +1,5 @@
 """Runs that are stopped, killed or damaged go on where they were; a checkpoint is whole or known to be damaged."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -16,8 +15,8 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 
-from callbacks.checkpointing import Checkpoints
-from callbacks.resume_state import ResumableCSVLogger
+from callbacks.checkpointing import PeriodicCheckpoint
+from callbacks.loggers import ResumableCSVLogger
 from infvit.compare import Comparison
 from infvit.compare.page import to_html
 from infvit.module import Classifier
@@ -37,7 +36,7 @@ def signals(monkeypatch):
     """`signals(SIGTERM, 5)`: the process sends itself the signal at the start of its 5th batch."""
 
     def send(number: int, batch: int) -> None:
-        real, begun = Checkpoints.on_train_batch_start, 0
+        real, begun = PeriodicCheckpoint.on_train_batch_start, 0
 
         def then(self, *arguments):
             nonlocal begun
@@ -46,7 +45,7 @@ def signals(monkeypatch):
                 os.kill(os.getpid(), number)
             real(self, *arguments)
 
-        monkeypatch.setattr(Checkpoints, "on_train_batch_start", then)
+        monkeypatch.setattr(PeriodicCheckpoint, "on_train_batch_start", then)
 
     return send
 
@@ -73,7 +72,7 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
     resumed = cli("train", *arguments)
     assert resumed.code == 0, resumed.err
     assert resumed.runs() == [folder]
-    assert "goes on after step 14" in resumed.out
+    assert "resumes after step 14" in resumed.out
     assert result(folder)["status"] == "finished"
     assert [point["epoch"] for point in result(folder)["curves"]] == [0, 1]
     first, second = sorted(folder.glob("wandb/offline-run-*"))
@@ -134,7 +133,7 @@ def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, sign
     assert "was trained on lights#" in line
     went_on = cli("train", *run, f"data.root={moved}")
     assert went_on.code == 0, went_on.err
-    assert "goes on after step 3" in went_on.out
+    assert "resumes after step 3" in went_on.out
     assert went_on.runs() == stopped.runs()
 
 
@@ -166,7 +165,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, si
     resumed = cli("train", *run)
     assert resumed.code == 0, resumed.err
     assert f"{newest} is damaged" in resumed.out
-    assert f"goes on after step 3, from {before}" in resumed.out
+    assert f"resumes after step 3, from {before}" in resumed.out
     assert len(checkpoint.newest_first(Path("run/checkpoints"))) == 2
     assert not list(Path("run/checkpoints").glob("*.part"))
 
@@ -193,11 +192,14 @@ def test_a_folder_of_another_run_is_refused(cli, signals):
         assert says in refused.err
         assert "Traceback" not in refused.err
     Path("run/result.json").write_text(before)
-    with Path("run/.lock").open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    holds = "import sys, pathlib, infvit.run.files as files; lock = files.FolderLock(pathlib.Path(sys.argv[1])); "
+    holder = [sys.executable, "-c", holds + "print(1, flush=True); input()", Path("run").resolve()]
+    with subprocess.Popen(holder, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"1\n"
         refused = cli("train", *run, "resume=auto")
         assert refused.code == 2
-        assert "a run that is running" in refused.err
+        assert f"a run that is running (process {other.pid} on " in refused.err
+        other.communicate(b"\n")
     assert cli("train", *run, "resume=auto").code == 0
 
 
@@ -214,7 +216,7 @@ def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_
     resumed = cli("train", *sweep)
     assert resumed.code == 0, resumed.err
     assert "skipped: vit seed 0 is finished" in resumed.out
-    assert "goes on after step 4, " in resumed.out
+    assert "resumes after step 4, " in resumed.out
     assert [result(folder)["status"] for folder in resumed.runs()] == ["finished", "finished"]
 
 
@@ -245,14 +247,17 @@ def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
 def test_a_run_killed_before_it_goes_on_loses_no_row_of_its_csv(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step\n0,1\n0,2\n")
-    for _ in range(2):  # the first process is killed here
-        log = ResumableCSVLogger(tmp_path, name="", version="")
-        assert log.experiment.metrics_file_path == str(path)
-    log.go_on(1)
+    log = ResumableCSVLogger(str(tmp_path))
+    assert path.read_text() == "epoch,step\n0,1\n0,2\n"  # the process may be killed here
+    log.keep_rows(1)
     assert path.read_text() == "epoch,step\n0,1\n"
     log.log_metrics({"epoch": 0}, step=2)
     assert log.rows() == 2
-    log.go_on(0)
+    assert path.read_text() == "epoch,step\n0,1\n0,2\n"
+    log.log_metrics({"loss": torch.tensor(0.5)}, step=3)
+    log.save()
+    assert path.read_text() == "epoch,loss,step\n0,,1\n0,,2\n,0.5,3\n"
+    log.keep_rows(0)
     assert not path.exists()
 
 

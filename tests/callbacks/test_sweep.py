@@ -86,8 +86,8 @@ def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(c
 
 def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_ends(cli, tmp_path):
     holds = (
-        "import sys; from pathlib import Path; from callbacks.sweep.progress import hold\n"
-        "hold(Path(sys.argv[1])); print(1, flush=True); input()"
+        "import sys; from pathlib import Path; from infvit.run.files import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); print(1, flush=True); input()"
     )
     folder = tmp_path / "runs/digits/digits_sweep"
     other = subprocess.Popen(

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import checkpointing, training_stats
-from callbacks.checkpointing import Checkpoints
-from callbacks.training_stats import Watch
+from callbacks.checkpointing import PeriodicCheckpoint
+from callbacks.training_stats import TrainingStats
 from infvit.run.checkpoint import AtomicCheckpointIO, newest_first
 
 STEP, ELSEWHERE, IMAGES = 0.05, 0.8, 4
@@ -63,7 +63,7 @@ class Slow(LightningModule):
 def speed(*callbacks, module=None, checkpoint=None, **options):
     """Images per second that a run of an epoch logs, as a part of what its steps alone allow."""
     off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    callbacks = [Watch(), *callbacks]
+    callbacks = [TrainingStats(), *callbacks]
     trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=1, callbacks=callbacks, **off, **options)
     trainer.fit(module or Slow(), LOADER, LOADER, ckpt_path=checkpoint, weights_only=True)
     return float(trainer.callback_metrics["images_per_second"]) * STEP / IMAGES
@@ -82,7 +82,7 @@ def test_checkpoints_are_not_counted_and_a_run_that_goes_on_within_an_epoch_coun
         real(self, *arguments, **options)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow)
-    each_step = Checkpoints(str(tmp_path), every_minutes=0)
+    each_step = PeriodicCheckpoint(str(tmp_path), every_minutes=0)
     assert 0.5 < speed(each_step) <= 1
     with pytest.raises(RuntimeError, match="stopped"):
         speed(each_step, module=Slow(fails_in=6))

@@ -1,4 +1,4 @@
-"""W&B that cannot be reached or refuses the key: the run goes on offline and says how to sync."""
+"""W&B that cannot be reached or refuses the key: the run continues offline and says how to sync."""
 
 import contextlib
 import json
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from wandb.sdk.lib.wbauth import unauthenticate_session
 
-from callbacks import wandb_access
+from callbacks import loggers
 from callbacks.run_record import RunRecord
+from infvit.cli.preflight import wandb_api_key
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,7 +70,8 @@ def silent():
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
-    wandb_access._told.cache_clear()
+    loggers.wandb_problem.cache_clear()
+    loggers._report_offline.cache_clear()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
@@ -80,10 +82,10 @@ def fresh(monkeypatch, tmp_path):
 def test_a_key_that_is_accepted_logs_online(monkeypatch, capsys):
     with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        assert wandb_access.wandb_mode() == "offline"  # nobody is logged in
+        assert loggers.wandb_mode() == "offline"  # nobody is logged in
         assert not asked
         monkeypatch.setenv("WANDB_API_KEY", KEY)
-        assert wandb_access.wandb_mode() == wandb_access.wandb_mode() == "online"
+        assert loggers.wandb_mode() == loggers.wandb_mode() == "online"
     assert [path for path, _ in asked] == ["/graphql"]  # once
     assert asked[0][1].startswith("Basic ")
     assert capsys.readouterr().err == ""
@@ -104,9 +106,9 @@ def test_a_key_that_is_refused_goes_offline(monkeypatch, capsys, status, answer,
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         for mode in ("", "online"):
             monkeypatch.setenv("WANDB_MODE", mode)
-            assert wandb_access.wandb_mode() == "offline"
+            assert loggers.wandb_mode() == "offline"
     (line,) = capsys.readouterr().err.splitlines()  # said once
-    for words in (url, says, "goes on offline", "wandb sync"):
+    for words in (url, says, "continues offline", "wandb sync"):
         assert words in line
 
 
@@ -114,11 +116,11 @@ def test_a_login_in_netrc_counts_and_a_mode_that_is_set_is_taken(monkeypatch, tm
     monkeypatch.setenv("WANDB_BASE_URL", closed)
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_access._key_in_netrc("127.0.0.1") == KEY
-    assert "cannot be reached" in wandb_access.refusal(closed, KEY)
+    assert wandb_api_key() == KEY
+    assert "cannot be reached" in loggers.wandb_problem(closed, KEY)
     for mode, meant in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
         monkeypatch.setenv("WANDB_MODE", mode)
-        assert wandb_access.wandb_mode() == meant
+        assert loggers.wandb_mode() == meant
 
 
 SHORT = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
@@ -152,7 +154,7 @@ def test_a_server_that_knows_the_key_and_starts_no_run_is_not_waited_for_either(
     with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        assert "no run was started" in offline(cli("train", *SHORT, "logger.wandb.settings.init_timeout=5"))
+        assert "no run was started" in offline(cli("train", *SHORT, "logger.wandb.init_timeout=5"))
         assert len(asked) > 1
 
 
@@ -163,7 +165,7 @@ def test_a_server_that_is_silent_all_the_time_is_asked_once_before_the_first_ste
     asked = []
     for hook in ("on_train_batch_start", "on_train_epoch_end", "on_test_end"):
         monkeypatch.setattr(RunRecord, hook, noting(asked, held, getattr(RunRecord, hook)))
-    monkeypatch.setattr(wandb_access, "SECONDS", 0.2)
+    monkeypatch.setattr(loggers, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", url)

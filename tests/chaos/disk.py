@@ -23,7 +23,7 @@ from PIL import Image
 
 import data.prepare.__main__
 from callbacks.attention_maps import AttentionMaps
-from callbacks.resume_state import ResumableCSVLogger
+from callbacks.loggers import ResumableCSVLogger
 from callbacks.run_record import RunRecord
 from callbacks.sweep import comparison
 from data.beton.shards import Shards

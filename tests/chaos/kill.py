@@ -140,7 +140,7 @@ def newest(trial: Path) -> int:
 def forgotten(trial: Path, step: int) -> str | None:
     """A run that starts from its beginning ends equal too, but loses what was trained."""
     said = (trial / "output.txt").read_text()
-    known = f"goes on after step {step}, " in said or "is finished; delete" in said  # killed after all was done
+    known = f"resumes after step {step}, " in said or "is finished; delete" in said  # killed after all was done
     return f"step {step}" if step and not known else None
 
 

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         finally:
             submitted.kill()
         said = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
-        requeued = "SIGUSR2 after step " in said and "goes on after step " in said
+        requeued = "SIGUSR2 after step " in said and "resumes after step " in said
         yield Fault(
             "a job told to stop is requeued and goes on", _lost(one(0, 1), 1) or (None if requeued else "its place")
         )

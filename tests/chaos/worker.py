@@ -170,7 +170,7 @@ class Job:
         there = self.stuck.exists if case.stuck else self.trains
         if not until(there, 4 * SECONDS, self.alive):
             return "its start"
-        if not case.stuck and self.before and "goes on after step" not in self.said.read_text():
+        if not case.stuck and self.before and "resumes after step" not in self.said.read_text():
             return "its place"
         all_of_it = marked(self.mark)
         rank = self.rank(case.rank)
