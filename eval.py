@@ -16,10 +16,9 @@ from callbacks import accidents
 from callbacks.loggers import log_measurement
 from infvit.cli import entrypoint
 from infvit.cli.devices import use_threads, workers_of_this_job
-from infvit.cli.load_run import Subjects
+from infvit.cli.load_run import ConfigModelSource
 from infvit.cli.targets import check_targets
 from infvit.cli.validation import check_values
-from train import build
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().with_name("conf")), config_name="eval")
@@ -32,7 +31,7 @@ def evaluate(cfg: DictConfig) -> Any:
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)
     with workers_of_this_job(), accidents.told_of_tests():
-        figure = measure(Subjects(cfg, build), out)
+        figure = measure(ConfigModelSource(cfg), out)
     if cfg.wandb and rank_zero_only.rank == 0:
         log_measurement(cfg, out)
     return figure

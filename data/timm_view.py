@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor
 
 from data.view import View
-from infvit.timm_models import published
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,3 @@ class TimmView(View):
             mean=tuple(self.mean),
             use_prefetcher=True,  # bytes, which are normalised on the device
         )
-
-
-def as_published(name: str) -> dict[str, Any]:
-    """`view`, `mean` and `std` of a data module for timm's model `name`, as configuration.
-
-    The size is that of its training; timm's own tables have some models at a larger one ("test_input_size").
-    """
-    how = resolve_data_config(pretrained_cfg=published(name).to_dict())
-    view = {"size": how["input_size"][-1], "crop_ratio": how["crop_pct"]}
-    view |= {key: how[key] for key in ("interpolation", "crop_mode", "mean")}
-    return {"view": {"_target_": "data.timm_view.TimmView"} | view, "mean": how["mean"], "std": how["std"]}

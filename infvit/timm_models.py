@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
@@ -19,18 +20,18 @@ from infvit.errors import UsageError
 
 
 def timm_model(name: str, num_classes: int, img_size: int, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
-    """timm's model `name`, untrained: (B, 3, img_size, img_size) → logits (B, num_classes).
+    """Returns timm's model `name`, untrained: (B, 3, img_size, img_size) → logits (B, num_classes).
 
     Args:
         name: as in `timm.list_models()`.
-        img_size: side of the images in pixels; convolutional models, which are not told, take any that is large enough.
+        img_size: side of the images in pixels; not passed to convolutional models, which take any large enough image.
         drop_path_rate: stochastic depth; a warning says where a model has none.
         options: further arguments of timm's model, e.g. `patch_size` or `depth`.
 
     Raises:
         UsageError: if timm has no such model, or the model takes no such option or image size.
     """
-    _known(name)
+    _check_name(name)
     net = _create(name, options, num_classes, {"img_size": img_size, "drop_path_rate": drop_path_rate})
     try:
         copy.deepcopy(net).to("meta").eval()(torch.empty(1, 3, img_size, img_size, device="meta"))
@@ -42,35 +43,33 @@ def timm_model(name: str, num_classes: int, img_size: int, drop_path_rate: float
     return net
 
 
-def published(name: str) -> PretrainedCfg:
-    """How timm's model `name` was trained: its number of classes, size, crop and normalisation of images.
+def published_view(name: str) -> dict[str, Any]:
+    """Returns how timm's model `name` was trained to see an image: "view", "mean" and "std" of a data module.
+
+    "view" holds the size, crop and interpolation of training; for some models timm's own tables are at a larger size
+    ("test_input_size").
 
     Args:
-        name: as in `timm.list_pretrained()`, with the tag of its weights or for the default ones without.
+        name: as in `timm.list_pretrained()`, with the tag of its weights, or without for the default ones.
     """
-    _known(name)
-    try:
-        found = get_pretrained_cfg(name)
-    except RuntimeError as error:
-        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
-        raise UsageError(f"timm has no weights {name}: expected one of {tags}") from error
-    if found is None:
-        raise UsageError(f"timm has no published weights of {name}: timm.list_pretrained() shows which models have")
-    return found
+    found = resolve_data_config(pretrained_cfg=_pretrained_cfg(name).to_dict())
+    view = {"size": found["input_size"][-1], "crop_ratio": found["crop_pct"]}
+    view |= {key: found[key] for key in ("interpolation", "crop_mode", "mean")}
+    return {"view": view, "mean": found["mean"], "std": found["std"]}
 
 
 def pretrained(name: str, classes: Sequence[str], weights: str | None = None) -> nn.Module:
-    """timm's model `name` with trained weights: (B, 3, h, w) → logits (B, classes), in evaluation mode.
+    """Returns timm's model `name` with trained weights: (B, 3, h, w) → logits (B, classes), in evaluation mode.
 
     Args:
         name: as in `timm.list_pretrained()`.
-        classes: what it is to tell apart, in the order of its labels.
-        weights: a file of them (.safetensors, .pth); None downloads the published ones, which know ImageNet-1K.
+        classes: of the data, in the order of the labels.
+        weights: a file (.safetensors, .pth); None downloads the published weights, which are for ImageNet-1K.
 
     Raises:
-        UsageError: the weights know other classes, cannot be fetched, or are no weights of this model.
+        UsageError: if the weights are for other classes, cannot be downloaded, or do not fit this model.
     """
-    cfg = published(name)
+    cfg = _pretrained_cfg(name)
     source: dict[str, Any] = {}
     if weights is not None:
         if not Path(weights).is_file():
@@ -78,7 +77,7 @@ def pretrained(name: str, classes: Sequence[str], weights: str | None = None) ->
         source = {"file": weights, "num_classes": len(classes)}
     elif cfg.num_classes != 1000 or not is_imagenet(classes):
         raise UsageError(
-            f"the published weights of {name} tell {cfg.num_classes:,} classes apart, the data {len(classes):,} "
+            f"the published weights of {name} are for {cfg.num_classes:,} classes, the data have {len(classes):,} "
             f"({classes[0]}, ...): expected ImageNet-1K's 1,000 by both; take another model or data=, or give "
             "weights=FILE trained on these classes"
         )
@@ -86,27 +85,41 @@ def pretrained(name: str, classes: Sequence[str], weights: str | None = None) ->
         print(f"weights of {name}: from the cache, or from huggingface.co", flush=True)
     try:
         net = timm.create_model(name, pretrained=True, num_classes=len(classes), pretrained_cfg_overlay=source)
-    except Exception as error:  # what a file system, network, pickle, safetensors and torch raise
+    except Exception as error:  # whatever the file system, the network, pickle, safetensors or torch raise
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
         if weights is not None:
             raise UsageError(f"{weights} holds no weights of {name} for {len(classes)} classes: {reason}") from error
         raise UsageError(
-            f"the weights of {name} cannot be fetched ({reason}): connect to huggingface.co, or give weights=FILE"
+            f"the weights of {name} cannot be downloaded ({reason}): connect to huggingface.co, or give weights=FILE"
         ) from error
     return net.eval()
 
 
-def _known(name: str) -> None:
+def _check_name(name: str) -> None:
     if not timm.is_model(name):
         near = timm.list_models(f"*{name}*")[:5] or difflib.get_close_matches(name, timm.list_models(), 5, 0.4)
         raise UsageError(
-            f"model.name={name} is no model of timm {timm.__version__}: "
+            f"model.name={name} is not a model of timm {timm.__version__}: "
             + (f"did you mean {', '.join(near)}?" if near else "timm.list_models() shows them all")
         )
 
 
+def _pretrained_cfg(name: str) -> PretrainedCfg:
+    _check_name(name)
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise UsageError(f"timm has no weights {name}: expected one of {tags}") from error
+    if found is None:
+        raise UsageError(
+            f"timm has no published weights of {name}: timm.list_pretrained() lists the models with weights"
+        )
+    return found
+
+
 def _create(name: str, options: dict[str, Any], num_classes: int, offered: dict[str, Any]) -> nn.Module:
-    """The model with `options` and what it takes of `offered`; timm tells only by refusing."""
+    """The model with `options` and those of the `offered` arguments that it takes, found by trying."""
     try:
         return timm.create_model(name, num_classes=num_classes, **offered, **options)
     except TypeError as error:

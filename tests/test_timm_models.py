@@ -48,7 +48,7 @@ def test_a_model_without_stochastic_depth_says_so():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("deit_tiny", 10, 224), r"model.name=deit_tiny is no model of timm.*deit_tiny_patch16_224"),
+        (("deit_tiny", 10, 224), r"model.name=deit_tiny is not a model of timm.*deit_tiny_patch16_224"),
         (("convnxt_tiny", 10, 224), r"convnxt_tiny is no model.*convnext_tiny"),
         (("convnext_tiny", 10, 8), r"convnext_tiny cannot take images of 8 pixels.*size.image_size"),
         (("xcit_small_12_p16_224", 10, 8), r"xcit_small_12_p16_224 cannot be made.*'img_size': 8"),
@@ -90,6 +90,6 @@ def test_a_model_of_timm_trains_and_its_row_is_its_own(cli, name, depth):
 def test_an_unknown_model_is_one_line_and_its_row_has_no_shape(cli):
     outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", "model=timm", "model.name=deit_tiny")
     assert outcome.code == 2
-    assert "error: model.name=deit_tiny is no model of timm" in outcome.err
+    assert "error: model.name=deit_tiny is not a model of timm" in outcome.err
     row = json.loads((outcome.runs()[0] / "result.json").read_text())
     assert (row["status"], row["model"], row["depth"], row["heads"]) == ("failed", "deit_tiny", None, None)

@@ -1,7 +1,5 @@
-"""What a measurement works on: models by their names in conf/model, trained ones by their checkpoints."""
+"""Loads the models that a measurement works on: by name from conf/model, from a run's checkpoint, or from timm."""
 
-import copy
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -9,97 +7,109 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 from torch import nn
 
-from callbacks.epoch_seed import seed_run
-from callbacks.progress import RunProgress
-from data.beton.loader import FFCVReader
-from data.datamodule import ImageDataModule
-from data.timm_view import as_published
-from data.torch_loader import TorchReader
 from infvit.cli.devices import check_devices
 from infvit.cli.resolvers import plain
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.cli.targets import check_stored
 from infvit.errors import UsageError
-from infvit.measure.subjects import Network, Studied, Trained
-from infvit.module import Classifier
+from infvit.measure.model_source import EvaluationData, LoadedRun
 from infvit.run.checkpoint import LAST, matching_classes, matching_weights, read_checkpoint
-from infvit.timm_models import pretrained
-
-Build = Callable[[DictConfig], tuple[ImageDataModule, Classifier]]
+from infvit.timm_models import pretrained, published_view
 
 EXACT = {"_target_": "data.torch_loader.TorchReader"}
-"""Reads the images themselves: a machine without FFCV measures what was trained with it."""
+"""Reads the images themselves, so that a machine without FFCV can measure what was trained with it."""
+
+TIMM_VIEW = "data.timm_view.TimmView"
 
 
-class Subjects:
-    """What a measurement may ask for, see `infvit.measure.subjects.Subjects`.
+class ConfigModelSource:
+    """The `infvit.measure.model_source.ModelSource` of a config.
 
     Args:
         cfg: of the measurement, as composed from conf/eval.yaml.
-        build: makes the data and the model of a run's config.
     """
 
-    def __init__(self, cfg: DictConfig, build: Build) -> None:
-        self.cfg, self.build = cfg, build
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
 
     def untrained(self, model: str, *overrides: str) -> "partial[nn.Module]":
-        """A maker of the model at the size that `size=` names, to be called here or in another process."""
+        """Returns a constructor of the model at the size that `size=` names; it can be called in another process."""
         size = [f"size={HydraConfig.get().runtime.choices['size']}"]
         size += [f"size.{name}={value}" for name, value in self.cfg.size.items()]
         net = plain(hydra.compose("train", [f"model={model}", *size, *overrides]).model.net)
         return instantiate(net, _partial_=True, _convert_="all")
 
-    def network(self, checkpoint: str) -> Network:
-        """The run's model with the checkpoint's weights, without its data."""
-        _, run = run_of(checkpoint)
-        content = read_checkpoint(checkpoint)
-        weights = {name[4:]: w for name, w in content["state_dict"].items() if name.startswith("net.")}
-        classes = content.get("ImageDataModule", {}).get("classes")
-        if classes is None:
-            raise UsageError(f"{checkpoint} holds no names of classes, written before they were kept: train anew")
-        model = instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
-        model.load_state_dict(weights)
-        images = run.data.module
-        view = instantiate(images.view).evaluation()
-        return Network(model, classes, images.mean, images.std, view, run.model.name)
-
-    def trained(self, checkpoint: str) -> Trained:
-        """The run's model with the checkpoint's weights, and its data, or those that `data=` names."""
-        run, data, module, weights, run_dir = self._built(checkpoint)
-        module.load_state_dict(weights)
-        row = {"model": run.model.name, "ckpt": checkpoint, "weights": None}
-        tested = self._tested(module.net, data, run, row)
-        return tested._replace(run_dir=run_dir, last=_is_last(checkpoint, run_dir))
-
-    def studied(self, checkpoint: str) -> Studied:
-        """The run's model with the checkpoint's weights and as its seed made it, and images likewise."""
-        run, data, module, weights, run_dir = self._built(checkpoint)
-        start = copy.deepcopy(module.net).eval()
-        module.load_state_dict(weights)
-        row = {"ckpt": checkpoint, "model": run.model.name, "data": data.name, "fingerprint": data.fingerprint}
-        row |= {"images": data.val_size}
-        return Studied(module.net.eval(), start, data, row, run_dir, _is_last(checkpoint, run_dir))
-
-    def _built(self, checkpoint: str) -> tuple[DictConfig, ImageDataModule, Classifier, dict[str, Any], Path]:
-        """The run's config, its data, its model as training started with it, the checkpoint's weights, its folder."""
+    def load(self, checkpoint: str) -> LoadedRun:
+        """The run's model with the checkpoint's weights; its data, or those that `data=` names, are built when used."""
         run_dir, run = run_of(checkpoint)
+        content = read_checkpoint(checkpoint)
+        model = _model(run, content)
+        matching_weights(checkpoint, content, nn.ModuleDict({"net": model}))
+        model.load_state_dict({name.removeprefix("net."): w for name, w in content["state_dict"].items()})
         run.data = self._data(run.data)
         run.data.loader = EXACT
-        seed_run(run.seed)
-        data, module = self.build(run)
-        content = read_checkpoint(checkpoint)
-        matching_classes(checkpoint, content, data.classes, data.name)
-        matching_weights(checkpoint, content, module)
-        return run, data, module, content["state_dict"], run_dir
+        images = run.data.module
+
+        def make_data() -> EvaluationData:
+            data = instantiate(images, _convert_="all")
+            matching_classes(checkpoint, content, data.classes, data.name)
+            return data
+
+        return LoadedRun(
+            name=run.model.name,
+            model=model,
+            classes=_classes(content),
+            mean=images.mean,
+            std=images.std,
+            view=instantiate(images.view).evaluation(),
+            make_data=make_data,
+            checkpoint=checkpoint,
+            run_dir=run_dir,
+            is_last=Path(checkpoint).resolve() == (run_dir / CHECKPOINTS / LAST).resolve(),
+        )
+
+    def initial(self, checkpoint: str) -> nn.Module:
+        """The run's model before training, rebuilt from the run's seed."""
+        _, run = run_of(checkpoint)
+        seed_everything(run.seed, workers=True, verbose=False)
+        return _model(run, read_checkpoint(checkpoint))
+
+    def pretrained(self, name: str, weights: str | None) -> LoadedRun:
+        """timm's model on the data that `data=` names, seen as its published configuration says."""
+        if not self._names_data():
+            raise UsageError(f"model.name={name} brings no data: say which, e.g. data=imagenet data.root=DIR")
+        run = hydra.compose("train", ["model=timm"])  # for what a data config interpolates from a recipe
+        run.data = self.cfg.data
+        run.data.loader = EXACT
+        how = published_view(name)
+        run.data.module.update(how | {"view": {"_target_": TIMM_VIEW} | how["view"]})
+        data = instantiate(run.data.module, batch_size=1, _convert_="all")
+        return LoadedRun(
+            name=name,
+            model=pretrained(name, data.classes, weights),
+            classes=data.classes,
+            mean=how["mean"],
+            std=how["std"],
+            view=data.view,
+            make_data=lambda: data,
+            weights=weights or "as published",
+        )
+
+    def trainer(self) -> Trainer:
+        """A trainer for `Trainer.test` on the devices that `trainer=` names."""
+        check_devices(self.cfg.trainer)
+        # Both come from a recipe, which a measurement does not have and a test does not need.
+        return instantiate(self.cfg.trainer, max_epochs=None, gradient_clip_val=None)
 
     def _data(self, own: DictConfig) -> DictConfig:
-        """A run's data with what is given anew, or those that `data=` names, normalised as the run's were."""
+        """The run's data config with what the command line changes, or that of `data=` with the run's normalisation."""
         if self._names_data():
-            scale = {name: own.module[name] for name in ("mean", "std")}  # the model knows no other
+            scale = {name: own.module[name] for name in ("mean", "std")}  # the model was trained with it
             return OmegaConf.merge(self.cfg.data, {"module": scale})  # type: ignore[return-value]
         OmegaConf.set_struct(own, True)
         try:
@@ -108,45 +118,30 @@ class Subjects:
             raise UsageError(f"{error.full_key} is no setting of the run's data={own.name}: leave it out") from error
 
     def _names_data(self) -> bool:
-        """Whether `data=` names a data set; settings alone are of the run's own."""
+        """Whether `data=` names a data set; without one, settings such as data.root=DIR are of the run's own."""
         return "source" in self.cfg.data.module
 
-    def pretrained(self, name: str, weights: str | None) -> Trained:
-        """timm's model on the data that `data=` names, which it sees as its published configuration says."""
-        if not self._names_data():
-            raise UsageError(f"model.name={name} brings no data: say which, e.g. data=imagenet data.root=DIR")
-        run = hydra.compose("train", ["model=timm"])  # whatever a data set asks of a recipe
-        run.data = self.cfg.data
-        run.data.loader = EXACT
-        run.data.module.update(as_published(name))
-        data = instantiate(run.data.module, batch_size=1, _convert_="all")
-        row = {"model": name, "ckpt": None, "weights": weights or "as published"}
-        return self._tested(pretrained(name, data.classes, weights), data, run, row)
 
-    def _tested(self, net: nn.Module, data: ImageDataModule, run: DictConfig, row: dict[str, Any]) -> Trained:
-        check_devices(self.cfg.trainer)
-        run.trainer = self.cfg.trainer
-        trainer = instantiate(run.trainer, logger=False, enable_checkpointing=False, callbacks=[RunProgress()])
-        row |= {"data": data.name, "fingerprint": data.fingerprint, "view": data.seen, "precision": trainer.precision}
-        return Trained(net, data, {"exact": TorchReader, "ffcv": FFCVReader}, trainer, row)
+def _classes(content: dict[str, Any]) -> list[str]:
+    return content["ImageDataModule"]["classes"]
+
+
+def _model(run: DictConfig, content: dict[str, Any]) -> nn.Module:
+    return instantiate(run.model.net, num_classes=len(_classes(content)), _convert_="all").eval()
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those that have a value."""
+    """The settings that have a value."""
     inner = {name: _given(value) if isinstance(value, dict) else value for name, value in settings.items()}
     return {name: value for name, value in inner.items() if value not in ("???", {})}
 
 
-def _is_last(checkpoint: str, run_dir: Path) -> bool:
-    return Path(checkpoint).resolve() == (run_dir / CHECKPOINTS / LAST).resolve()
-
-
 def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
-    """The folder of the run that wrote a checkpoint, and the run's composed config, which calls what a run may call."""
+    """The folder of the run that wrote a checkpoint, and the run's composed config, whose targets are checked."""
     folders = Path(checkpoint).resolve().parents[:2]
     found = next((folder for folder in folders if (folder / ".hydra" / "config.yaml").is_file()), None)
     if not Path(checkpoint).is_file() or found is None:
-        missing = "does not exist" if not Path(checkpoint).is_file() else "lies in no run folder (.hydra/config.yaml)"
+        missing = "does not exist" if not Path(checkpoint).is_file() else "is not in a run folder (.hydra/config.yaml)"
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
     path = found / ".hydra" / "config.yaml"
     config = cast(DictConfig, OmegaConf.load(path))

@@ -17,7 +17,7 @@ from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
 from infvit.highres.stages import finite
 from infvit.highres.tokens import normalise
-from infvit.measure.subjects import Network, Subjects
+from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.vit import VisionTransformer
 
 MAP_SIDE = 512
@@ -25,7 +25,7 @@ MAP_SIDE = 512
 
 
 def predict(
-    subjects: Subjects,
+    source: ModelSource,
     out: Path,
     checkpoint: str,
     image: str,
@@ -41,7 +41,7 @@ def predict(
         UsageError: if there is no image, one cannot be read or does not fit, or maps are asked of another attention.
     """
     files = image_files(Path(image))
-    network = subjects.network(checkpoint)
+    network = source.load(checkpoint)
     model = network.model
     if centrality and not _is_linear(model):
         raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
@@ -85,13 +85,13 @@ def _is_linear(model: torch.nn.Module) -> TypeGuard[VisionTransformer]:
     return isinstance(model, VisionTransformer) and all(isinstance(b.attn, LinearInfSA) for b in model.blocks)
 
 
-def _resized(file: Path, network: Network, allow_huge: bool) -> Tensor:
+def _resized(file: Path, network: LoadedRun, allow_huge: bool) -> Tensor:
     pixels = decode(file, allow_huge)
     return network.view(Pillow.fromarray(pixels.permute(1, 2, 0).numpy()))
 
 
 @torch.inference_mode()
-def _dense(network: Network, image: Image) -> Tensor:
+def _dense(network: LoadedRun, image: Image) -> Tensor:
     pixels = normalise(image.read(0, image.height, 0, image.width), torch.float32, network.mean, network.std)[None]
     logits = network.model(pixels)
     if isinstance(network.model, VisionTransformer) and not logits.isfinite().all():

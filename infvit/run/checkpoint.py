@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from torch import nn
 
 from infvit.errors import UsageError
 from infvit.run.files import tolerate_write_errors
@@ -170,7 +171,7 @@ def matching_checkpoint(path: str | None, module: LightningModule) -> str | None
     return str(path)
 
 
-def matching_weights(path: str, content: dict[str, Any], module: LightningModule) -> None:
+def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> None:
     """Raises UsageError if weights of the checkpoint are not this module's, naming the first."""
     theirs, ours = content["state_dict"], module.state_dict()
     for name in [*ours, *theirs]:

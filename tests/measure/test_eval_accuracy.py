@@ -268,14 +268,14 @@ TIMM = ["data=imagenet", "model=timm"]
         (["data=imagenet"], ["nothing to evaluate", "ckpt=RUN", "model=timm"]),
         (["data=imagenet", "pipeline=fast"], ["pipeline=fast", "exact, ffcv, both"]),
         (["model=timm"], ["deit_tiny_patch16_224 brings no data", "data=imagenet"]),
-        ([*TIMM, "model.name=deit"], ["model.name=deit is no model of timm", "did you mean"]),
+        ([*TIMM, "model.name=deit"], ["model.name=deit is not a model of timm", "did you mean"]),
         ([*TIMM, "model.name=deit_tiny_patch16_224.x"], ["no weights deit_tiny_patch16_224.x", "224.fb_in1k"]),
         ([*TIMM, "model.name=test_vit", "weights=[a,b]"], ["2 files", "1 models"]),
         ([*TIMM, "model.name=test_vit", "weights=nowhere.pth"], ["weights=nowhere.pth does not exist"]),
         ([*TIMM, "model.name=vit_base_patch16_224.augreg_in21k"], ["21,843 classes", "1,000", "weights=FILE"]),
-        (["data=digits", "model=timm"], ["the data 10 (0, ...)", "ImageNet-1K's 1,000 by both"]),
+        (["data=digits", "model=timm"], ["the data have 10 (0, ...)", "ImageNet-1K's 1,000 by both"]),
         ([*TIMM, "model.name=infvit_4l_patch16_224"], ["infvit_4l_patch16_224", "weights=FILE"]),
-        ([*TIMM, "model.name=test_vit"], ["test_vit cannot be fetched", "huggingface.co", "weights=FILE"]),
+        ([*TIMM, "model.name=test_vit"], ["test_vit cannot be downloaded", "huggingface.co", "weights=FILE"]),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(cli, imagenet, monkeypatch, arguments, says):

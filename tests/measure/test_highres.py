@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from infvit.attention import SoftmaxAttention
@@ -114,26 +115,13 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     assert grey.max() == 255
 
     # In chunks or dense, the same; here the dense model by hand.
-    from infvit.cli.load_run import Subjects
+    from infvit.cli.load_run import ConfigModelSource
     from infvit.highres.tokens import normalise
-    from train import build
 
-    network = Subjects(None, build).network(str(checkpoint))
+    network = ConfigModelSource(OmegaConf.create({"data": {"module": {}}})).load(str(checkpoint))
     image = normalise(torch.from_numpy(pixels).permute(2, 0, 1), torch.float32, network.mean, network.std)[None]
     expected = network.model(image).softmax(-1).topk(5).values[0].tolist()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
-
-
-def test_a_checkpoint_without_names_of_classes_is_told_in_a_line(cli, checkpoint, tmp_path):
-    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / "a.png")
-    content = torch.load(checkpoint, weights_only=True)
-    del content["ImageDataModule"]
-    old = checkpoint.with_name("old.ckpt")  # a name without a checksum
-    torch.save(content, old)
-    done = cli("eval", "eval=predict", f"ckpt={old}", f"image={tmp_path / 'a.png'}")
-    assert done.code == 2
-    assert "holds no names of classes" in done.err
-    assert len(done.err.splitlines()) == 1
 
 
 def test_sides_that_do_not_fit_are_refused_padded_or_resized(cli, checkpoint, tmp_path):

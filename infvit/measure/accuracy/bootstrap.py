@@ -7,7 +7,7 @@ from infvit.tables.interval import CONFIDENCE
 
 RESAMPLES = 1000
 SEED = 0
-HOW = f"95% intervals: percentiles over {RESAMPLES:,} bootstrap resamples of the images, seed {SEED}."
+METHOD = f"95% intervals: percentiles over {RESAMPLES:,} bootstrap resamples of the images, seed {SEED}."
 
 _AT_ONCE = 2**20
 """Drawn indices in memory at a time: 25 MB with their counts."""

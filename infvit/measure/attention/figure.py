@@ -17,7 +17,7 @@ from infvit.errors import UsageError
 from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
 from infvit.measure.attention.heat import coloured, enlarged, over, picture
 from infvit.measure.attention.maps import token_map
-from infvit.measure.subjects import Network, Subjects
+from infvit.measure.model_source import LoadedRun, ModelSource
 
 CELL, GAP, GROUP_GAP = 72, 3, 9
 """Points: the width of a picture, the space between two, and between two models."""
@@ -32,21 +32,21 @@ THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, 
 
 
 def figure(
-    subjects: Subjects,
+    source: ModelSource,
     out: Path,
-    shown: Callable[[Subjects], GalleryInput],
+    shown: Callable[[ModelSource], GalleryInput],
     methods: Sequence[str] | None,
     block: int | None,
 ) -> None:
     """Writes figure.pdf and figure.png of what is shown and says where they are."""
-    networks, pixels, names = shown(subjects)
+    networks, pixels, names = shown(source)
     for file in write_figure(out, networks, pixels, names, methods, block):
         print(file)
 
 
 def write_figure(
     folder: Path,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, LoadedRun],
     images: Tensor,
     names: Sequence[str],
     methods: Sequence[str] | None = None,

@@ -17,7 +17,7 @@ from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, normalised
 from infvit.measure.attention.heat import HEAT, OPACITY, picture
 from infvit.measure.attention.maps import layer_maps, token_map
-from infvit.measure.subjects import Network, Subjects
+from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.tables.html import environment
 
 TEMPLATE = "gallery.html.jinja"
@@ -35,20 +35,20 @@ SMALL = 96
 
 
 def gallery(
-    subjects: Subjects,
+    source: ModelSource,
     out: Path,
-    shown: Callable[[Subjects], GalleryInput],
+    shown: Callable[[ModelSource], GalleryInput],
     methods: Sequence[str] | None,
 ) -> None:
     """Writes gallery.html of what is shown and says where it is."""
-    networks, pixels, names = shown(subjects)
+    networks, pixels, names = shown(source)
     file = write_gallery(out / "gallery.html", networks, pixels, names, methods)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, to be opened in any browser")
 
 
 def write_gallery(
     file: Path,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, LoadedRun],
     images: Tensor,
     names: Sequence[str],
     methods: Sequence[str] | None = None,
@@ -113,7 +113,7 @@ def codes(shares: Tensor) -> np.ndarray:
     return torch.where(shares > 0, 1 + (65534 * places).round(), 0).cpu().numpy().astype("<u2")
 
 
-def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
+def _model(name: str, network: LoadedRun, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
     """Everything that the page knows of a model, and how many `bytes` the maps and neighbours of it take."""
     model = network.model
     blocks = [torch.cat((layer_maps(model, inputs, m), token_map(model, inputs, m, block=None)[None])) for m in methods]
@@ -143,7 +143,7 @@ def _model(name: str, network: Network, inputs: Tensor, methods: Sequence[str]) 
 
 
 @torch.no_grad()
-def _neighbours(network: Network, inputs: Tensor) -> list[dict[str, Any] | None]:
+def _neighbours(network: LoadedRun, inputs: Tensor) -> list[dict[str, Any] | None]:
     """What each patch weighs most, for every block and for their mean; None where an attention weighs no tokens.
 
     `own` tells whether each patch has a row of its own; otherwise an image has one, whose weights serve all of them.
@@ -158,7 +158,7 @@ def _neighbours(network: Network, inputs: Tensor) -> list[dict[str, Any] | None]
     return [None if block is None else _strongest(block) for block in blocks]
 
 
-def _weights(network: Network, image: Tensor) -> list[Tensor | None]:
+def _weights(network: LoadedRun, image: Tensor) -> list[Tensor | None]:
     """What each block weighs its patches with, the mean over heads: (1, h · w, h · w), (1, h · w) or nothing."""
     net = backbone(network.model)
     x = net.embed(image)

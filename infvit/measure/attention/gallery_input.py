@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image as Pillow
-from torch import Tensor, nn
+from torch import Tensor
 
 from infvit.errors import UsageError
 from infvit.highres.images import decode
 from infvit.highres.tokens import normalise
 from infvit.measure.attention.maps import METHODS, offered
+from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.measure.predict import image_files
-from infvit.measure.subjects import Network, Subjects
 
 WORDS = {
     "attention": "What the class token, or the mean of all patches without one, weighs the patches with.",
@@ -38,13 +38,17 @@ class GalleryInput(NamedTuple):
         names: of the images.
     """
 
-    networks: dict[str, Network]
+    networks: dict[str, LoadedRun]
     images: Tensor
     names: list[str]
 
 
 def exhibit(
-    subjects: Subjects, checkpoints: str | Sequence[str], count: int, image: str | None = None, allow_huge: bool = False
+    source: ModelSource,
+    checkpoints: str | Sequence[str],
+    count: int,
+    image: str | None = None,
+    allow_huge: bool = False,
 ) -> GalleryInput:
     """The models of checkpoints with `count` test images of the first one's data, or with own images.
 
@@ -59,13 +63,11 @@ def exhibit(
     if not paths or count < 1:
         raise UsageError(f"ckpt={paths} and images={count} show nothing: give a checkpoint and at least one image")
     if image is None:
-        trained = subjects.trained(paths[0])
-        data: Any = trained.data
-        first = network_of(trained.net, data, trained.row["model"])
-        networks = _named([first, *map(subjects.network, paths[1:])], paths)
-        images = data.examples(count)
+        loaded = [source.load(path) for path in paths]
+        images = loaded[0].data.examples(count)
+        networks = _named(loaded, paths)
         return GalleryInput(networks, images, [f"image {i}" for i in range(1, len(images) + 1)])
-    networks = _named([*map(subjects.network, paths)], paths)
+    networks = _named([*map(source.load, paths)], paths)
     files = image_files(Path(image))[:count]
     view = next(iter(networks.values())).view
     pixels = [decode(file, allow_huge).permute(1, 2, 0).numpy() for file in files]
@@ -74,7 +76,7 @@ def exhibit(
     )
 
 
-def _named(loaded: list[Network], checkpoints: list[str]) -> dict[str, Network]:
+def _named(loaded: list[LoadedRun], checkpoints: list[str]) -> dict[str, LoadedRun]:
     """Each by its name, shared ones with the folder of their run too, and a number if that is not enough."""
     names = [network.name for network in loaded]
     runs = [Path(path).absolute().parent.parent.name for path in checkpoints]
@@ -87,20 +89,13 @@ def _named(loaded: list[Network], checkpoints: list[str]) -> dict[str, Network]:
     return dict(zip(told, loaded, strict=True))
 
 
-def network_of(model: nn.Module, data: Any, name: str) -> Network:
-    """A run's model as galleries show it, where its data module is there already."""
-    view = data.view.evaluation()
-    mean, std = (values.flatten().tolist() for values in (data.mean, data.std))
-    return Network(model.eval(), data.classes, mean, std, view, name)
-
-
-def normalised(network: Network, images: Tensor) -> Tensor:
+def normalised(network: LoadedRun, images: Tensor) -> Tensor:
     """uint8 (B, 3, height, width) on the CPU → what the network's model takes, where that is."""
     device = next(network.model.parameters()).device
     return normalise(images.to(device), torch.float32, network.mean, network.std)
 
 
-def columns(networks: Mapping[str, Network], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+def columns(networks: Mapping[str, LoadedRun], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
     """The methods that each model is shown with: those asked for as far as it offers them, or all that it offers.
 
     A model that offers none of them is left out.

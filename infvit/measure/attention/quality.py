@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from infvit.compare.evaluation import MAP_FIGURES, keep_maps
@@ -19,7 +19,6 @@ from infvit.compare.published import published
 from infvit.errors import UsageError
 from infvit.measure.attention.boxes import AnnotatedBoxes, Boxes, InkBoxes
 from infvit.measure.attention.gallery import write_gallery
-from infvit.measure.attention.gallery_input import network_of
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, Localisation, localisation
 from infvit.measure.attention.maps import offered, token_map
@@ -28,7 +27,7 @@ from infvit.measure.attention.patch_removal import REMOVALS, Curves, Faithfulnes
 from infvit.measure.attention.quality_plots import write_curves
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
 from infvit.measure.attention.quality_table import explained, layer_tables, map_tables
-from infvit.measure.subjects import Network, Studied, Subjects
+from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.run.environment import command
 from infvit.run.files import atomic_write
 from infvit.run.result import RESULT_FILE, Result
@@ -51,7 +50,7 @@ class Measured(NamedTuple):
     notes: list[str]
 
 
-def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], setting: Setting) -> float:
+def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], setting: Setting) -> float:
     """Measures maps and layers of trained models; writes attention.json and .md, curves, layers, and a gallery.
 
     Seeds of one configuration become a mean with its interval; one seed has the interval over its images.
@@ -65,9 +64,10 @@ def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], s
     paths = _paths(checkpoints)
     measured: list[Measured] = []
     kept: list[Path] = []
-    shown_in_gallery: dict[tuple[Any, ...], Studied] = {}
+    shown_in_gallery: dict[tuple[Any, ...], LoadedRun] = {}
     for i, path in enumerate(paths):
-        studied = subjects.studied(path)
+        studied = source.load(path)
+        assert studied.run_dir is not None
         run = Result.read(studied.run_dir / RESULT_FILE)
         if any(m.run.config_key == run.config_key and m.run.seed == run.seed for m in measured):
             raise UsageError(f"ckpt={path} is of seed {run.seed} of {run.model} again: give each seed once")
@@ -75,7 +75,7 @@ def attention(subjects: Subjects, out: Path, checkpoints: str | Sequence[str], s
         if OWN not in offered(studied.model) and len(paths) > 1:
             print(f"{label}: its attention weighs no tokens, left out", flush=True)
             continue
-        found = _measured(run, studied, setting, label, len(paths) == 1)
+        found = _measured(run, studied, source.initial(path), setting, label, len(paths) == 1)
         measured.append(found)
         shown_in_gallery.setdefault(run.config_key, studied)
         shown = _write(out, measured, setting)
@@ -100,8 +100,10 @@ def _paths(checkpoints: str | Sequence[str]) -> list[str]:
 class _Batches:
     """What was found of one model so far, batch by batch; `telling` counts images with pixels in boxes and outside."""
 
-    def __init__(self, studied: Studied, setting: Setting, methods: Sequence[str], boxes: Boxes | None) -> None:
-        self.model, self.start = studied.model.to(setting.device), studied.start.to(setting.device)
+    def __init__(
+        self, studied: LoadedRun, initial: nn.Module, setting: Setting, methods: Sequence[str], boxes: Boxes | None
+    ) -> None:
+        self.model, self.start = studied.model.to(setting.device), initial.to(setting.device)
         self.studied, self.setting, self.methods, self.boxes = studied, setting, methods, boxes
         self.removed: dict[str, list[Faithfulness]] = {method: [] for method in methods}
         self.located: dict[str, list[Localisation]] = {method: [] for method in methods}
@@ -110,7 +112,7 @@ class _Batches:
         self.telling, self.stalled = 0, False
 
     def add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        """Takes what `Images.exact` gives; keeps to one note what is warned of in every batch."""
+        """Takes what `EvaluationData.exact` gives; keeps to one note what is warned of in every batch."""
         with warnings.catch_warnings(record=True) as said:
             self._add(images, labels, places)
         for warning in said:
@@ -121,7 +123,7 @@ class _Batches:
 
     def _add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
         setting, device = self.setting, self.setting.device
-        pixels = self.studied.images.normalised(images.to(device))
+        pixels = self.studied.data.normalised(images.to(device))
         remove: Remove | None = None
         if self.boxes is not None:
             inside = self.boxes(images, places).to(device)
@@ -139,20 +141,22 @@ class _Batches:
             self.healths[when].append(health(net, pixels))
 
 
-def _measured(run: Result, studied: Studied, setting: Setting, label: str, only: bool) -> Measured:
+def _measured(
+    run: Result, studied: LoadedRun, initial: nn.Module, setting: Setting, label: str, only: bool
+) -> Measured:
     methods, notes = _methods(studied, setting, only)
     boxes = _boxes(studied, setting)
-    found = _Batches(studied, setting, methods, boxes)
-    total = min(setting.images or studied.row["images"], studied.row["images"])
+    found = _Batches(studied, initial, setting, methods, boxes)
+    total = min(setting.images or studied.data.val_size, studied.data.val_size)
     options: dict[str, Any] = {"unit": "image", "ncols": 79, "leave": False, "disable": None}
     with tqdm(total=total, desc=label[:32], **options) as bar:
-        for batch in studied.images.exact(setting.images, setting.batch_size):
+        for batch in studied.data.exact(setting.images, setting.batch_size):
             found.add(*batch)
             bar.update(len(batch[0]))
     print(f"{label}: {total:,} images, {', '.join(methods)}"[:79], flush=True)
     notes += _left_out(found, total)
-    first = {"ckpt": studied.row["ckpt"], "model": run.model, "variant": run.variant, "seed": run.seed}
-    first |= {"data": studied.row["data"], "fingerprint": studied.row["fingerprint"], "images": total}
+    first = {"ckpt": studied.checkpoint, "model": run.model, "variant": run.variant, "seed": run.seed}
+    first |= {"data": studied.data.name, "fingerprint": studied.data.fingerprint, "images": total}
     maps: Rows = []
     curves: Rows = []
     for method in methods:
@@ -184,31 +188,32 @@ def _joined(kind: Any, parts: Sequence[Any]) -> Any:
     return kind(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _keep(studied: Studied, found: Measured, setting: Setting) -> list[Path]:
+def _keep(studied: LoadedRun, found: Measured, setting: Setting) -> list[Path]:
     """For the tables of runs: the maps of the model's own attention, if all images were measured."""
     own = [row for row in found.maps if row["method"] == OWN]
     if not own or setting.images is not None:
         return []
-    if not studied.last:
-        print(f"{studied.row['ckpt']} is not its run's last checkpoint: no columns of the run's table", flush=True)
+    if not studied.is_last:
+        print(f"{studied.checkpoint} is not its run's last checkpoint: no columns of the run's table", flush=True)
         return []
     how = f"block {setting.block}, patches {REMOVALS[setting.removal]} in steps of {setting.step:.0%}"
     if found.boxes:
         how += f", against {found.boxes} boxes ({setting.upsampling})"
     figures = {name: own[0][name] for name in MAP_FIGURES}
-    path = keep_maps(studied.run_dir, figures, studied.row["fingerprint"], how)
+    assert studied.run_dir is not None
+    path = keep_maps(studied.run_dir, figures, studied.data.fingerprint, how)
     return [] if path is None else [path]
 
 
-def _gallery(out: Path, studied: Sequence[Studied], setting: Setting) -> str:
+def _gallery(out: Path, studied: Sequence[LoadedRun], setting: Setting) -> str:
     """Writes gallery.html, a seed of each configuration that sees the first one's images; says where, or why not."""
-    images = studied[0].images.examples(IN_GALLERY)
-    networks: dict[str, Network] = {}
+    images = studied[0].data.examples(IN_GALLERY)
+    networks: dict[str, LoadedRun] = {}
     for one in studied:
-        same = one.row["fingerprint"] == studied[0].row["fingerprint"]
-        if same and torch.equal(one.images.examples(IN_GALLERY), images):
-            name = one.run_dir.name if one.row["model"] in networks else one.row["model"]
-            networks[name] = network_of(one.model, one.images, name)
+        same = one.data.fingerprint == studied[0].data.fingerprint
+        if same and torch.equal(one.data.examples(IN_GALLERY), images):
+            assert one.run_dir is not None
+            networks[one.run_dir.name if one.name in networks else one.name] = one
     names = [f"image {i}" for i in range(1, len(images) + 1)]
     try:
         return str(write_gallery(out / "gallery.html", networks, images, names, setting.methods))
@@ -216,25 +221,25 @@ def _gallery(out: Path, studied: Sequence[Studied], setting: Setting) -> str:
         return f"no gallery: {error}"
 
 
-def _methods(studied: Studied, setting: Setting, only: bool) -> tuple[list[str], list[str]]:
+def _methods(studied: LoadedRun, setting: Setting, only: bool) -> tuple[list[str], list[str]]:
     """The methods to measure, and a line about those that this model does not offer beside others that may."""
     there = offered(studied.model)
     asked = list(there if setting.methods is None else dict.fromkeys(setting.methods))
     absent = [method for method in asked if method not in there]
     line = f"{', '.join(absent)} not offered: it offers {', '.join(there)}"
     if absent and (only or len(absent) == len(asked)):
-        raise UsageError(f"methods={line.replace('it offers', studied.row['model'] + ' offers')}")
+        raise UsageError(f"methods={line.replace('it offers', studied.name + ' offers')}")
     return [method for method in asked if method in there], [line] if absent else []
 
 
-def _boxes(studied: Studied, setting: Setting) -> Boxes | None:
-    images = studied.images
+def _boxes(studied: LoadedRun, setting: Setting) -> Boxes | None:
+    images = studied.data
     if setting.boxes == "ink" or (setting.boxes is None and not images.paths):
         return InkBoxes()
     if setting.boxes is None:
         return None
     if not images.paths:
-        raise UsageError(f"boxes={setting.boxes}: the images of {studied.row['data']} lie in no files: use boxes=ink")
+        raise UsageError(f"boxes={setting.boxes}: the images of {studied.data.name} lie in no files: use boxes=ink")
     return AnnotatedBoxes(setting.boxes, images.paths, images.original_size, images.placed)
 
 

@@ -35,8 +35,8 @@ from infvit.measure.efficiency.passes import (
 from infvit.measure.efficiency.plots import write_plots
 from infvit.measure.efficiency.table import to_markdown, to_text
 from infvit.measure.efficiency.timing import race
+from infvit.measure.model_source import ModelSource
 from infvit.measure.shape import shape
-from infvit.measure.subjects import Subjects
 from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW, alone, free_memory
 from infvit.run.environment import command, hardware, versions
 from infvit.run.files import atomic_write
@@ -67,7 +67,7 @@ class Efficiency:
 
 
 def efficiency(
-    subjects: Subjects,
+    source: ModelSource,
     out: Path,
     models: Sequence[str],
     resolutions: Sequence[int],
@@ -100,7 +100,7 @@ def efficiency(
     setting = Setting(_device(device), precision, batch_size, compile)
     _check(models, resolutions, passes, rounds, setting, time_limit)
     makers = {
-        (model, side): subjects.untrained(model, f"size.image_size={side}")
+        (model, side): source.untrained(model, f"size.image_size={side}")
         for model in dict.fromkeys(models)
         for side in sorted(set(resolutions))
     }

@@ -14,7 +14,7 @@ from infvit.highres import band, open_image
 from infvit.highres.images import write_test_image
 from infvit.measure.highres.case import Make, run
 from infvit.measure.highres.table import plot, table
-from infvit.measure.subjects import Subjects
+from infvit.measure.model_source import ModelSource
 from infvit.measure.subprocess_case import DONE, Outcome, alone
 from infvit.run.environment import command, hardware, versions
 from infvit.run.files import atomic_write
@@ -50,7 +50,7 @@ class Row:
 
 
 def highres(
-    subjects: Subjects,
+    source: ModelSource,
     out: Path,
     models: Sequence[str],
     checkpoint: str | None,
@@ -78,7 +78,7 @@ def highres(
         sides = [(opened.height, opened.width)]
     limit = None if memory_limit is None else int(memory_limit * 1e9)
     with tempfile.TemporaryDirectory() as folder:
-        makes = _makes(subjects, models, checkpoint, Path(folder))
+        makes = _makes(source, models, checkpoint, Path(folder))
         tokens = [_tokens(makes, side, processes if "parallel" in ways else 1) for side in sides]
         rows: list[Row] = []
         for (height, width), count in zip(sides, tokens, strict=True):
@@ -101,11 +101,11 @@ def highres(
     return rows[-1].seconds
 
 
-def _makes(subjects: Subjects, models: Sequence[str], checkpoint: str | None, folder: Path) -> dict[str, Make]:
+def _makes(source: ModelSource, models: Sequence[str], checkpoint: str | None, folder: Path) -> dict[str, Make]:
     """Makers of the models, by name, for other processes; a trained one goes through its saved weights."""
     if checkpoint is None:
-        return {model: subjects.untrained(model) for model in models}
-    model = subjects.network(checkpoint).model
+        return {model: source.untrained(model) for model in models}
+    model = source.load(checkpoint).model
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"ckpt={checkpoint} is a {type(model).__name__}, expected a VisionTransformer of infvit")
     model.save_pretrained(folder / "model")
