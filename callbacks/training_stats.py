@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 
-from infvit.attention import DiscountedAttention
 from infvit.sharding import gathered
 
 
@@ -71,5 +70,5 @@ class TrainingStats(Callback):
 
 def gammas(module: LightningModule) -> list[list[float]]:
     """Every head's discount in every block that has one; all processes must ask."""
-    layers = [layer for layer in module.modules() if isinstance(layer, DiscountedAttention)]
-    return [gathered(layer.gamma.detach()).tolist() for layer in layers]
+    discounts = [getattr(layer, "discounts", None) for layer in module.modules()]
+    return [gathered(gamma.detach()).tolist() for gamma in discounts if gamma is not None]

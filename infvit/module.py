@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from infvit.attention import PerformerAttention
 from infvit.errors import UsageError, expect
 
 Batch = tuple[Tensor, Tensor]
@@ -85,13 +84,14 @@ class Classifier(LightningModule):
         return self.net(images)
 
     def on_fit_start(self) -> None:
-        """Raises UsageError if an average of random directions would be evaluated, which is no draw of them."""
+        """Raises UsageError if weight averaging would average buffers of an attention that forbids it."""
         averages = [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-        performs = any(isinstance(m, PerformerAttention) for m in self.net.modules())
-        if performs and any(average._use_buffers for average in averages):
+        fixed = [m for m in self.net.modules() if not getattr(m, "buffers_may_be_averaged", True)]
+        if fixed and any(average._use_buffers for average in averages):
             raise UsageError(
-                "recipe.ema averages buffers too, and with them the directions that PerformerAttention draws anew in "
-                "training: the mean of two draws is no draw; add use_buffers: false to it, which takes the last draw"
+                f"recipe.ema averages buffers too, and with them those of {type(fixed[0]).__name__}, whose mean over "
+                "steps is not usable (the mean of two draws of random directions is not a draw): "
+                "add use_buffers: false to it, which takes the last ones"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

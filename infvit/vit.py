@@ -54,7 +54,8 @@ class Block(nn.Module):
             attended = self.attn(normed)
         else:
             x = x[:, :1]
-            attended = self.attn.first(normed) if isinstance(self.attn, Attention) else self.attn(normed)[:, :1]
+            one_token = self.attn.forward_class_token if isinstance(self.attn, Attention) else None
+            attended = one_token(normed) if one_token else self.attn(normed)[:, :1]
         mixed = self.extra_proj(attended)
         after_attn = x + self.drop_path(mixed)
         normed2 = self.norm2(after_attn)

@@ -33,7 +33,7 @@ class LinearInfSAAsWritten(LinearInfSA):
         qbar = alpha.unsqueeze(-2) @ Q
         scores = F.relu((qbar @ K.mT) / self.head_dim)
         a = scores / (scores.sum(-1, keepdim=True) + EPS)
-        return self.merge((self.gamma[:, None, None] * (a @ V)).expand_as(V))
+        return self.merge_heads((self.gamma[:, None, None] * (a @ V)).expand_as(V))
 
 
 class AllTokensToTheEnd(VisionTransformer):

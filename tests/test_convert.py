@@ -273,7 +273,7 @@ class Scaled(SoftmaxAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         Q, K, V = self.heads(x)
-        return self.merge((0.25 * Q @ K.mT).softmax(-1) @ V)
+        return self.merge_heads((0.25 * Q @ K.mT).softmax(-1) @ V)
 
 
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {

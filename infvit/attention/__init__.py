@@ -1,36 +1,19 @@
 """Attention operators with one signature: `(dim, num_heads=8, qkv_bias=True, attn_drop=0., proj_drop=0., ...)`.
 
-| name               | operator                 | paper            | time      | memory              | state per head  |
-|--------------------|--------------------------|------------------|-----------|---------------------|-----------------|
-| `softmax`          | SoftmaxAttention         | arXiv:1706.03762 | O(N² D)   | O(N) (fused kernel) | N² or K, V      |
-| `softmax_unfused`  | UnfusedSoftmaxAttention  | arXiv:1706.03762 | O(N² D)   | O(N² H)             | N²              |
-| `infsa`            | PureInfSA                | arXiv:2603.00175 | O(N² D)   | O(N) (tiles)        | N² or K, V      |
-| `linear_infsa`     | LinearInfSA              | arXiv:2603.00175 | O(N D H)  | O(N H)              | D + 1 numbers   |
-| `relu`             | ReLUAttention            | arXiv:2309.08586 | O(N² D)   | O(N² H)             | N²              |
-| `elu_linear`       | ELULinearAttention       | arXiv:2006.16236 | O(N D d)  | O(N D)              | d² + d          |
-| `relu_linear`      | ReLULinearAttention      | arXiv:2205.14756 | O(N D d)  | O(N D)              | d² + d          |
-| `focused_linear`   | FocusedLinearAttention   | arXiv:2308.00442 | O(N D d)  | O(N D)              | d² + d          |
-| `cosformer`        | CosFormerAttention       | arXiv:2202.08791 | O(N D d)  | O(N D)              | 2 (d² + d)      |
-| `performer`        | PerformerAttention       | arXiv:2009.14794 | O(N D m)  | O(N H m)            | m (d + 1)       |
-| `efficient`        | EfficientAttention       | arXiv:1812.01243 | O(N D d)  | O(N D)              | d²              |
-| `linformer`        | LinformerAttention       | arXiv:2006.04768 | O(N D k)  | O(N H k)            | 2 k d           |
-| `nystrom`          | NystromAttention         | arXiv:2102.03902 | O(N D m)  | O(N H m)            | m² + 2 m d      |
-| `hydra`            | HydraAttention           | arXiv:2209.07484 | O(N D)    | O(N D)              | d               |
-| `xca`              | CrossCovarianceAttention | arXiv:2106.09681 | O(N D d)  | O(N D)              | d²              |
-| `none`             | NoAttention              |                  | 0         | 0                   | 0               |
-
-N tokens of width D in H heads, each d = D / H wide. Time is what an operator adds to the projections of Q, K, V and
-the output, O(N D²) in all of them (Linear-InfSA forms Q alone, `none` V and the output); memory is what it holds beyond
-these. m counts random features (d ln d by default) or landmarks (64), k the rows that the tokens are projected to
-(a quarter of them in training). The state is what a token needs to know of all others.
+`ATTENTIONS` has them by name; `print(overview())` prints paper, time, memory and state of each, which are members of
+its class. A new operator is a module in this package with a subclass of `Attention` that has a `name`: it is imported
+here, and `infvit.attention.ItsClass` finds it. The imports by name below exist for type checkers.
 """
+
+import importlib
+import pkgutil
 
 from infvit.attention.cosformer import CosFormerAttention
 from infvit.attention.efficient import EfficientAttention
 from infvit.attention.elu_linear import ELULinearAttention
 from infvit.attention.focused_linear import FocusedLinearAttention
 from infvit.attention.hydra import HydraAttention
-from infvit.attention.layer import Attention, DiscountedAttention
+from infvit.attention.layer import ATTENTIONS, Attention, DiscountedAttention
 from infvit.attention.linear import LinearInfSA
 from infvit.attention.linformer import LinformerAttention
 from infvit.attention.none import NoAttention
@@ -41,25 +24,6 @@ from infvit.attention.relu import ReLUAttention
 from infvit.attention.relu_linear import ReLULinearAttention
 from infvit.attention.softmax import SoftmaxAttention, UnfusedSoftmaxAttention
 from infvit.attention.xca import CrossCovarianceAttention
-
-ATTENTIONS: dict[str, type[Attention]] = {
-    "softmax": SoftmaxAttention,
-    "softmax_unfused": UnfusedSoftmaxAttention,
-    "infsa": PureInfSA,
-    "linear_infsa": LinearInfSA,
-    "relu": ReLUAttention,
-    "elu_linear": ELULinearAttention,
-    "relu_linear": ReLULinearAttention,
-    "focused_linear": FocusedLinearAttention,
-    "cosformer": CosFormerAttention,
-    "performer": PerformerAttention,
-    "efficient": EfficientAttention,
-    "linformer": LinformerAttention,
-    "nystrom": NystromAttention,
-    "hydra": HydraAttention,
-    "xca": CrossCovarianceAttention,
-    "none": NoAttention,
-}
 
 __all__ = [
     "ATTENTIONS",
@@ -81,4 +45,25 @@ __all__ = [
     "ReLULinearAttention",
     "SoftmaxAttention",
     "UnfusedSoftmaxAttention",
+    "overview",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+globals().update({_operator.__name__: _operator for _operator in ATTENTIONS.values()})
+
+LEGEND = """\
+N tokens of width D in H heads, each d = D / H wide. Time: added to the
+projections of Q, K, V and the output, O(N D²) in all (linear_infsa computes Q
+alone, none V and the output). Memory: held beyond these. State: what a token
+needs from all others. m: random features (d ln d by default) or landmarks (64).
+k: rows that the tokens are projected to (a quarter of them in training)."""
+
+
+def overview() -> str:
+    """A table of all operators, at most 80 columns wide: name, paper, time, memory and state per head."""
+    rows = [("name", "paper", "time", "memory", "state per head")]
+    rows += [(name, a.paper or "-", a.time, a.memory, a.state) for name, a in sorted(ATTENTIONS.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", LEGEND])

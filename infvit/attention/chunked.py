@@ -1,6 +1,6 @@
-"""Linear-InfSA's sums over a chunk of tokens at a time, forward and backward: extra memory independent of N.
+"""Linear-InfSA's sums, a chunk of tokens at a time, forward and backward: extra memory independent of N.
 
-Registered as an operator of torch, so that torch.compile traces past it and FlopCounterMode counts it.
+A custom operator of torch, so that torch.compile does not trace into it and FlopCounterMode counts it.
 """
 
 from typing import Any
@@ -17,21 +17,21 @@ from infvit.attention.sums import (
     query_sums,
     relative,
     row_norms,
-    summed,
+    sum_chunks,
+    sum_dtype,
     token_scores,
     token_sums,
-    wide,
 )
 
 
 def _both(
     x: Tensor, W: Tensor, b: Tensor | None, padding: Tensor | None, heads: int, chunk: int
 ) -> tuple[Sums, Sums, Tensor]:
-    """The query sums, the token sums and qbar between them."""
+    """The query sums, the token sums and qbar."""
     (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
-    first = summed(lambda x, p: query_sums(x, Wq, bq, heads, p), x, padding, chunk)
+    first = sum_chunks(lambda x, p: query_sums(x, Wq, bq, heads, p), x, padding, chunk)
     qbar = mean_query(first)
-    return first, summed(lambda x, p: token_sums(x, qbar, Wk, bk, p), x, padding, chunk), qbar
+    return first, sum_chunks(lambda x, p: token_sums(x, qbar, Wk, bk, p), x, padding, chunk), qbar
 
 
 @torch.library.custom_op("infvit::pool", mutates_args=())
@@ -43,12 +43,12 @@ def pool(
     Args:
         x: (B, N, D).
         W, b: the packed projections of q, k, v, (3 D, D) and (3 D,).
-        padding: bool (B, N), True for tokens that do not count.
+        padding: bool (B, N), True for padding.
 
     Returns:
         Σ a~_j (B, H) and Σ a~_j x_j (B, H, D), in float64.
     """
-    with without_autocast(x):  # the backward pass forms Q anew, and must form the same
+    with without_autocast(x):  # the backward pass recomputes Q and must get the same values
         _, total, _ = _both(x, W, b, padding, heads, chunk)
     return total.weight, total.weighted
 
@@ -64,7 +64,7 @@ def pool_backward(
     heads: int,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, W and b (zeros where there is no b); the forward sums are made anew."""
+    """Gradients with respect to x, W and b (zeros without b). Recomputes the forward sums."""
     (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
     D, d, dtype = x.shape[-1], x.shape[-1] // heads, precision(x)
     first, _, qbar = _both(x, W, b, padding, heads, chunk)
@@ -92,14 +92,14 @@ def pool_backward(
         db[D : 2 * D] = (q * dc.unsqueeze(-1)).sum(0).flatten()
 
     # Query sums, n = ‖Q‖. In units of S = Σ n: dQ = g0 Q/n + n/S ((Q/n · g1) Q/n + g1), g1 = S d(Σ n Q).
-    dqbar = dq.to(wide(x)) / m.unsqueeze(-1)
+    dqbar = dq.to(sum_dtype(x)) / m.unsqueeze(-1)
     S = first.weight + EPS
     g0 = (-(dqbar * qbar).sum(-1) / S).to(dtype)
     g1 = dqbar.to(dtype)
     for here in _chunks(x, chunk):
         tokens = x[:, here]
         Q = F.linear(tokens, Wq, bq).unflatten(-1, (heads, d))
-        n = row_norms(Q).to(wide(x))
+        n = row_norms(Q).to(sum_dtype(x))
         unit = Q.to(dtype) / torch.where(n == 0, 1, n).unsqueeze(-1).to(dtype)
         along = torch.einsum("bnhd,bhd->bnh", unit, g1)
         share = (n / S.unsqueeze(1)).to(dtype)
@@ -127,7 +127,7 @@ def _(
     chunk: int,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     B, _, D = x.shape
-    return x.new_empty(B, heads, dtype=wide(x)), x.new_empty(B, heads, D, dtype=wide(x))
+    return x.new_empty(B, heads, dtype=sum_dtype(x)), x.new_empty(B, heads, D, dtype=sum_dtype(x))
 
 
 @pool_backward.register_fake
@@ -157,6 +157,6 @@ def _flops(x: Any, W: Any, b: Any, padding: Any, heads: int, *_: Any, **__: Any)
 
 @register_flop_formula(torch.ops.infvit.pool_backward)
 def _backward_flops(*arguments: Any, **_: Any) -> int:
-    """The forward pass anew, and once more Q and the scores; dQ Wq, dQᵀ x, and five products of each head."""
+    """The forward pass again, then Q and the scores; dQ Wq, dQᵀ x, and five products of each head."""
     (B, N, D), heads = arguments[2], arguments[6]
     return 2 * B * N * D * (4 * D + 9 * heads)

@@ -1,8 +1,8 @@
 """Pure InfSA without the N × N matrix: Σ_{t=1..T} (gamma Ahat)ᵗ V in tiles, both directions, T up to infinity.
 
-Forward and backward make a tile of A, use it and overwrite it. Memory beyond inputs and outputs is two tiles and a
-few (N, d) matrices of the heads at work. Registered as an operator of torch, so that torch.compile traces past it
-without a graph break and FlopCounterMode counts it.
+Forward and backward compute a tile of A, use it and overwrite it. Memory beyond inputs and outputs is two tiles and a
+few (N, d) matrices per head. A custom operator of torch, so that torch.compile does not trace into it (without a graph
+break) and FlopCounterMode counts it.
 """
 
 import math
@@ -19,14 +19,14 @@ from infvit.attention.graph_tiles import GraphTiles, add_product, with_eps
 from infvit.attention.layer import largest_entry, precision, without_autocast
 
 INFINITE = 0
-"""What the operator is given as `hops` for the whole series."""
+"""The operator's `hops` for the infinite series."""
 
 MAX_ITERATIONS = 1000
-"""Where the iteration of the whole series gives up, with a warning."""
+"""Terms after which the iteration of the infinite series stops with a warning."""
 
 
 class _Heads(NamedTuple):
-    """Some heads of one image, taken together: where they are, their graph, and M = scale · A."""
+    """Some heads of one image, computed together: their indices, their graph, and M = scale · A."""
 
     at: tuple[int, slice]
     graph: GraphTiles
@@ -36,12 +36,12 @@ class _Heads(NamedTuple):
     gamma: Tensor
 
     def scale(self, norm: Tensor) -> Tensor:
-        """gamma / (‖A‖_F + eps), which makes M of A: (G, 1, 1)."""
+        """gamma / (‖A‖_F + eps) = M / A: (G, 1, 1)."""
         return self.gamma / with_eps(norm, self.q, self.k)
 
 
 def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None) -> Iterator[_Heads]:
-    """All heads of all images, as many together as the device likes: a core one, an accelerator all of an image."""
+    """All heads of all images: one at a time on a CPU, all of an image at once on an accelerator."""
     B, _, _, H, d = qkv.shape
     precise = precision(qkv)
     together = 1 if qkv.device.type == "cpu" else H
@@ -70,19 +70,18 @@ def diffuse(
     padding: Tensor | None,
     hidden: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """O = Σ_{t=1..hops} Mᵗ V with M = gamma A / (‖A‖_F + eps), A = relu(Q Kᵀ / d); of each image and head its own.
+    """O = Σ_{t=1..hops} Mᵗ V with M = gamma A / (‖A‖_F + eps), A = relu(Q Kᵀ / d); per image and head.
 
-    The projections are part of the operator, so that the backward pass never holds their gradients for all heads.
+    Includes the projections, so that the backward pass never holds the gradients of Q, K, V for all heads.
 
     Args:
         x: (B, N, D).
         W, b: the packed projections of q, k, v, (3 D, D) and (3 D,).
         gamma: (H,).
-        hops: 1 or more, or `INFINITE`: iterated until what is missing is at most `tolerance` of ‖O‖_F (by the bound
-            on the truncated series).
+        hops: 1 or more, or `INFINITE`: iterated until the bound on the truncation error is `tolerance` ‖O‖_F.
         tolerance: see hops.
-        padding: bool (B, N), True for tokens without weight, and without V.
-        hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
+        padding: bool (B, N), True for padding.
+        hidden: bool, broadcasts to (B, H, N, N), True where A is set to 0.
 
     Returns:
         O (B, N, H, d), and for the backward pass: Q, K, V (B, N, 3, H, d); ‖A‖_F in the units of the tiles, (B, H);
@@ -130,9 +129,9 @@ def diffuse_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to x, W, b and gamma.
 
-    The series has dM = Σ_t g_t Y_{t-1}ᵀ with Y_t = V + M Y_{t-1}, g_hops = dO, g_{t-1} = Mᵀ g_t; its limit has the
-    one pair (Fᵀ dO, V + O), found by iterating the transposed system. With all pairs known, one pass over the tiles
-    gives dQ and dK, and dV = Mᵀ Σ_t g_t.
+    The series has dM = Σ_t g_t Y_{t-1}ᵀ with Y_t = V + M Y_{t-1}, g_hops = dO, g_{t-1} = Mᵀ g_t; its limit has one
+    pair (Fᵀ dO, V + O), where Fᵀ dO is iterated with Mᵀ. From these pairs, one pass over the tiles gives dQ and dK, and
+    dV = Mᵀ Σ_t g_t.
     """
     (*_, H, d), precise = qkv.shape, norms.dtype
     dx, dgamma = torch.zeros_like(x, dtype=precise), torch.zeros_like(gamma)
@@ -193,10 +192,10 @@ def _pass(graph: GraphTiles, G: Tensor, Y: Tensor, along: Tensor, d: int) -> tup
 def _series(
     product: Callable[[Tensor], Tensor], scale: Tensor, first: Tensor, norm: Tensor, tolerance: float
 ) -> Tensor:
-    """first + M first + M² first + ..., M = scale · A by `product`, to a part `tolerance` of the sum.
+    """first + M first + M² first + ..., M = scale · A by `product`, to a relative error of `tolerance`.
 
-    Terms shrink by c = scale ‖A‖_F < 1 at least, so what is missing after a term is at most c / (1 − c) times it. A
-    term is made of the one before, not the sum of the sum: where c is near 1 the sum's last digits would be kept alive.
+    Terms shrink by c = scale ‖A‖_F < 1 at least, so the error after a term is at most c / (1 − c) times that term. Each
+    term comes from the one before and not from the sum, whose rounding errors would persist where c is near 1.
     """
     largest = largest_entry(first, (-2, -1))
     term, c = first / largest, scale * norm
@@ -241,7 +240,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.has_bias, ctx.settings = b is not None, (hops, tolerance)
     ctx.save_for_backward(x, W, gamma, *output, padding, hidden)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros in the place of gradients of Q, K, V
+    ctx.set_materialize_grads(False)  # no zero tensors for the missing gradients of Q, K, V
 
 
 def _backward(ctx: Any, grad_O: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -262,7 +261,7 @@ def _products(x: Any, count: float) -> float:
 
 
 def _counted(hops: int) -> float:
-    """Not a number for all hops: how often they are iterated depends on x, and no sum with it is known."""
+    """NaN for the infinite series: the number of its iterations depends on x."""
     return math.nan if hops == INFINITE else hops
 
 
@@ -280,12 +279,12 @@ def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> f
 
 
 def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, iterations: int = 20) -> Tensor:
-    """An upper bound on gamma ‖Ahat‖₂ that is never too small: (B, N, 3, H, d) → (B, H); no gradient.
+    """An upper bound on gamma ‖Ahat‖₂: (B, N, 3, H, d) → (B, H); no gradient.
 
     `gamma` and `hidden` as in `diffuse`.
 
     S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
-    (Collatz and Wielandt); power iteration brings the bound down to it. ‖A‖_F bounds it too.
+    (Collatz and Wielandt); power iteration tightens the bound. ‖A‖_F is a bound too.
     """
     B, _, _, H, _ = qkv.shape
     bound = qkv.new_empty(B, H, dtype=precision(qkv))

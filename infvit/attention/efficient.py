@@ -3,22 +3,25 @@
 from torch import Tensor
 
 from infvit.attention.layer import Masks, without_autocast
-from infvit.attention.token_attention import QueryAttention
-from infvit.attention.tokens import drop_tokens, precise, seen_softmax
+from infvit.attention.token_attention import TokenAttention
+from infvit.attention.tokens import drop_tokens, masked_softmax, precise
 
 
-class EfficientAttention(QueryAttention):
+class EfficientAttention(TokenAttention):
     """O = softmax_features(Q) (softmax_tokens(K)ᵀ V): O(N) time, a d × d state per head, rows of weights sum to 1.
 
-    `attn_drop` leaves out whole tokens.
+    `attn_drop` drops whole tokens.
     """
+
+    name, paper = "efficient", "arXiv:1812.01243"
+    time, memory, state = "O(N D d)", "O(N D)", "d²"
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         with without_autocast(V):
             state = _over_tokens(K, masks) @ drop_tokens(precise(V), self.attn_drop)
             return (precise(Q).softmax(-1) @ state).to(V.dtype)
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         with without_autocast(x):
@@ -28,4 +31,4 @@ class EfficientAttention(QueryAttention):
 def _over_tokens(K: Tensor, masks: Masks) -> Tensor:
     """(B, H, N, d) → (B, H, d, N), each feature a distribution over the tokens."""
     padding = masks.key_padding
-    return seen_softmax(precise(K).mT, None if padding is None else padding[:, None, None, :])
+    return masked_softmax(precise(K).mT, None if padding is None else padding[:, None, None, :])

@@ -1,6 +1,7 @@
 """Focused linear attention, FLatten (arXiv:2308.00442)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,42 +9,42 @@ from torch.nn import functional as F
 
 from infvit.attention.kernel import TINY, KernelAttention
 from infvit.attention.layer import Masks
-from infvit.attention.rng import normal_apart
+from infvit.attention.rng import independent_normal
 from infvit.errors import UsageError
 
 
 class FocusedLinearAttention(KernelAttention):
-    """phi(x) = ‖relu x‖ / ‖relu(x)^p‖ · relu(x)^p: the norm is kept, the direction drawn towards its largest axis.
+    """phi(x) = ‖relu x‖ / ‖relu(x)^p‖ · relu(x)^p: keeps the norm, turns the direction towards its largest axis.
 
     With `kernel_size` k a depthwise k × k convolution of V over the grid of patches is added to O, the same d filters
-    for all heads, as published. The grid is found in the number of tokens: a square, or a square and one class token,
-    to which the convolution adds nothing; any other number is refused, and so is padding, which is no part of a grid.
+    for all heads, as published. The grid follows from the number of tokens: a square, or a square and one class token,
+    to which the convolution adds nothing. Any other number is refused, and so is padding, which would break the grid.
     As in the paper and unlike its published code, Q and K are not divided by a learned scale per channel, K has no
-    position embedding of its own, and the norms are of each head's q and k, not of all heads' together.
+    position embedding of its own, and norms are taken per head.
 
     Args:
         power: p; 3 in the paper.
-        kernel_size: odd side of the convolution, 5 in the paper; 0 leaves it out.
+        kernel_size: odd side of the convolution, 5 in the paper; 0 disables it.
+
+    Raises:
+        UsageError: if power is not positive, or kernel_size is neither odd nor 0.
     """
 
+    name, paper = "focused_linear", "arXiv:2308.00442"
+
     def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        power: float = 3.0,
-        kernel_size: int = 0,
+        self, dim: int, num_heads: int = 8, *, power: float = 3.0, kernel_size: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, **kwargs)
         if power <= 0:
             raise UsageError(f"power={power} does not focus: expected a power above 0, as 3 in the paper")
         if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
             raise UsageError(f"kernel_size={kernel_size} has no centre: expected an odd side, or 0 for no convolution")
         self.power, self.kernel_size = power, kernel_size
         if kernel_size:
-            filters = normal_apart(self.head_dim, 1, kernel_size, kernel_size, std=1 / (math.sqrt(3) * kernel_size))
+            filters = independent_normal(
+                self.head_dim, 1, kernel_size, kernel_size, std=1 / (math.sqrt(3) * kernel_size)
+            )
             self.conv_weight = nn.Parameter(filters)
             self.conv_bias = nn.Parameter(torch.zeros(self.head_dim))
 
@@ -53,7 +54,7 @@ class FocusedLinearAttention(KernelAttention):
     def _focus(self, x: Tensor) -> Tensor:
         x = x.relu()
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        # Of a direction and not of x, whose powers would leave the range of float32.
+        # The power is taken of the direction: powers of x could leave the range of float32.
         focused = (x / norm.clamp_min(TINY)) ** self.power
         return norm * focused / torch.linalg.vector_norm(focused, dim=-1, keepdim=True).clamp_min(TINY)
 
@@ -70,7 +71,7 @@ class FocusedLinearAttention(KernelAttention):
         prefix = N - side**2
         if prefix > 1:
             raise UsageError(
-                f"{N} tokens are no square grid with or without a class token, which the convolution of "
+                f"{N} tokens are not a square grid with or without a class token, which the convolution of "
                 f"FocusedLinearAttention needs: use square images, or kernel_size=0"
             )
         grid = V[:, :, prefix:].mT.reshape(B * H, d, side, side)

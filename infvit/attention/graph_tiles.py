@@ -1,4 +1,4 @@
-"""The token graph A = relu(Q Kᵀ / d) of some heads, one tile at a time: products with it that never hold it."""
+"""The token graph A = relu(Q Kᵀ / d) of some heads, one tile at a time: products that never hold all of A."""
 
 from collections.abc import Iterator
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from infvit.attention.layer import EPS, precision
 
 TILE = 1024
-"""Rows and columns of a tile: 4 MiB in float32, which a core's cache still serves and a matrix product fills."""
+"""Rows and columns of a tile: 4 MiB in float32, which fits into a core's cache and keeps matrix products efficient."""
 
 Span = slice
 
 
 def with_eps(norm: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """‖A‖_F + eps where A is made of Q / q and K / k, and 1 for an A of zeros, whose eps may have vanished.
+    """‖A‖_F + eps for an A computed from Q / q and K / k; 1 for an A of zeros, where eps may underflow.
 
-    Dividing eps twice ends at 0 or infinity, which are the right limits.
+    eps is divided by q, then by k: it ends at 0 or infinity, the right limits.
     """
     eps = EPS / q.to(norm.dtype) / k.to(norm.dtype)
     return torch.where(norm == 0, 1, norm + eps)
@@ -27,7 +27,7 @@ class GraphTiles:
 
     Args:
         Q, K: (G, N, d), scaled so that A = relu(Q Kᵀ).
-        hidden: bool, broadcasts to (G, N, N), True where A is 0; None for nowhere.
+        hidden: bool, broadcasts to (G, N, N), True where A is set to 0; None for nowhere.
     """
 
     def __init__(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> None:
@@ -38,7 +38,7 @@ class GraphTiles:
         self.precise = precision(Q)
 
     def tiles(self) -> Iterator[tuple[Span, Span, Tensor]]:
-        """Rows, columns and the tile of A there; the next one overwrites it."""
+        """Rows, columns and the tile of A there, which the next one overwrites."""
         N = self.Q.shape[1]
         for top in range(0, N, TILE):
             rows = slice(top, min(top + TILE, N))
@@ -51,12 +51,12 @@ class GraphTiles:
                 yield rows, columns, A
 
     def like_tile(self, memory: Tensor, rows: Span, columns: Span) -> Tensor:
-        """The first numbers of `memory` as a tile."""
+        """The first entries of `memory` as a tile."""
         G, height, width = len(self.Q), rows.stop - rows.start, columns.stop - columns.start
         return memory[: G * height * width].view(G, height, width)
 
     def zeros(self, W: Tensor) -> Tensor:
-        """A sum over tiles that starts at 0, of the shape of W, in float32 or better."""
+        """Zeros of the shape of W in float32 or better, to accumulate over tiles."""
         return torch.zeros_like(W, dtype=self.precise, memory_format=torch.contiguous_format)
 
     def product(self, W: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class GraphTiles:
 
 
 def add_product(out: Tensor, A: Tensor, W: Tensor) -> None:
-    """out += A W, where A may be of lower precision than out."""
+    """out += A W; A may have lower precision than out."""
     if A.dtype == out.dtype and A.ndim == 3:
         out.baddbmm_(A, W.to(A.dtype))
     elif A.dtype == out.dtype:

@@ -1,26 +1,34 @@
-"""The form that linear attentions share: a kernel phi(q) · phi(k) in place of exp(q · k), summed over tokens first."""
+"""Base of linear attentions: a kernel phi(q) · phi(k) in place of exp(q · k), summed over the tokens first."""
 
 from torch import Tensor
 
 from infvit.attention.layer import Masks, without_autocast
-from infvit.attention.token_attention import QueryAttention
-from infvit.attention.tokens import drop_tokens, hide, precise
+from infvit.attention.token_attention import TokenAttention
+from infvit.attention.tokens import drop_tokens, precise, zero_padding
 
 TINY = 1e-12
-"""Least normaliser: a token whose weights are all 0 gets 0."""
+"""Lower bound of the normaliser: a token whose weights are all 0 gets 0."""
 
 
-class KernelAttention(QueryAttention):
+class KernelAttention(TokenAttention):
     """O(N) time and memory: the sums over tokens are a (features × d) and a (features) state per head.
 
         O_i = Σ_j phi(Q_i) · phi(K_j) V_j / Σ_j phi(Q_i) · phi(K_j)
 
-    What runs is phi(Q) (phi(K)ᵀ V) / (phi(Q) · Σ phi(K)). An operator of the family writes `features`. `attn_drop`
-    leaves out whole tokens.
+    computed as phi(Q) (phi(K)ᵀ V) / (phi(Q) · Σ phi(K)). A subclass implements `features`. `attn_drop` drops whole
+    tokens.
     """
 
+    time, memory, state = "O(N D d)", "O(N D)", "d² + d"
+
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """phi(Q), phi(K) ≥ 0, (B, H, N, features), of Q, K (B, H, N, d) float32 or better; Q of the first alone too."""
+        """phi(Q), phi(K) ≥ 0, (B, H, n, features) and (B, H, N, features).
+
+        Args:
+            Q: of the first n tokens, (B, H, n, d), float32 or better.
+            K: of all tokens, (B, H, N, d).
+            masks: of the call.
+        """
         raise NotImplementedError
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
@@ -30,7 +38,7 @@ class KernelAttention(QueryAttention):
             state = phi_K.mT @ drop_tokens(precise(V), self.attn_drop)
             return (phi_Q @ state / total.clamp_min(TINY)).to(V.dtype)
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix, rows summing to 1 or 0: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         with without_autocast(x):
@@ -40,4 +48,4 @@ class KernelAttention(QueryAttention):
 
     def _features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         phi_Q, phi_K = self.features(precise(Q), precise(K), masks)
-        return phi_Q, hide(phi_K, masks)
+        return phi_Q, zero_padding(phi_K, masks)

@@ -1,8 +1,8 @@
-"""What every attention layer shares: one signature, timm's parameter names, masks, and the learnable discount gamma."""
+"""The base classes of the attention operators: one signature, timm's parameter names, masks, and the discount gamma."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,45 +11,48 @@ from torch.nn import functional as F
 from infvit.errors import UsageError
 
 Q_ALONE, Q_AND_K, K_AND_V, V_ALONE = slice(0, 1), slice(0, 2), slice(1, 3), slice(2, 3)
-"""What `Attention.projected` may be asked for."""
+"""Arguments of `Attention.project`."""
 
 EPS = 1e-6
 """Added to every norm that divides (arXiv:2603.00175)."""
 
+ATTENTIONS: dict[str, type["Attention"]] = {}
+"""Every operator by its `name`; `infvit.attention` imports all of them."""
+
 
 def precision(x: Tensor) -> torch.dtype:
-    """The precision of what is summed over tokens or normalised: x's own, and at least float32."""
+    """The dtype of norms and of sums over tokens: that of x, and at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def largest_entry(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """max |x| along `dim`, which is kept; the least normal number where all is 0. Without a gradient: a unit.
+    """max |x| along `dim` with keepdim, detached; the smallest normal number where x is 0.
 
-    What knows no scale is computed of x over this, because squares of 1e30 overflow and of 1e-30 vanish.
+    Scale-invariant quantities are computed from x divided by this: squares of 1e30 overflow and of 1e-30 underflow.
     """
     x = x.detach()
     return torch.linalg.vector_norm(x, torch.inf, dim=dim, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Operations inside keep the precision of their operands (meta tensors know no autocast)."""
+    """Disables autocast on the device of x (the meta device has none)."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on for the device that x is on."""
+    """Whether autocast is enabled on the device of x."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class Masks(NamedTuple):
-    """What a layer was told to leave out, checked; see `Attention.forward`."""
+    """The masks of one call of a layer; see `Attention.forward`."""
 
     key_padding: Tensor | None = None
     attn: Tensor | None = None
     is_causal: bool = False
 
     def hidden(self, x: Tensor) -> Tensor | None:
-        """All of it as one mask, (B or 1, H or 1, N or 1, N), True where token i does not see j; None for none."""
+        """All masks as one, (B or 1, H or 1, N or 1, N), True where token i does not see j; None without masks."""
         hidden = None if self.key_padding is None else self.key_padding[:, None, None, :]
         if self.attn is not None:
             attn = self.attn.unsqueeze(1) if self.attn.ndim == 3 else self.attn
@@ -62,15 +65,15 @@ class Masks(NamedTuple):
 
     @property
     def only_attn(self) -> "Masks":
-        """What is left where padding is dealt with otherwise."""
+        """The same without padding and causality."""
         return Masks(attn=self.attn)
 
 
 class Attention(nn.Module):
-    """Base of the attention layers: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
+    """Base of the attention operators: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
 
-    An operator writes `attend` and `weigh`, and names in `honours` the masks that it takes; what it does not name is
-    refused here, never ignored.
+    An operator implements `_forward` and, unless it weighs nothing, `_weights`; what else is known of it are members of
+    its class. A class with a `name` of its own is listed in `ATTENTIONS`.
 
     Args:
         dim: token width D.
@@ -79,13 +82,35 @@ class Attention(nn.Module):
         attn_drop: dropout probability of the weights that the operator gives to tokens.
         proj_drop: dropout probability of the output.
 
+    Attributes:
+        name: in `ATTENTIONS`, on the command line and in tables.
+        paper: its source.
+        time: cost added to the projections, O(N D²) in every operator.
+        memory: held beyond the projections.
+        state: what a token needs from all others, per head.
+        supported_masks: arguments of `forward` that it takes; others are refused, never ignored.
+        mask_hint: why it refuses the others and what to do; the end of the error message.
+        weighs: shape of `weights`: "matrix" (B, H, N, N), "vector" (B, H, N) or "nothing".
+        buffers_may_be_averaged: whether a mean of its buffers over training steps can be used in their place.
+
     Raises:
         UsageError: if `num_heads` does not divide `dim`.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"key_padding_mask"})
-    refusal: ClassVar[str] = "leave it out, or use SoftmaxAttention or ReLUAttention, which take it"
-    """Ends the message about a mask that is not honoured: why not, and what to do."""
+    name: ClassVar[str]
+    paper: ClassVar[str] = ""
+    time: ClassVar[str] = "?"
+    memory: ClassVar[str] = "?"
+    state: ClassVar[str] = "?"
+    supported_masks: ClassVar[frozenset[str]] = frozenset({"key_padding_mask"})
+    mask_hint: ClassVar[str] = "leave it out, or use SoftmaxAttention or ReLUAttention, which take it"
+    weighs: ClassVar[Literal["matrix", "vector", "nothing"]] = "matrix"
+    buffers_may_be_averaged: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            ATTENTIONS[cls.name] = cls
 
     def __init__(
         self, dim: int, num_heads: int = 8, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
@@ -107,23 +132,23 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """(B, N, D) → (B, N, D). Masks are boolean and True where something is left out, as in nn.MultiheadAttention.
+        """(B, N, D) → (B, N, D). Masks are boolean and True where a token is masked, as in nn.MultiheadAttention.
 
         Args:
             x: the tokens.
-            key_padding_mask: (B, N), True for tokens that are padding: they get weight 0 and change nothing elsewhere,
-                so the other tokens come out as if they were alone. What comes out at a padding token means nothing.
+            key_padding_mask: (B, N), True for padding: it gets weight 0, and the other tokens come out as without it.
+                The output at padding is undefined.
             attn_mask: (N, N), (B, N, N) or (B, H, N, N), True where token i (row) must not see token j: j gets weight 0
-                in row i and brings it no value. PureInfSA's rows share one norm, to which j still adds where others
-                see it, and its further hops may reach j through these.
+                in row i and adds no value to it. In PureInfSA j still adds to the norm that all rows share if another
+                row sees it, and further hops may reach j through such rows.
             is_causal: token i sees only tokens j ≤ i.
 
         Raises:
             ValueError: if a shape, dtype or device does not fit.
-            UsageError: if this operator cannot honour a mask that is given.
+            UsageError: if the operator does not support a given mask.
         """
         masks = Masks(key_padding_mask, attn_mask, is_causal)
-        return self.attend(self._admitted(x, masks), masks)
+        return self._forward(self._checked(x, masks), masks)
 
     def weights(
         self,
@@ -132,49 +157,63 @@ class Attention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """What the operator weighs tokens with: (B, H, N, N) or, where one weight serves all tokens, (B, H, N).
+        """The weights of the tokens, of the shape that `weighs` names: (B, N, D) → (B, H, N, N) or (B, H, N).
 
         Takes and raises as `forward`.
         """
         masks = Masks(key_padding_mask, attn_mask, is_causal)
-        return self.weigh(self._admitted(x, masks), masks)
+        return self._weights(self._checked(x, masks), masks)
 
-    def first(self, x: Tensor) -> Tensor:
-        """What the first token alone receives, `forward(x)[:, :1]`, without what other tokens alone need.
+    def forward_class_token(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]`, without computing what only the other outputs need.
 
-        All that a class token's head takes of the last layer; an operator says what it can spare.
+        The head of a model with a class token reads nothing else from the last layer.
         """
         return self(x)[:, :1]
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        """`forward` after its checks; tokens that are padding are 0 here, so that not even NaN in them spreads."""
+    @property
+    def discounts(self) -> Tensor | None:
+        """gamma of each head, (H,), in (0, 1); None for an operator without a discount."""
+        return None
+
+    @property
+    def weight_heads(self) -> int:
+        """H in the shape of `weights`."""
+        return self.num_heads
+
+    def apply_weights(self, W: Tensor, V: Tensor) -> Tensor:
+        """O of the heads as a function of `weights` and V: (B, H, N, N) or (B, H, N), (B, H, N, d) → (B, H, N, d)."""
+        return W @ V
+
+    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
+        """`forward` after its checks; padding is 0 in x, so that NaN in it does not spread."""
         raise NotImplementedError
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
-        """`weights` after its checks, as `attend`."""
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
+        """`weights` after its checks, as `_forward`."""
         raise NotImplementedError
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K, V of the tokens: (B, N, D) → three times (B, H, N, d)."""
-        Q, K, V = self.apart(self.qkv(x))
+        Q, K, V = self.split_heads(self.qkv(x))
         return Q, K, V
 
-    def projected(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
-        """Some of Q, K, V of these tokens, which `heads` gives all: (B, n, D) → (B, H, n, d) each.
+    def project(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
+        """Some of Q, K, V, e.g. `Q_AND_K`: (B, n, D) → (B, H, n, d) each.
 
-        A `qkv` that was replaced (LoRA, quantised weights) or is looked at by hooks computes all of them.
+        Computes all three if `qkv` was replaced (LoRA, quantised weights) or has hooks.
         """
         if not _is_linear(self.qkv) or self.qkv._forward_hooks:
-            return self.apart(self.qkv(x))[which]
+            return self.split_heads(self.qkv(x))[which]
         rows = slice(which.start * self.dim, which.stop * self.dim)
         W, b = self.qkv.weight, self.qkv.bias
-        return self.apart(F.linear(x, W[rows], None if b is None else b[rows]))
+        return self.split_heads(F.linear(x, W[rows], None if b is None else b[rows]))
 
     def qkv_map(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (3 D, D) and bias (3 D,) of `qkv`, for what multiplies with them in another order.
+        """Weight (3 D, D) and bias (3 D,) of `qkv`, for operators that reorder the products.
 
         Raises:
-            UsageError: if `qkv` was replaced by what does more than that (LoRA, quantised weights).
+            UsageError: if `qkv` was replaced by a layer that does more than multiply (LoRA, quantised weights).
         """
         if not _is_linear(self.qkv):
             raise UsageError(
@@ -183,23 +222,23 @@ class Attention(nn.Module):
             )
         return self.qkv.weight, self.qkv.bias
 
-    def apart(self, packed: Tensor) -> tuple[Tensor, ...]:
+    def split_heads(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Packed projections by kind and head: (B, N, n D) → n times (B, H, N, d)."""
         return packed.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
 
-    def merge(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
+    def merge_heads(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
         """Joins the heads and projects: (B, H, N, d) → (B, N, D)."""
         B, H, N, d = O.shape
         return self.proj_drop(self.proj(O.transpose(1, 2).reshape(B, N, H * d)))
 
-    def _admitted(self, x: Tensor, masks: Masks) -> Tensor:
-        """x with its padding set to 0, once all that was given fits."""
+    def _checked(self, x: Tensor, masks: Masks) -> Tensor:
+        """x with its padding set to 0, after checking all arguments."""
         self._check_tokens(x)
         padding, attn_mask, is_causal = masks
         given = {"key_padding_mask": padding is not None, "attn_mask": attn_mask is not None, "is_causal": is_causal}
-        for name, is_given in given.items():
-            if is_given and name not in self.honours:
-                raise UsageError(f"{type(self).__name__} cannot honour {name}: {self.refusal}")
+        for mask, is_given in given.items():
+            if is_given and mask not in self.supported_masks:
+                raise UsageError(f"{type(self).__name__} cannot honour {mask}: {self.mask_hint}")
         B, N, _ = x.shape
         if attn_mask is not None:
             _check_mask("attn_mask", attn_mask, x, ((N, N), (B, N, N), (B, self.num_heads, N, N)))
@@ -230,7 +269,7 @@ class Attention(nn.Module):
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """Whether it multiplies with its weights and does nothing else; a parametrised one does."""
+    """Whether the layer only multiplies with its weights; true of a parametrised nn.Linear."""
     return type(layer).forward is nn.Linear.forward
 
 
@@ -249,22 +288,24 @@ class DiscountedAttention(Attention):
 
     Args:
         gamma: initial discount of every head.
-        learn_gamma: whether it gets a gradient or stays as it is.
-        gamma_per_head: `gamma_logit` is (H,); otherwise (1,), one discount that all heads of the layer share.
+        learn_gamma: whether it is trained or stays fixed.
+        gamma_per_head: `gamma_logit` is (H,); otherwise (1,), one discount shared by the heads of the layer.
+
+    Raises:
+        UsageError: if gamma is not between 0 and 1.
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        *,
         gamma: float = 0.95,
         learn_gamma: bool = True,
         gamma_per_head: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, **kwargs)
         if not 0 < gamma < 1:
             raise UsageError(f"gamma={gamma} is not a discount: expected 0 < gamma < 1")
         start = torch.full((num_heads if gamma_per_head else 1,), math.log(gamma / (1 - gamma)))
@@ -272,5 +313,10 @@ class DiscountedAttention(Attention):
 
     @property
     def gamma(self) -> Tensor:
-        """The discount per head, (H,), in (0, 1)."""
+        """The discount of each head, (H,), in (0, 1)."""
         return self.gamma_logit.sigmoid().expand(self.num_heads)
+
+    @property
+    def discounts(self) -> Tensor:
+        """`gamma`."""
+        return self.gamma

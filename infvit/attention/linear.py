@@ -1,5 +1,7 @@
 """Linear-InfSA: O(N) time and a state of fixed size, by exact reassociation (arXiv:2603.00175)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,73 +12,62 @@ from infvit.errors import UsageError
 
 
 class LinearInfSA(DiscountedAttention):
-    """Every token receives one pooled vector, weighted by an approximation of the principal eigenvector of A.
+    """Every token receives the same pooled vector; its weights approximate the principal eigenvector of A.
 
         alpha_i = ‖Q_i‖ / (Σ_j ‖Q_j‖ + eps)
         qbar    = Σ_i alpha_i Q_i                                        (d)
         a_j     = relu(qbar · K_j / d) / (Σ_l relu(qbar · K_l / d) + eps)
         O_i     = gamma Σ_j a_j V_j                                      the same for all i
 
-    What runs is the same function as two sums over tokens, with the projections moved out of them (u_h = Wk_hᵀ qbar_h):
+    computed as two sums over tokens, with the projections moved out of them (u_h = Wk_hᵀ qbar_h):
 
         query sums   Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i      qbar      = Σ ‖Q_i‖ Q_i / (Σ ‖Q_i‖ + eps)
         token sums   Σ a~_j, Σ a~_j x_j        a~_j      = relu((u · x_j + qbar · bk) / d)
                                                Σ a_j V_j = Wv Σ a_j x_j + (Σ a_j) bv
 
-    so of the per-token projections only Q is formed, for its norms. The sums of disjoint tokens add: `query_sums`,
-    `qbar`, `token_sums` and `output` run the layer over tokens that come in pieces or lie in several processes.
+    so of the per-token projections only Q is computed, for its norms. The sums of disjoint tokens add: `query_sums`,
+    `qbar`, `token_sums` and `output` run the layer over tokens in pieces or on several ranks (`SummedAttention`).
 
     A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
     Args:
-        chunk: tokens taken at a time, forward and backward: extra memory does not depend on the number of tokens, and
-            the backward pass forms Q a second time. None takes all at once, which is faster in training.
+        chunk: tokens at a time, forward and backward: extra memory does not depend on the number of tokens, and the
+            backward pass computes Q a second time. None takes all tokens at once, which trains faster.
 
     Raises:
-        UsageError: if chunk is not positive.
+        UsageError: if chunk is not positive, or given with `attn_drop`.
     """
 
-    refusal = (
+    name, paper, weighs = "linear_infsa", "arXiv:2603.00175", "vector"
+    time, memory, state = "O(N D H)", "O(N H)", "D + 1 numbers"
+    mask_hint = (
         "it gives every token the same vector, so no token can see others than the rest do; use key_padding_mask to "
         "leave tokens out for all, or SoftmaxAttention"
     )
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        gamma: float = 0.95,
-        chunk: int | None = None,
-        learn_gamma: bool = True,
-        gamma_per_head: bool = True,
-    ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma, learn_gamma, gamma_per_head)
-        if chunk is not None and (chunk < 1 or attn_drop):
+    def __init__(self, dim: int, num_heads: int = 8, *, chunk: int | None = None, **kwargs: Any) -> None:
+        super().__init__(dim, num_heads, **kwargs)
+        if chunk is not None and (chunk < 1 or self.attn_drop.p):
             raise UsageError(
-                f"chunk={chunk} with attn_drop={attn_drop}: expected a number of tokens from 1, and attn_drop=0 "
+                f"chunk={chunk} with attn_drop={self.attn_drop.p}: expected a number of tokens from 1, and attn_drop=0 "
                 "(a dropped weight must be the same in both passes)"
             )
         self.chunk = chunk
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        """The result is one row per image, expanded over the tokens without a copy."""
+    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
+        """One row per image, expanded over the tokens without a copy."""
         if self.training and self.attn_drop.p > 0:
-            a = self.attn_drop(self.weigh(x, masks))
+            a = self.attn_drop(self._weights(x, masks))
             with without_autocast(x):
                 row = self._output(a.sum(-1), a @ x.to(a.dtype), x.dtype)
         elif self.chunk is not None:
-            W, b = self.qkv_map()
-            total = Sums(*pool(x, W, b, masks.key_padding, self.num_heads, self.chunk))
-            row = self.output(total, x.dtype)
+            row = self.output(self.chunked_sums(x, self.chunk, masks.key_padding), x.dtype)
         else:
             qbar = self.qbar(self.query_sums(x, masks.key_padding))
             row = self.output(self.token_sums(x, qbar, masks.key_padding), x.dtype)
         return row.expand_as(x)
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The weight a of each token, summing to 1 unless the head is off: (B, N, D) → (B, H, N)."""
         _, Wk, _, _, bk, _ = self._maps()
         qbar = self.qbar(self.query_sums(x, masks.key_padding))
@@ -86,12 +77,21 @@ class LinearInfSA(DiscountedAttention):
             norm = w.sum(-1, dtype=unit.dtype) + EPS / largest / unit
             return (w / norm.unsqueeze(-1)).to(w.dtype)
 
+    def apply_weights(self, W: Tensor, V: Tensor) -> Tensor:
+        """gamma Σ_j a_j V_j for every token, with W = a: (B, H, N), (B, H, N, d) → (B, H, N, d)."""
+        return (self.gamma[:, None, None] * (W.unsqueeze(-2) @ V)).expand_as(V)
+
+    def chunked_sums(self, x: Tensor, chunk: int, padding: Tensor | None = None) -> Sums:
+        """`token_sums` of all tokens, in extra memory independent of N also backward: (B, N, D) → (B, H), (B, H, D)."""
+        W, b = self.qkv_map()
+        return Sums(*pool(x, W, b, padding, self.num_heads, chunk))
+
     def query_sums(self, x: Tensor, padding: Tensor | None = None) -> Sums:
         """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i) of these tokens: (B, N, D) → (B, H), (B, H, d).
 
         Args:
             x: all tokens or some.
-            padding: bool (B, N), True for tokens that do not count.
+            padding: bool (B, N), True for padding.
         """
         Wq, _, _, bq, _, _ = self._maps()
         return query_sums(x, Wq, bq, self.num_heads, padding)
@@ -106,13 +106,13 @@ class LinearInfSA(DiscountedAttention):
         return token_sums(x, qbar, Wk, bk, padding)
 
     def scores(self, x: Tensor, qbar: Tensor) -> Tensor:
-        """a~_j of these tokens: (B, N, D), (B, H, d) → (B, H, N); over their sum and eps they are the weights."""
+        """a~_j of these tokens, not divided by the sum of all: (B, N, D), (B, H, d) → (B, H, N)."""
         _, Wk, _, _, bk, _ = self._maps()
         relative_scores, unit = token_scores(x, qbar, Wk, bk)
         return relative_scores * unit.unsqueeze(-1)
 
     def output(self, total: Sums, dtype: torch.dtype) -> Tensor:
-        """What the layer adds to every token, from the token sums of all: (B, 1, D)."""
+        """The output of every token, from the token sums of all: (B, 1, D)."""
         norm = total.weight + EPS
         return self._output(total.weight / norm, total.weighted / norm.unsqueeze(-1), dtype)
 

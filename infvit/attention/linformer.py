@@ -1,53 +1,54 @@
 """Linformer: keys and values projected along the tokens to a fixed number of rows (arXiv:2006.04768)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from infvit.attention.layer import Masks, without_autocast
-from infvit.attention.rng import normal_apart
-from infvit.attention.token_attention import QueryAttention
-from infvit.attention.tokens import places, precise
+from infvit.attention.rng import independent_normal
+from infvit.attention.token_attention import TokenAttention
+from infvit.attention.tokens import precise, sequence_index
 from infvit.errors import UsageError
 
 
-class LinformerAttention(QueryAttention):
+class LinformerAttention(TokenAttention):
     """O = softmax(Q (E K)ᵀ / √d) (F V) with learned E, F (rank × N), shared by the heads: O(N rank) time and memory.
 
-    E and F belong to `tokens` tokens. Another number of tokens reads them as functions of the place in the sequence,
-    interpolated linearly and scaled by tokens / N, so that equal keys are projected to what they were; with N = tokens
-    that is the paper's operator, beyond it this project's reading. A token's place counts without padding.
+    E and F have one column for each of `tokens` tokens, as in the paper. For another number of tokens N they are
+    interpolated linearly along the sequence and scaled by tokens / N, so that equal keys project to the same rows;
+    that is this project's extension. Padding does not count in the sequence.
 
     Args:
         tokens: N of training, class token included; conf/model/linformer.yaml gives it from size and patch.
-        rank: rows that are left; None for a quarter of `tokens`, the paper's ratio for its sequences of 512.
+        rank: rows of E and F; None for a quarter of `tokens`, the paper's ratio for its sequences of 512.
 
-    `key_value_projection` (2, rank, tokens) is E and F, normal with variance 1 / rank at the start.
+    `key_value_projection` (2, rank, tokens) is E and F, initially normal with variance 1 / rank.
+
+    Raises:
+        UsageError: if tokens or rank is out of range.
     """
 
+    name, paper = "linformer", "arXiv:2006.04768"
+    time, memory, state = "O(N D k)", "O(N H k)", "2 k d"
+
     def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        tokens: int = 197,
-        rank: int | None = None,
+        self, dim: int, num_heads: int = 8, *, tokens: int = 197, rank: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, **kwargs)
         if tokens < 1:
             raise UsageError(f"tokens={tokens}: expected the number of tokens in training, at least 1")
         self.tokens, self.rank = tokens, max(tokens // 4, 1) if rank is None else rank
         if not 1 <= self.rank <= tokens:
-            raise UsageError(f"rank={rank} is no projection of {tokens} tokens to fewer: expected 1 to {tokens}")
-        self.key_value_projection = nn.Parameter(normal_apart(2, self.rank, tokens, std=self.rank**-0.5))
+            raise UsageError(f"rank={rank} does not project {tokens} tokens to fewer: expected 1 to {tokens}")
+        self.key_value_projection = nn.Parameter(independent_normal(2, self.rank, tokens, std=self.rank**-0.5))
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         with without_autocast(V):
             E, F = self._projections(precise(V[:, 0]), masks)
             return (self.attn_drop(self._rows(Q, K, E)) @ (F @ precise(V))).to(V.dtype)
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix softmax(Q (E K)ᵀ / √d) F, of either sign: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         with without_autocast(x):
@@ -58,10 +59,10 @@ class LinformerAttention(QueryAttention):
         return (precise(Q) * self.head_dim**-0.5 @ (E @ precise(K)).mT).softmax(-1)
 
     def _projections(self, x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        """E and F at the places of the tokens, each (B or 1, 1, rank, N), 0 at padding."""
-        place, count = places(x, masks)
+        """E and F at the sequence indices of the tokens, each (B or 1, 1, rank, N), 0 at padding."""
+        index, count = sequence_index(x, masks)
         ratio = self.tokens / count.to(x.dtype)
-        at = ((place + 0.5) * ratio - 0.5).clamp(0, self.tokens - 1)
+        at = ((index + 0.5) * ratio - 0.5).clamp(0, self.tokens - 1)
         below = at.floor()
         above = (below + 1).clamp_max(self.tokens - 1)
         learned = self.key_value_projection.to(x.dtype)

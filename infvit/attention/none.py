@@ -1,4 +1,4 @@
-"""No attention: the floor that every attention must beat."""
+"""No attention: the lower bound for every operator."""
 
 from torch import Tensor
 
@@ -8,22 +8,22 @@ from infvit.errors import UsageError
 
 
 class NoAttention(Attention):
-    """O = V: no token learns of another. (q and k are parameters all the same, and never used.)
+    """O = V: no information passes between tokens (q and k are parameters, but unused).
 
-    What a model with it reaches, it reaches by what each patch shows alone and by its pooling: by the mean over
-    patches, a bag of patches; by a class token, which no patch can tell anything, nothing but chance.
+    A model with it sees each patch alone. With mean pooling it is a bag of patches; with a class token, which no patch
+    reaches, it stays at chance.
     """
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        (V,) = self.projected(x, V_ALONE)
-        return self.merge(drop_tokens(V, self.attn_drop))
+    name, time, memory, state, weighs = "none", "0", "0", "0", "nothing"
 
-    def first(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]`, of that token alone."""
+    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
+        (V,) = self.project(x, V_ALONE)
+        return self.merge_heads(drop_tokens(V, self.attn_drop))
+
+    def forward_class_token(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]`, from that token alone."""
         return self(x[:, :1])
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
-        """Raises UsageError: no token weighs another."""
-        raise UsageError(
-            "NoAttention weighs no token with another: all it offers is its output, `layer(x)`, token by token"
-        )
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
+        """Raises UsageError: there are no weights."""
+        raise UsageError("NoAttention has no weights between tokens: use its output `layer(x)`, token by token")

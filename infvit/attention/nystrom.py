@@ -1,12 +1,14 @@
 """Nyströmformer: softmax attention through landmarks (arXiv:2102.03902)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from infvit.attention.layer import Attention, Masks, without_autocast
-from infvit.attention.rng import normal_apart
-from infvit.attention.tokens import drop_tokens, hide, places, precise, seen_softmax
+from infvit.attention.rng import independent_normal
+from infvit.attention.tokens import drop_tokens, masked_softmax, precise, sequence_index, zero_padding
 from infvit.errors import UsageError
 
 
@@ -16,7 +18,7 @@ class NystromAttention(Attention):
         F = softmax(Q K̃ᵀ)  (N, m)      A = softmax(Q̃ K̃ᵀ)  (m, m)      B = softmax(Q̃ Kᵀ)  (m, N)
 
     Landmarks Q̃, K̃ are the means of m segments of the sequence; where m does not divide N, segments of ⌊N/m⌋ and ⌈N/m⌉
-    tokens. With fewer tokens than `landmarks` each token is one. Segments count without padding. A⁺ is iterated as in
+    tokens. With fewer tokens than `landmarks` each token is one. Padding is in no segment. A⁺ is iterated as in
     the paper, starting from Aᵀ / (‖A‖₁ ‖A‖∞) of each head of each image (the published code takes the largest norm of
     the whole batch, so that an image's result depends on its neighbours).
 
@@ -24,21 +26,26 @@ class NystromAttention(Attention):
         landmarks: m; 64 in the paper.
         iterations: steps of the iterated inverse; 6 in the paper.
         kernel_size: the paper's skip connection, a depthwise convolution of V along the tokens, one odd filter a head
-            (33 in the published code); 0 leaves it out. It refuses padding.
+            (33 in the published code); 0 disables it. It refuses padding.
+
+    Raises:
+        UsageError: if an option is out of range.
     """
+
+    name, paper = "nystrom", "arXiv:2102.03902"
+    time, memory, state = "O(N D m)", "O(N H m)", "m² + 2 m d"
 
     def __init__(
         self,
         dim: int,
         num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
+        *,
         landmarks: int = 64,
         iterations: int = 6,
         kernel_size: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, **kwargs)
         if landmarks < 1 or iterations < 0:
             raise UsageError(f"landmarks={landmarks}, iterations={iterations}: expected at least 1 and 0")
         if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
@@ -47,17 +54,19 @@ class NystromAttention(Attention):
             )
         self.landmarks, self.iterations, self.kernel_size = landmarks, iterations, kernel_size
         if kernel_size:
-            self.conv_weight = nn.Parameter(normal_apart(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5))
+            self.conv_weight = nn.Parameter(
+                independent_normal(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5)
+            )
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
-        return self._merged(x, masks)
+    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
+        return self._output(x, masks)
 
-    def first(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]` with one row of F; the queries of all make the landmarks."""
+    def forward_class_token(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]` with one row of F; landmarks need the queries of all."""
         self._check_tokens(x)
-        return self._merged(x, Masks(), 1)
+        return self._output(x, Masks(), 1)
 
-    def _merged(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
+    def _output(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
         """The output of the first `tokens`, None for all."""
         if self.kernel_size and masks.key_padding is not None:
             raise UsageError("NystromAttention cannot honour key_padding_mask with a convolution: use kernel_size=0")
@@ -69,9 +78,9 @@ class NystromAttention(Attention):
             padding = (self.kernel_size // 2, 0)
             local = functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)
             O = O + local[:, :, :tokens]  # noqa: E741
-        return self.merge(O)
+        return self.merge_heads(O)
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix F A⁺ B, without the convolution, near softmax's but of either sign: → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         with without_autocast(x):
@@ -81,17 +90,17 @@ class NystromAttention(Attention):
     def _kernels(self, Q: Tensor, K: Tensor, masks: Masks, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """F (B, H, N, m), of the first `tokens` or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
         Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
-        place, count = places(Q[:, 0], masks)
+        index, count = sequence_index(Q[:, 0], masks)
         m = min(self.landmarks, Q.shape[-2])
-        segment = place * count.clamp_max(m) // count
-        members = hide(functional.one_hot(segment, m)[:, None].to(Q.dtype), masks)
+        segment = index * count.clamp_max(m) // count
+        members = zero_padding(functional.one_hot(segment, m)[:, None].to(Q.dtype), masks)
         sizes = members.sum(-2)[..., None]  # (B, 1, m, 1)
         Q_mean, K_mean = (members.mT @ t / sizes.clamp_min(1) for t in (Q, K))
         none = sizes == 0  # landmarks beyond the tokens of an image that has few
         padding = None if masks.key_padding is None else masks.key_padding[:, None, None, :]
-        F = seen_softmax(Q[:, :, :tokens] @ K_mean.mT, none.mT)
-        A = seen_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
-        B = seen_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
+        F = masked_softmax(Q[:, :, :tokens] @ K_mean.mT, none.mT)
+        A = masked_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
+        B = masked_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
         return F, self._inverse(A), B
 
     def _inverse(self, A: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Performer: softmax attention by positive orthogonal random features, FAVOR+ (arXiv:2009.14794)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +16,29 @@ class PerformerAttention(KernelAttention):
     """phi(x) = exp(w_r · x' − ‖x'‖² / 2) / √m for r = 1..m, x' = x / d^¼: E[phi(q) · phi(k)] = exp(q · k / √d).
 
     The directions w are orthogonal in blocks of d, with the lengths of normal vectors (`projection`, a buffer). In
-    training they are drawn anew after every `redraw` forward passes, in evaluation they stay; each draw follows from
-    the buffers `seed` and `calls`, so that a resumed run draws what an uninterrupted one does. Weights may be averaged,
-    buffers not: the mean of two draws is none.
+    training they are redrawn after every `redraw` forward passes, in evaluation they are fixed. Each draw depends only
+    on the buffers `seed` and `calls`, so that a resumed run draws the same as an uninterrupted one.
 
     Args:
-        num_features: m; None for d ln d, the order that the paper's bound asks for.
-        redraw: forward passes in training between two draws, 1000 in the published code; 0 for never.
+        num_features: m; None for d ln d, the order of the paper's bound.
+        redraw: forward passes in training between two draws, 1000 in the published code; 0 disables it.
+
+    Raises:
+        UsageError: if num_features is below 1 or redraw negative.
     """
+
+    name, paper = "performer", "arXiv:2009.14794"
+    time, memory, state = "O(N D m)", "O(N H m)", "m (d + 1)"
+    buffers_may_be_averaged = False  # the mean of two draws is not a draw
 
     projection: Tensor
     seed: Tensor
     calls: Tensor
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        num_features: int | None = None,
-        redraw: int = 1000,
+        self, dim: int, num_heads: int = 8, *, num_features: int | None = None, redraw: int = 1000, **kwargs: Any
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop)
+        super().__init__(dim, num_heads, **kwargs)
         d = self.head_dim
         m = max(math.ceil(d * math.log(d)), 1) if num_features is None else num_features
         if m < 1 or redraw < 0:
@@ -59,18 +59,18 @@ class PerformerAttention(KernelAttention):
         log_Q, log_K = self._log_features(Q), self._log_features(K)
         if masks.key_padding is not None:
             log_K = log_K.masked_fill(masks.key_padding[:, None, :, None], torch.finfo(log_K.dtype).min)
-        # Any factor of a query, or of all keys of a head, cancels in the normalised weights: none overflows.
+        # A factor of a query, or of all keys of a head, cancels in the normalised weights: this avoids overflow.
         log_Q = log_Q - log_Q.amax(-1, keepdim=True).detach()
         return log_Q.exp(), (log_K - log_K.amax((-2, -1), keepdim=True).detach()).exp()
 
     def _log_features(self, x: Tensor) -> Tensor:
         x = x * self.head_dim**-0.25
-        # A copy: drawing anew before the backward pass must leave what that pass needs.
+        # A copy, because a redraw before the backward pass must not change the operand that it needs.
         return x @ self.projection.to(x.dtype, copy=True).mT - x.square().sum(-1, keepdim=True) / 2
 
 
 def orthogonal_directions(m: int, d: int, seed: int) -> Tensor:
-    """(m, d) on the CPU: rows orthogonal within each block of d, as long as rows of normal numbers are."""
+    """(m, d) on the CPU: rows orthogonal within each block of d, with the norms of normal vectors."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randn(math.ceil(m / d), d, d, generator=generator, device="cpu")
     directions = torch.linalg.qr(blocks).Q.mT.reshape(-1, d)[:m]
@@ -79,9 +79,9 @@ def orthogonal_directions(m: int, d: int, seed: int) -> Tensor:
 
 @torch.library.custom_op("infvit::redrawn", mutates_args=())
 def redrawn(projection: Tensor, seed: Tensor, calls: Tensor, interval: int) -> Tensor:
-    """The projection of this call: a new one at every multiple of `interval` but 0, otherwise the one before.
+    """The projection for this call: a new one at every multiple of `interval` but 0, otherwise the same.
 
-    An operator of its own, because a decision on a number in a tensor would break the graph of torch.compile.
+    A custom operator, because branching on a tensor's value would break the graph of torch.compile.
     """
     call = int(calls)
     if call == 0 or call % interval:

@@ -1,6 +1,7 @@
 """Pure InfSA: diffusion steps on the token graph, O(N²) time, O(N) memory (arXiv:2603.00175)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 
 DENSE_TOKENS = 512
-"""Up to this many tokens the N × N matrix is held, which is faster than making it twice."""
+"""Up to this many tokens the N × N matrix is held in memory, which is faster than tiles."""
 
 
 class PureInfSA(DiscountedAttention):
@@ -23,58 +24,52 @@ class PureInfSA(DiscountedAttention):
         O    = Σ_{t=1..hops} (gamma Ahat)ᵗ V    hops = 1: O = gamma Ahat V
              = ((I − gamma Ahat)⁻¹ − I) V       hops = inf
 
-    Up to `DENSE_TOKENS` tokens the matrix is held and the whole series is a linear solve; above, the matrix is never
-    held: tiles, made anew in the backward pass, and the whole series is iterated, forward and backward, to
-    `tolerance`. (With `attn_drop` in training it is held, because a dropped weight must be the same in both passes.)
-    The whole series is computed in float32 or better. A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
+    Up to `DENSE_TOKENS` tokens the matrix is held in memory and the infinite series is a linear solve. Above, the
+    matrix is computed in tiles, again in the backward pass, and the infinite series is iterated to `tolerance`, forward
+    and backward. (With `attn_drop` in training it is held, so that both passes drop the same weights.) The infinite
+    series is computed in float32 or better. A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
-    An `attn_mask` takes edges out of the graph: what row i must not see has weight 0 there and brings it no value,
-    unless by further hops through tokens that see it. ‖A‖_F is of all rows, so what others see scales row i as well.
+    An `attn_mask` removes edges of the graph: a hidden token has weight 0 in row i and adds no value to it, except by
+    further hops through tokens that see it. ‖A‖_F is over all rows, so the masks of other rows scale row i as well.
 
     Args:
-        hops: length of the longest paths that are summed, or `math.inf` for all. Each costs one more product with A.
-        tolerance: of the iteration for hops = inf, the part of ‖O‖_F that may be missing.
+        hops: largest length of the paths that are summed, or `math.inf`. Each costs one more product with A.
+        tolerance: relative error in ‖O‖_F at which the iteration for hops = inf stops.
 
     Raises:
-        UsageError: if hops is neither a whole number from 1 nor infinite, tolerance is not positive, or all hops
-            meet `attn_drop` (a matrix with weights dropped and the rest scaled up may have no Neumann series).
+        UsageError: if hops is neither a whole number from 1 nor infinite, tolerance is not positive, or hops = inf
+            with `attn_drop` (a matrix with weights dropped and the rest scaled up may have no Neumann series).
     """
 
-    honours = frozenset({"key_padding_mask", "attn_mask"})
-    refusal = (
+    name, paper = "infsa", "arXiv:2603.00175"
+    time, memory, state = "O(N² D)", "O(N) (tiles)", "N² or K, V"
+    supported_masks = frozenset({"key_padding_mask", "attn_mask"})
+    mask_hint = (
         "‖A‖_F is one number for all rows, so later tokens would scale what earlier ones receive; "
         "use SoftmaxAttention or ReLUAttention, which take it"
     )
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        gamma: float = 0.95,
-        hops: float = 1,
-        tolerance: float = 1e-5,
-        learn_gamma: bool = True,
-        gamma_per_head: bool = True,
+        self, dim: int, num_heads: int = 8, *, hops: float = 1, tolerance: float = 1e-5, **kwargs: Any
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias, attn_drop, proj_drop, gamma, learn_gamma, gamma_per_head)
+        super().__init__(dim, num_heads, **kwargs)
         if not hops >= 1 or (hops != math.inf and hops != int(hops)):
             raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1, or inf")
         if not tolerance > 0:
             raise UsageError(
                 f"tolerance={tolerance} is not positive: expected the part of the output that may be missing"
             )
-        if hops == math.inf and attn_drop:
-            raise UsageError(f"attn_drop={attn_drop} with hops=inf: the series of a dropped matrix may diverge, use 0")
+        if hops == math.inf and self.attn_drop.p:
+            raise UsageError(
+                f"attn_drop={self.attn_drop.p} with hops=inf: the series of a dropped matrix may diverge, use 0"
+            )
         self.hops, self.tolerance = hops, tolerance
 
-    def attend(self, x: Tensor, masks: Masks) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
         return self._out(self._received(x, masks), x)
 
-    def first(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]`: ‖A‖_F needs all of A, the last hop one row of it where A is held, the projection one."""
+    def forward_class_token(self, x: Tensor) -> Tensor:
+        """`forward(x)[:, :1]` with all of A for its norm, one row of it in the last hop (unless tiled), one output."""
         self._check_tokens(x)
         return self._out(self._received(x, Masks(), 1), x)
 
@@ -87,30 +82,40 @@ class PureInfSA(DiscountedAttention):
     def _out(self, O: Tensor, x: Tensor) -> Tensor:  # noqa: E741
         return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
         A, norm = self._affinities(self._qkv(x, masks), masks.hidden(x))
         return (A / norm).to(A.dtype)
+
+    def apply_weights(self, W: Tensor, V: Tensor) -> Tensor:
+        """The sum of the hops, with W = Ahat: (B, H, N, N), (B, H, N, d) → (B, H, N, d)."""
+        M = self.gamma[:, None, None] * W
+        O = M @ V  # noqa: E741
+        if self.hops == math.inf:
+            return torch.linalg.solve(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O)
+        for _ in range(int(self.hops) - 1):
+            O = M @ (V + O)  # noqa: E741
+        return O
 
     @torch.no_grad()
     def truncation_bound(
         self, x: Tensor, key_padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
     ) -> Tensor:
-        """How far the sum of this layer's hops is from that of all: a bound on ‖O_hops − O_inf‖_F per head, (B, H).
+        """An upper bound on ‖O_hops − O_inf‖_F, the truncation error of each head: (B, N, D) → (B, H).
 
             g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
 
-        ‖Ahat‖₂ is bounded from above to a few per cent (`spectral_bound`). Masks as in `forward`.
+        ‖Ahat‖₂ is bounded from above within a few per cent (`spectral_bound`). Masks as in `forward`.
         """
         masks = Masks(key_padding_mask, attn_mask)
-        x = self._admitted(x, masks)
+        x = self._checked(x, masks)
         qkv = precise(self._qkv(x, masks))
         g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x))
         V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
         return g ** (self.hops + 1) / (1 - g) * V
 
     def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
-        """(B, N, 3, H, d); all 0 at padding, whose row and column of A are then 0 too."""
+        """(B, N, 3, H, d), 0 at padding, which makes its rows and columns of A 0."""
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
         return qkv if masks.key_padding is None else qkv.masked_fill(masks.key_padding[..., None, None, None], 0)
 
@@ -127,8 +132,8 @@ class PureInfSA(DiscountedAttention):
         elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = (None if t is None else t.to(dtype) for t in self.qkv_map())
-        left_out = (masks.key_padding, masks.only_attn.hidden(x))
-        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *left_out)[0]
+        hidden = (masks.key_padding, masks.only_attn.hidden(x))
+        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *hidden)[0]
 
     def _dense(self, qkv: Tensor, hidden: Tensor | None, tokens: int | None = None) -> Tensor:
         """(B, N, 3, H, d) → (B, N, H, d), or of the first `tokens`."""
@@ -137,7 +142,7 @@ class PureInfSA(DiscountedAttention):
                 return self._solved(precise(qkv), hidden).transpose(1, 2)[:, :tokens]
         V = qkv[:, :, 2].transpose(1, 2)
         A, norm = self._affinities(qkv, hidden)
-        # gamma and the norm are one number per head, so they scale the (N, d) result and never the (N, N) matrix.
+        # gamma and the norm are one number per head: scaling the (N, d) result costs less than the (N, N) matrix.
         scale = self.gamma[:, None, None] / norm
         A = self.attn_drop(A)
         Y = V
@@ -158,13 +163,13 @@ class PureInfSA(DiscountedAttention):
 
 
 def affinities(QK: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both up to the same factor per head; their quotient is Ahat.
+    """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both divided by the same number per head; their quotient is Ahat.
 
-    The factor keeps numbers of any scale in range, see `largest_entry`; the norm is in float32 or better, 1 for A = 0.
+    The division keeps any scale in range, see `largest_entry`; the norm is in float32 or better, 1 for A = 0.
 
     Args:
         QK: Q and K, (B, H, 2, N, d).
-        hidden: bool, broadcasts to (B, H, N, N), True where A is 0.
+        hidden: bool, broadcasts to (B, H, N, N), True where A is set to 0.
 
     Returns:
         (B, H, N, N) and (B, H, 1, 1).

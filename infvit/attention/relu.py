@@ -1,25 +1,26 @@
-"""ReLU in place of softmax, divided by the number of tokens (arXiv:2309.08586)."""
+"""ReLU attention, divided by the number of tokens (arXiv:2309.08586)."""
 
 from torch import Tensor
 
 from infvit.attention.layer import Masks
-from infvit.attention.token_attention import QueryAttention
+from infvit.attention.token_attention import TokenAttention
 
 
-class ReLUAttention(QueryAttention):
+class ReLUAttention(TokenAttention):
     """O = relu(Q Kᵀ / √d) / N · V: O(N²) time and memory.
 
-    N counts the tokens that a token may see, so that a mask leaves what the rest would be alone; 0 for one that may
-    see nothing.
+    N counts the tokens that a token sees, so that masked tokens change nothing; 0 for a token that sees none.
     """
 
-    honours = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
+    name, paper = "relu", "arXiv:2309.08586"
+    time, memory, state = "O(N² D)", "O(N² H)", "N²"
+    supported_masks = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         return self.attn_drop(self._matrix(Q, K, masks.hidden(V[:, 0]))) @ V
 
-    def weigh(self, x: Tensor, masks: Masks) -> Tensor:
-        """The matrix of weights, whose rows sum to any number from 0: (B, N, D) → (B, H, N, N)."""
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
+        """The weight matrix, whose rows have any sum from 0: (B, N, D) → (B, H, N, N)."""
         Q, K, _ = self.heads(x)
         return self._matrix(Q, K, masks.hidden(x))
 

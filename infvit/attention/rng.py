@@ -1,7 +1,7 @@
-"""Random numbers of an operator's own: torch's global generator stays as it was.
+"""Random numbers that do not advance torch's global generator.
 
-A comparison is paired by its seeds: with equal seeds every model starts from the same shared weights. An operator that
-drew its own parameters from the global generator would shift all that is drawn after it.
+Models with equal seeds start from equal shared weights. An operator that drew its own parameters from the global
+generator would shift every later draw.
 """
 
 import hashlib
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def derived_seed() -> int:
-    """A seed that follows from the state of torch's global generator, which it does not advance."""
+    """A seed computed from the state of torch's global generator, which it does not advance."""
     digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def normal_apart(*shape: int, std: float) -> Tensor:
-    """Normal numbers with mean 0, on the default device (drawn on the CPU, so equal on every device)."""
+def independent_normal(*shape: int, std: float) -> Tensor:
+    """Normal numbers with mean 0 on the default device, drawn on the CPU and therefore equal on every device."""
     generator = torch.Generator().manual_seed(derived_seed())
     drawn = torch.randn(*shape, generator=generator, device="cpu") * std
     return drawn.to(torch.get_default_device())

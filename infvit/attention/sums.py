@@ -1,16 +1,15 @@
-"""Linear-InfSA's two sums over tokens: each associative, of fixed size, whatever the number of tokens.
+"""Linear-InfSA's two sums over tokens: each associative and of fixed size for any number of tokens.
 
-Sums are held in float64 (float32 where a device has no float64): a token's weight may be 1e30 or 3e-6 of the whole,
-and squares of 1e30 are 1e60. Per token only float32 is used: weights are divided by the largest of them first, which
-changes no result, and products run in the precision of the tokens or in float32.
+Sums are accumulated in float64 (float32 on devices without it): a weight may be 1e30 or 3e-6 of the total, and squares
+of 1e30 are 1e60. Values per token are float32 at least: weights are divided by the largest one first, which cancels.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infvit.attention.layer import EPS, largest_entry, precision, without_autocast
@@ -18,9 +17,7 @@ from infvit.attention.layer import EPS, largest_entry, precision, without_autoca
 
 @dataclass(frozen=True)
 class Sums:
-    """Σ w_i and Σ w_i v_i of some tokens, per image and head; sums of disjoint tokens add up to the sums of all.
-
-    Across processes: all-reduce both tensors.
+    """Σ w_i and Σ w_i v_i of some tokens, per image and head. Disjoint tokens' sums add; ranks all-reduce both tensors.
 
     Attributes:
         weight: (B, H).
@@ -34,29 +31,47 @@ class Sums:
         return Sums(self.weight + other.weight, self.weighted + other.weighted)
 
 
-def wide(x: Tensor) -> torch.dtype:
-    """The precision that sums over tokens are held in."""
+@runtime_checkable
+class SummedAttention(Protocol):
+    """An attention whose tokens interact only through two `Sums`; `infvit.highres` runs it over pieces of an image.
+
+    Of all tokens' `query_sums` it makes qbar, of all `token_sums` with qbar the output, one row for every token.
+    `scores` are the weights before normalisation, `chunked_sums` is `token_sums` of all tokens with a backward pass.
+    """
+
+    attn_drop: nn.Dropout
+
+    def query_sums(self, x: Tensor) -> Sums: ...
+    def qbar(self, total: Sums) -> Tensor: ...
+    def token_sums(self, x: Tensor, qbar: Tensor) -> Sums: ...
+    def scores(self, x: Tensor, qbar: Tensor) -> Tensor: ...
+    def chunked_sums(self, x: Tensor, chunk: int) -> Sums: ...
+    def output(self, total: Sums, dtype: torch.dtype) -> Tensor: ...
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over tokens."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 SAFE = 1e-15
-"""Norms from here are those of numbers whose squares are in the range of float32."""
+"""Norms from here on belong to entries whose squares are in the range of float32."""
 
 
 @torch.library.custom_op("infvit::row_norms", mutates_args=())
 def row_norms(Q: Tensor) -> Tensor:
-    """‖Q_i‖ for numbers of any scale: (..., d) → (...), in float32 or better.
+    """‖Q_i‖ for entries of any scale: (..., d) → (...), in float32 or better.
 
-    On a CPU float64 takes 40 times as long and is used where squares left the range of float32; elsewhere to look would
-    mean to wait for the device. An operator of its own, because that decision would break a graph of torch.compile.
+    On a CPU float64 takes 40 times as long and is used only where squares leave the range of float32; on a GPU always,
+    because that check would synchronise. A custom operator, because the branch would break the graph of torch.compile.
     """
     if Q.device.type != "cpu":
-        return torch.linalg.vector_norm(Q, dim=-1, dtype=wide(Q)).to(precision(Q))
+        return torch.linalg.vector_norm(Q, dim=-1, dtype=sum_dtype(Q)).to(precision(Q))
     norms = torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q))
     safe = (norms >= SAFE) & (norms < torch.inf)
     if safe.all():
         return norms
-    # Each norm by itself, so that an image does not change with the others of its batch.
+    # Chosen per norm, so that an image does not depend on the others of its batch.
     return torch.where(safe, norms, torch.linalg.vector_norm(Q, dim=-1, dtype=torch.float64).to(norms.dtype))
 
 
@@ -80,7 +95,7 @@ row_norms.register_autograd(_backward, setup_context=_save)
 def query_norms(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None) -> Tensor:
     """‖Q_i‖ per head, 0 at padding: x (B, N, D), Wq (D, D), bq (D,) → (B, H, N)."""
     Q = F.linear(x, Wq, bq).unflatten(-1, (heads, -1))
-    exporting = torch.compiler.is_exporting()  # an exported file has torch's own operators
+    exporting = torch.compiler.is_exporting()  # exported files contain torch's own operators only
     norms = (torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q)) if exporting else row_norms(Q)).mT
     return norms if padding is None else norms.masked_fill(padding.unsqueeze(1), 0)
 
@@ -90,7 +105,7 @@ def query_sums(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Te
     norms = query_norms(x, Wq, bq, heads, padding)
     with without_autocast(x):
         w, largest = relative(norms)
-        weight = w.sum(-1, dtype=wide(x))
+        weight = w.sum(-1, dtype=sum_dtype(x))
         weighted = per_head(w @ x.to(w.dtype), Wq, heads).to(weight.dtype)
         if bq is not None:
             weighted = weighted + weight.unsqueeze(-1) * bq.view(heads, -1).to(weight.dtype)
@@ -112,7 +127,7 @@ def token_scores(
         qbar: (B, H, d).
 
     Returns:
-        (B, H, N), 0 at padding, and what they must be multiplied with, (B, H).
+        (B, H, N), 0 at padding, and the factor that they must be multiplied by, (B, H).
     """
     heads = qbar.shape[1]
     with without_autocast(x):
@@ -130,13 +145,13 @@ def token_sums(x: Tensor, qbar: Tensor, Wk: Tensor, bk: Tensor | None, padding: 
     scores, unit = token_scores(x, qbar, Wk, bk, padding)
     with without_autocast(x):
         w, largest = relative(scores)
-        factor = largest.to(wide(x)) * unit
+        factor = largest.to(sum_dtype(x)) * unit
         weighted = (w @ x.to(w.dtype)).to(factor.dtype)
         return Sums(w.sum(-1, dtype=factor.dtype) * factor, weighted * factor.unsqueeze(-1))
 
 
 def relative(w: Tensor) -> tuple[Tensor, Tensor]:
-    """w over its largest magnitude, and that: (..., N) → (..., N), (...). It is a constant of the gradient."""
+    """w divided by its largest magnitude, and that magnitude, detached: (..., N) → (..., N), (...)."""
     largest = largest_entry(w, -1)
     return w / largest, largest.squeeze(-1)
 
@@ -146,7 +161,7 @@ def per_head(pooled: Tensor, W: Tensor, heads: int) -> Tensor:
     return torch.einsum("bhD,hdD->bhd", pooled, W.to(pooled.dtype).unflatten(0, (heads, -1)))
 
 
-def summed(parts: Callable[[Tensor, Tensor | None], Sums], x: Tensor, padding: Tensor | None, chunk: int) -> Sums:
+def sum_chunks(parts: Callable[[Tensor, Tensor | None], Sums], x: Tensor, padding: Tensor | None, chunk: int) -> Sums:
     """The sums of `parts(x, padding)` over `chunk` tokens at a time."""
     total: Sums | None = None
     for start in range(0, x.shape[1], chunk):

@@ -1,4 +1,4 @@
-"""What the operators that never form the N × N matrix share: padding left out, places of tokens, dropped tokens."""
+"""Functions of the operators that never form the N × N matrix: padding, sequence positions, dropped tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -7,20 +7,20 @@ from infvit.attention.layer import Masks, precision
 
 
 def precise(x: Tensor) -> Tensor:
-    """x in float32 or better: what is summed over tokens."""
+    """x in float32 or better, for sums over tokens."""
     return x.to(precision(x))
 
 
-def hide(x: Tensor, masks: Masks) -> Tensor:
-    """x (B, H, N, d) with 0 at the tokens that are padding."""
+def zero_padding(x: Tensor, masks: Masks) -> Tensor:
+    """x (B, H, N, d) with 0 at padding."""
     return x if masks.key_padding is None else x.masked_fill(masks.key_padding[:, None, :, None], 0)
 
 
-def places(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """The place of each token among the tokens of its image that are no padding, from 0, and how many those are.
+def sequence_index(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    """The index of each token among the tokens of its image without padding, and the number of these, at least 1.
 
-    x (B, N, D) → integers (B, N) and (B, 1), or (1, N) and (1, 1) where nothing is padding. At padding the place
-    means nothing but lies in range; the count is at least 1.
+    x (B, N, D) → integers (B, N) and (B, 1), or (1, N) and (1, 1) without padding. At padding the index is undefined
+    but in range.
     """
     N = x.shape[1]
     if masks.key_padding is None:
@@ -29,13 +29,13 @@ def places(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     return (seen.cumsum(1) - 1).clamp_min(0), seen.sum(1, keepdim=True).clamp_min(1)
 
 
-def seen_softmax(scores: Tensor, hidden: Tensor | None) -> Tensor:
-    """Softmax over the last axis without what is hidden; 0, with finite gradients, where all of it is."""
+def masked_softmax(scores: Tensor, hidden: Tensor | None) -> Tensor:
+    """Softmax over the last axis without the hidden entries; 0, with finite gradients, where all are hidden."""
     if hidden is None:
         return scores.softmax(dim=-1)
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(hidden, 0)
 
 
 def drop_tokens(V: Tensor, dropout: nn.Dropout) -> Tensor:
-    """Leaves whole tokens out of a head's sum over tokens: without the matrix, no single weight can be dropped."""
+    """Dropout of whole tokens from a sum over tokens, for operators without a matrix of weights."""
     return V * dropout(V.new_ones(*V.shape[:-1], 1))

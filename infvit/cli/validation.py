@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import typeguard
 from omegaconf import DictConfig, OmegaConf
 
+from infvit.attention.signature import constructor_signature
 from infvit.cli.targets import led_to
 from infvit.errors import UsageError
 
@@ -58,7 +59,9 @@ def check_call(called: Callable[..., Any], given: Mapping[str, Any], said: Calla
     """
     function: Any = called.__init__ if inspect.isclass(called) else called
     try:
-        parameters, hints = inspect.signature(called).parameters, get_type_hints(function)
+        parameters = constructor_signature(called).parameters
+        declared = {name: p.annotation for name, p in parameters.items() if p.annotation is not p.empty}
+        hints = declared | get_type_hints(function)
     except (NameError, TypeError, ValueError):  # built in, or hints that are for type checkers alone
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -8,7 +8,6 @@ else, take no argument that cannot be told from a mask, and a copy of it must ag
 weights and tokens. Everything else stays and is listed with the reason. transformers is not imported here.
 """
 
-import inspect
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from infvit.attention import ATTENTIONS
+from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
 from infvit.convert.projections import LeftAlone, Projections
 from infvit.convert.published import from_published, load_published
@@ -39,7 +39,7 @@ def convert(
 
     The new layers take over width, heads, biases, dropout, device, dtype, training mode and, with `copy_weights`, the
     weights; a projection that was frozen stays frozen. They answer to the calls of what they replaced and hang under
-    `<name>.layer` (the layers of InfViT itself are replaced directly). Masks that a layer honours
+    `<name>.layer` (the layers of InfViT itself are replaced directly). Masks that a layer supports
     are passed on as torch means them (True where something is left out): a `key_padding_mask`, and in the place of an
     `nn.MultiheadAttention` also `attn_mask` and `is_causal`. Whatever else is given raises `UsageError` at the call,
     and so does to Pure InfSA an `attn_mask` said to be causal: its norm is shared by all rows, later ones too.
@@ -116,7 +116,7 @@ def _maker(
 
     try:
         empty = dict.fromkeys(("num_heads", "qkv_bias", "attn_drop", "proj_drop"))
-        inspect.signature(cls).bind(1, **{**empty, **options})
+        constructor_signature(cls).bind(1, **{**empty, **options})
     except TypeError as error:
         raise UsageError(f"attention {label}: {error}") from None
     return (lambda maps: cls(maps.dim, **arguments(maps))), label

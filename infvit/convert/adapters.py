@@ -58,9 +58,9 @@ class AdaptedAttention(nn.Module):
         """The masks that were given, as the layer takes them; UsageError for what it does not take."""
         given = {name: mask for name, mask in masks.items() if mask is not None and mask is not False}
         for name in given:
-            # A layer that is not of infvit.attention says by its arguments what it honours.
-            if name not in getattr(self.layer, "honours", self.takes):
-                raise self._refusal(name, getattr(self.layer, "refusal", ""))
+            # A layer that is not of infvit.attention says by its arguments what it supports.
+            if name not in getattr(self.layer, "supported_masks", self.takes):
+                raise self._refusal(name, getattr(self.layer, "mask_hint", ""))
         return {n: self._boolean(n, mask) if isinstance(mask, Tensor) else mask for n, mask in given.items()}
 
     def _boolean(self, argument: str, mask: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class MultiheadAdapter(AdaptedAttention):
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         # With an attn_mask, is_causal is torch's hint about it. An operator that takes the one and refuses the other
         # would give the weights 0 and still let later tokens through.
-        only_hint = attn_mask is not None and "is_causal" in getattr(self.layer, "honours", ("is_causal",))
+        only_hint = attn_mask is not None and "is_causal" in getattr(self.layer, "supported_masks", ("is_causal",))
         masks = self._honoured(
             key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal and not only_hint
         )

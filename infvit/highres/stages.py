@@ -4,34 +4,38 @@ Between two cuts a token is alone: `query_sums` and `token_sums` are all that a 
 it gets back.
 """
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from infvit.attention import LinearInfSA
-from infvit.attention.sums import Sums
+from infvit.attention.sums import SummedAttention, Sums
 from infvit.errors import UsageError
 from infvit.vit import Block, VisionTransformer
 
 
 def blocks_of(model: VisionTransformer) -> list[Block]:
-    """The model's blocks; UsageError if any of them lets tokens meet in another way than by two sums."""
+    """The model's blocks; UsageError if the attention of one is not a `SummedAttention`."""
     blocks = [cast(Block, block) for block in model.blocks]
     for i, block in enumerate(blocks):
-        if not isinstance(block.attn, LinearInfSA):
+        if not isinstance(block.attn, SummedAttention):
             raise UsageError(
-                f"blocks.{i} has {type(block.attn).__name__}, expected LinearInfSA: only its tokens meet in sums of "
-                "fixed size; use model=linear_infvit, or run the model dense"
+                f"blocks.{i} has {type(block.attn).__name__}, expected an attention whose tokens interact through sums "
+                "of fixed size alone, as LinearInfSA: use model=linear_infvit, or run the model dense"
             )
         if block.training and block.attn.attn_drop.p:
             raise UsageError(f"blocks.{i} trains with attn_drop={block.attn.attn_drop.p}, expected 0")
     return blocks
 
 
-def attention(block: Block) -> LinearInfSA:
-    """The block's attention, which `blocks_of` has looked at."""
-    return cast(LinearInfSA, block.attn)
+def runs_in_pieces(model: nn.Module) -> TypeGuard[VisionTransformer]:
+    """Whether the functions of `infvit.highres` take the model."""
+    return isinstance(model, VisionTransformer) and all(isinstance(b.attn, SummedAttention) for b in model.blocks)
+
+
+def attention(block: Block) -> SummedAttention:
+    """The block's attention, checked by `blocks_of`."""
+    return cast(SummedAttention, block.attn)
 
 
 def query_sums(block: Block, x: Tensor) -> Sums:

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from infvit.attention.chunked import pool
-from infvit.attention.sums import Sums
 from infvit.errors import UsageError
 from infvit.highres import stages
 from infvit.vit import Block, VisionTransformer
@@ -50,8 +48,7 @@ class ChunkedTraining(nn.Module):
     def _row(self, block: Block, x: Tensor) -> Tensor:
         """What the layer adds to every token, (B, 1, D), from its two sums in chunks."""
         attention = stages.attention(block)
-        normed = block.norm1(x)
-        total = Sums(*pool(normed, attention.qkv.weight, attention.qkv.bias, None, attention.num_heads, self.chunk))
+        total = attention.chunked_sums(block.norm1(x), self.chunk)
         return block.extra_proj(attention.output(total, x.dtype))
 
 

@@ -1,4 +1,4 @@
-"""What a model costs by counting: parameters, MACs and FLOPs, through torch's own counter."""
+"""Counts a model's parameters, MACs and FLOPs with torch's FlopCounterMode."""
 
 import copy
 import math
@@ -9,22 +9,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from infvit.attention import DiscountedAttention
-
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts of what runs for one image. FLOPs are 2 per multiply-add; norms, activations and sums are not counted.
+    """Counts for one image. FLOPs are 2 per multiply-add; norms, activations and sums are not counted.
 
-    A VisionTransformer with a class token computes nothing else behind its last attention, and in it no more of the
-    other tokens than that one needs (`Attention.first`), so it counts less than the same model with all its tokens
-    there, by which published counts go.
+    A VisionTransformer with a class token computes only that token after its last attention, and in that attention
+    only what the class token needs (`Attention.forward_class_token`). Published counts include all tokens there.
 
-    MACs and FLOPs are None, not known, where the image decides what runs: PureInfSA iterates the sum of all hops over
-    more than `DENSE_TOKENS` tokens until it is near enough.
+    MACs and FLOPs are None if they depend on the image: PureInfSA iterates the infinite series over more than
+    `DENSE_TOKENS` tokens until it converges.
 
-    `parameters` counts all that is learned; `discounts` is the part of it that is gamma (one per head and layer),
-    which the published counts leave out.
+    `parameters` counts all trained ones; `discounts` is the part of them that is gamma (one per head and layer), which
+    the published counts exclude.
     """
 
     parameters: int
@@ -41,14 +38,14 @@ def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3)
     attention.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    counted = copy.deepcopy(model).to("meta").eval()  # in training, batch norm wants more than one image
+    counted = copy.deepcopy(model).to("meta").eval()  # in training mode, batch norm needs more than one image
     image = torch.empty(1, in_chans, height, width, device="meta")
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         output = counted(image)
         forward = _known(counter.get_total_flops())
         output.sum().backward()
         training = _known(counter.get_total_flops())
-    discounts = sum(m.gamma_logit.numel() for m in model.modules() if isinstance(m, DiscountedAttention))
+    discounts = sum(p.numel() for name, p in model.named_parameters() if name.endswith("gamma_logit"))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Cost(parameters, discounts, None if forward is None else forward // 2, forward, training)
 
@@ -58,7 +55,7 @@ def _known(flops: float) -> int | None:
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *options: Any, **_: Any) -> int:
-    """As many FLOPs as forward for each gradient that is asked for, of the input and of the weight."""
+    """The FLOPs of the forward pass for each requested gradient, of the input and of the weight."""
     transposed, (of_input, of_weight, _bias) = options[4], options[-1]
     forward = 2 * math.prod(x if transposed else grad) * math.prod(weight[1:])
     return forward * (of_input + of_weight)
@@ -70,12 +67,12 @@ def _solve(A: Any, B: Any, *_options: Any, **_: Any) -> int:
 
 
 def _solve_factored(LU: Any, _pivots: Any, B: Any, *_options: Any, **_: Any) -> int:
-    """The part of `_solve` with L and U known, as in its backward pass."""
+    """`_solve` with L and U given, as in its backward pass."""
     return 2 * math.prod(B) * LU[-1]
 
 
 FORMULAS = {
-    # torch's own takes the weight's gradient of a grouped convolution for that of a full one (torch 2.14),
+    # torch's own counts the weight gradient of a grouped convolution as that of a full one (torch 2.14),
     torch.ops.aten.convolution_backward: _convolution_backward,
     # and it has none for linear systems.
     torch.ops.aten._linalg_solve_ex: _solve,

@@ -2,20 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from infvit.attention import LinearInfSA
 from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
-from infvit.highres.stages import finite
+from infvit.highres.stages import finite, runs_in_pieces
 from infvit.highres.tokens import normalise
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.vit import VisionTransformer
@@ -43,7 +42,7 @@ def predict(
     files = image_files(Path(image))
     network = source.load(checkpoint)
     model = network.model
-    if centrality and not _is_linear(model):
+    if centrality and not runs_in_pieces(model):
         raise UsageError("centrality=true needs a model of Linear-InfSA layers: leave it out for this one")
     names = readable_names(network.classes)
     rows: list[dict[str, Any]] = []
@@ -51,7 +50,7 @@ def predict(
         opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)
         if pad and isinstance(model, VisionTransformer):
             opened = Padded(opened, model.patch_size)
-        if _is_linear(model):
+        if runs_in_pieces(model):
             tokens = Tokens(model, opened, chunk, network.mean, network.std)
             with bar(tokens, file.name) as progress:
                 logits, weights = chunked(tokens, progress, centrality)
@@ -79,10 +78,6 @@ def image_files(path: Path) -> list[Path]:
     if not files:
         raise UsageError(f"image={path} is no file and no folder with images ({', '.join(sorted(SUFFIXES))})")
     return files
-
-
-def _is_linear(model: torch.nn.Module) -> TypeGuard[VisionTransformer]:
-    return isinstance(model, VisionTransformer) and all(isinstance(b.attn, LinearInfSA) for b in model.blocks)
 
 
 def _resized(file: Path, network: LoadedRun, allow_huge: bool) -> Tensor:

@@ -38,7 +38,7 @@ class LinearInfSAAsWritten(LinearInfSA):
         scores = F.relu(qbar @ K.mT / self.head_dim)
         sums = scores.sum(-1, keepdim=True)
         self.smallest = min(self.smallest, sums.detach().where(sums > 0, torch.inf).min().item())
-        return self.merge((self.gamma[:, None, None] * (scores / (sums + self.eps) @ V)).expand_as(V))
+        return self.merge_heads((self.gamma[:, None, None] * (scores / (sums + self.eps) @ V)).expand_as(V))
 
 
 def curve(layer: Callable[..., nn.Module], dtype: torch.dtype, permuted: bool) -> tuple[Tensor, float]:

@@ -69,7 +69,7 @@ def test_weights_are_what_the_operator_weighs_with(name):
     w = layer.weights(x)
     gamma = layer.gamma[:, None, None] if hasattr(layer, "gamma") else 1.0
     O = w @ V if w.ndim == 4 else (w[:, :, None] @ V).expand_as(Q)  # noqa: E741
-    assert (layer.merge(gamma * O) - layer(x)).abs().max() <= 1e-10
+    assert (layer.merge_heads(gamma * O) - layer(x)).abs().max() <= 1e-10
     assert (w >= 0).all() or name in SIGNED
 
 
@@ -133,7 +133,7 @@ def test_softmax_loads_timm_attention_weights():
     assert (ours(x) - theirs(x)).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "key_padding_mask" in ATTENTIONS[n].honours])
+@pytest.mark.parametrize("name", [n for n in NAMES if "key_padding_mask" in ATTENTIONS[n].supported_masks])
 @pytest.mark.parametrize("filling", [0.0, 1e3, float("nan")])
 def test_padding_a_batch_equals_running_each_image_alone(name, filling):
     layer, x = layer_and_input(name)
@@ -149,7 +149,7 @@ def test_padding_a_batch_equals_running_each_image_alone(name, filling):
     assert all(g.isfinite().all() for g in gradient)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "attn_mask" in ATTENTIONS[n].honours])
+@pytest.mark.parametrize("name", [n for n in NAMES if "attn_mask" in ATTENTIONS[n].supported_masks])
 @pytest.mark.parametrize("shape", [(13, 13), (2, 13, 13), (2, 4, 13, 13)])
 def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
     layer, x = layer_and_input(name)
@@ -164,7 +164,7 @@ def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
     assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "is_causal" in ATTENTIONS[n].honours])
+@pytest.mark.parametrize("name", [n for n in NAMES if "is_causal" in ATTENTIONS[n].supported_masks])
 def test_a_causal_layer_tells_no_token_of_later_ones(name):
     layer, x = layer_and_input(name)
     changed = x.clone()
@@ -194,17 +194,17 @@ VARIANTS = [
 def test_the_first_token_alone_is_the_first_of_all(name, options, qkv_bias, N):
     layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias, **options)
     x.requires_grad_()
-    alone, of_all = layer.first(x), layer(x)[:, :1]
+    alone, of_all = layer.forward_class_token(x), layer(x)[:, :1]
     assert alone.shape == (2, 1, 32)
     assert (alone - of_all).abs().max() <= 1e-12
     for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
         assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
     with torch.autocast("cpu", torch.bfloat16):
-        alone, of_all = layer.float().first(x.float()), layer(x.float())[:, :1]
+        alone, of_all = layer.float().forward_class_token(x.float()), layer(x.float())[:, :1]
     assert alone.dtype == of_all.dtype
     assert (alone - of_all).norm() <= 2e-2 * of_all.norm()
     with pytest.raises(ValueError, match="x has shape"):
-        layer.first(x[..., 1:])
+        layer.forward_class_token(x[..., 1:])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,16 +218,16 @@ def test_the_first_token_alone_asks_a_replaced_or_watched_projection(name):
     layer, x = layer_and_input(name)
     seen = []
     hook = layer.qkv.register_forward_hook(lambda *_: seen.append(True))
-    layer.first(x)
+    layer.forward_class_token(x)
     hook.remove()
     layer.qkv.__class__ = Adapted
     if name == "linear_infsa":  # which has one query for all, of the weights
-        for act in (layer, layer.first, layer.weights):
+        for act in (layer, layer.forward_class_token, layer.weights):
             with pytest.raises(UsageError, match="does something else with them: merge it"):
                 act(x)
     else:
         assert seen
-        assert (layer.first(x) - layer(x)[:, :1]).abs().max() <= 1e-12
+        assert (layer.forward_class_token(x) - layer(x)[:, :1]).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,6 +255,6 @@ def test_bad_input_names_what_is_wrong(name):
         r"attn_mask has shape \(12, 13\), expected \(13, 13\) or": {"attn_mask": torch.ones(12, 13) > 0},
     }
     for message, arguments in mistakes.items():
-        if not next(iter(arguments)).endswith("mask") or next(iter(arguments)) in layer.honours:
+        if not next(iter(arguments)).endswith("mask") or next(iter(arguments)) in layer.supported_masks:
             with pytest.raises(ValueError, match=message):
                 layer(**{"x": x, **arguments})

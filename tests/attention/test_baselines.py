@@ -154,7 +154,7 @@ def test_channel_weights_are_what_xca_weighs_channels_with():
     layer, x = layer_and_input("xca")
     weights, V = layer.channel_weights(x), layer.heads(x)[2]
     assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 8, dtype=torch.float64))
-    assert (layer.merge(V @ weights.mT) - layer(x)).abs().max() <= 1e-10
+    assert (layer.merge_heads(V @ weights.mT) - layer(x)).abs().max() <= 1e-10
 
 
 def test_xca_is_timms():
@@ -171,7 +171,7 @@ def test_relu_linear_is_the_attention_of_timms_efficientvit():
     theirs = LiteMLA(32, 32, heads=4, dim=8, scales=(), eps=1e-9)
     Q, K, V = layer.heads(x)
     expected = theirs._attn(Q.relu(), K.relu(), F.pad(V, (0, 1), value=1.0))
-    assert (layer(x) - layer.merge(expected)).abs().max() <= 1e-5  # theirs computes in float32
+    assert (layer(x) - layer.merge_heads(expected)).abs().max() <= 1e-5  # theirs computes in float32
 
 
 @pytest.mark.parametrize("kernel_size", [0, 5])
@@ -279,7 +279,7 @@ def test_linformer_at_its_number_of_tokens_is_the_papers_and_elsewhere_interpola
     Q, K, V = layer.heads(x)
     E, values = layer.key_value_projection
     expected = F.scaled_dot_product_attention(Q, E @ K, values @ V)
-    assert (layer(x) - layer.merge(expected)).abs().max() <= 1e-10
+    assert (layer(x) - layer.merge_heads(expected)).abs().max() <= 1e-10
     constant = x[:1, :1]
     assert (layer(constant.expand(1, 26, 32))[0, 0] - layer(constant.expand(1, 13, 32))[0, 0]).abs().max() <= 1e-10
 
@@ -300,8 +300,8 @@ def test_focused_convolution_sees_the_grid_and_skips_the_class_token(N):
                         total = total + V[:, :, 4 * i + j] * layer.conv_weight[:, 0, i - row + 2, j - column + 2]
             expected[:, :, N - 16 + 4 * row + column] = total
     added = layer(x) - plain(x)
-    assert (added - (layer.merge(expected) - layer.proj.bias)).abs().max() <= 1e-10
-    with pytest.raises(UsageError, match=r"13 tokens are no square grid.*kernel_size=0"):
+    assert (added - (layer.merge_heads(expected) - layer.proj.bias)).abs().max() <= 1e-10
+    with pytest.raises(UsageError, match=r"13 tokens are not a square grid.*kernel_size=0"):
         layer(x[:, :13])
 
 

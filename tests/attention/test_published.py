@@ -24,7 +24,7 @@ def test_performer_is_performer_pytorch():
         published.softmax_kernel(t, projection_matrix=layer.projection, is_query=is_query, eps=0.0)
         for t, is_query in ((Q, True), (K, False))
     )
-    assert close(layer(x), layer.merge(published.linear_attention(phi_Q, phi_K, V)))
+    assert close(layer(x), layer.merge_heads(published.linear_attention(phi_Q, phi_K, V)))
 
 
 def test_linformer_is_linformer():
@@ -64,7 +64,7 @@ def test_efficient_is_linear_attention_transformer():
     padding[0, 9:] = True
     Q, K, V = (t.detach().clone() for t in layer.heads(x.masked_fill(padding[..., None], 0)))  # theirs writes into K
     expected = published.linear_attn(Q, K, V, kv_mask=~padding)
-    assert close(layer(x, key_padding_mask=padding), layer.merge(expected * 8**0.5))
+    assert close(layer(x, key_padding_mask=padding), layer.merge_heads(expected * 8**0.5))
 
 
 def test_elu_linear_is_fast_transformers():
@@ -77,5 +77,5 @@ def test_elu_linear_is_fast_transformers():
     Q, K, V = (t.transpose(1, 2) for t in layer.heads(x.masked_fill(padding[..., None], 0)))
     seen = masking.LengthMask(lengths, max_len=13)
     expected = theirs(Q, K, V, masking.FullMask(13), seen, seen).transpose(1, 2)
-    assert close(layer(x, key_padding_mask=padding)[~padding], layer.merge(expected)[~padding])
+    assert close(layer(x, key_padding_mask=padding)[~padding], layer.merge_heads(expected)[~padding])
     assert torch.allclose(theirs.feature_map(Q), F.elu(Q) + 1)

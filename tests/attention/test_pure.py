@@ -85,7 +85,7 @@ def test_causality_is_refused_because_the_norm_is_of_all_rows():
 def test_the_first_token_alone(hops):
     layer, x = layer_and_input("infsa", hops=hops, tolerance=1e-13)
     x.requires_grad_()
-    alone, of_all = layer.first(x), layer(x)[:, :1]
+    alone, of_all = layer.forward_class_token(x), layer(x)[:, :1]
     assert (alone - of_all).abs().max() <= 1e-12
     for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
         assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())

@@ -3,7 +3,6 @@
 Nothing is hooked or replaced: weights are computed from a block's own modules and the tokens it is given.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -12,14 +11,7 @@ import torch
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
-from infvit.attention import (
-    Attention,
-    CrossCovarianceAttention,
-    HydraAttention,
-    LinearInfSA,
-    NoAttention,
-    PureInfSA,
-)
+from infvit.attention import Attention
 from infvit.attention.tokens import precise
 from infvit.convert.adapters import AdaptedAttention
 from infvit.errors import UsageError
@@ -51,6 +43,11 @@ class Operator:
     weights: Callable[[Tensor], Tensor]
     output: Callable[[Tensor, Tensor], Tensor] | None
     layer: Attention | None = None
+
+    @property
+    def discounts(self) -> Tensor | None:
+        """gamma of each head, (H,); None for an operator without a discount."""
+        return None if self.layer is None else self.layer.discounts
 
 
 class Step(NamedTuple):
@@ -168,16 +165,14 @@ def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
     if type(layer) in (timm_vit.Attention, *DIFFERENTIAL):
         return _of_timm(layer)
-    if not isinstance(layer, Attention) or isinstance(layer, (NoAttention, CrossCovarianceAttention)):
+    if not isinstance(layer, Attention) or layer.weighs == "nothing":
         return _unknown(layer)
 
     def output(W: Tensor, x: Tensor) -> Tensor:
         V = layer.heads(x)[2]
-        return after(layer.merge(_mixed(layer, W, precise(V)).to(V.dtype)))
+        return after(layer.merge_heads(layer.apply_weights(W, precise(V)).to(V.dtype)))
 
-    heads = layer.dim if isinstance(layer, HydraAttention) else layer.num_heads
-    weighs: Literal["matrix", "vector"] = "vector" if isinstance(layer, LinearInfSA) else "matrix"
-    return Operator(type(layer).__name__, heads, weighs, layer.weights, output, layer)
+    return Operator(type(layer).__name__, layer.weight_heads, layer.weighs, layer.weights, output, layer)
 
 
 def _unknown(module: nn.Module) -> Operator:
@@ -185,21 +180,6 @@ def _unknown(module: nn.Module) -> Operator:
         raise UsageError(f"{type(module).__name__} weighs no tokens that are known here")
 
     return Operator(type(module).__name__, getattr(module, "num_heads", 1), "nothing", weights, None)
-
-
-def _mixed(layer: Attention, W: Tensor, V: Tensor) -> Tensor:
-    """O of a layer that weighs V (B, H, N, d) with W: (B, H, N, d)."""
-    if isinstance(layer, LinearInfSA):
-        return (layer.gamma[:, None, None] * (W.unsqueeze(-2) @ V)).expand_as(V)
-    if not isinstance(layer, PureInfSA):
-        return W @ V
-    M = layer.gamma[:, None, None] * W
-    O = M @ V  # noqa: E741
-    if layer.hops == math.inf:
-        return torch.linalg.solve(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O)
-    for _ in range(int(layer.hops) - 1):
-        O = M @ (V + O)  # noqa: E741
-    return O
 
 
 def _of_timm(attn: Any) -> Operator:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from infvit.attention import Attention, DiscountedAttention, LinearInfSA
+from infvit.attention import Attention, LinearInfSA
 from infvit.attention.tokens import precise
 from infvit.graph import ahat, eigenvector_centrality, perron_cosine, spectral_radius
 from infvit.measure.attention.blocks import Operator, backbone
@@ -111,8 +111,8 @@ def _of_block(found: Operator, x: Tensor, spectra: bool) -> Tensor:
         numbers |= _spectra(found, x, weights)
     numbers = {name: values.masked_fill(off, torch.nan) for name, values in numbers.items()}
     numbers["off"] = off.to(rows.dtype)
-    if isinstance(found.layer, DiscountedAttention):
-        numbers["gamma"] = found.layer.gamma.to(rows.dtype).expand_as(off)
+    if found.discounts is not None:
+        numbers["gamma"] = found.discounts.to(rows.dtype).expand_as(off)
     return torch.stack([values.mT for values in numbers.values()])
 
 
@@ -126,13 +126,13 @@ def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
     known = W.isfinite().flatten(2).all(-1)
     largest = torch.linalg.svdvals(W.where(known[..., None, None], 0))[..., 0]
     numbers = {"rank_one": largest.square().where(known, torch.nan)}
-    if not isinstance(layer, DiscountedAttention):
+    if layer is None or found.discounts is None:
         return numbers | {"spectral_radius": spectral_radius(W, TOLERANCE) * size[..., 0, 0]}
     a = _linear_weights(layer, x)
     left, right = (eigenvector_centrality(W, side, TOLERANCE) for side in ("left", "right"))
     numbers["cosine_left"], numbers["cosine_right"] = perron_cosine(a, left.vector, right.vector)
     applied = weights.sum(-1) if weights.ndim == 3 else left.eigenvalue * size[..., 0, 0]
-    numbers["spectral_radius"] = layer.gamma * applied
+    numbers["spectral_radius"] = found.discounts * applied
     direction = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     numbers["rank_one_linear"] = (W.sum(-2) * direction).sum(-1).square() / W.shape[-1]
     return numbers
@@ -140,7 +140,7 @@ def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
 
 def _linear_weights(layer: Attention, x: Tensor) -> Tensor:
     """Linear-InfSA's weights of the Q and K of a layer: (B, N, D) → (B, H, N)."""
-    if isinstance(layer, LinearInfSA):
+    if layer.weighs == "vector":
         return precise(layer.weights(x))
     with torch.device("meta"):  # draws no random numbers: training goes on as if nothing had been measured
         twin = LinearInfSA(layer.dim, layer.num_heads)

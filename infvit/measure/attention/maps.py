@@ -36,7 +36,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from infvit.attention import DiscountedAttention
 from infvit.attention.layer import precision
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
@@ -217,8 +216,8 @@ def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor
     if method == "eigenvector":
         return eigenvector_centrality(W, "left").vector
     gamma: float | Tensor = DISCOUNT
-    if isinstance(found.layer, DiscountedAttention):
-        gamma = found.layer.gamma
+    if found.discounts is not None:
+        gamma = found.discounts
     else:
         W = _stochastic(W)
     if method != "visits":
@@ -233,8 +232,8 @@ def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor
     """`_of_matrix` of W = 1 aᵀ in closed form: (B, H, N) → (B, H, N)."""
     if method in ("attention", "weights", "eigenvector"):
         return a
-    assert isinstance(found.layer, DiscountedAttention)
-    gamma, total, N = found.layer.gamma[:, None], a.sum(-1, keepdim=True), a.shape[-1]
+    assert found.discounts is not None
+    gamma, total, N = found.discounts[:, None], a.sum(-1, keepdim=True), a.shape[-1]
     g = gamma / (1 - gamma * total)
     if method == "katz_in":
         return N * g * a

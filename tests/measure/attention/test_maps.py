@@ -103,9 +103,9 @@ class Held(nn.Module):
             M = layer.gamma[:, None, None] * M
         if isinstance(layer, PureInfSA) and layer.hops == math.inf:
             identity = torch.eye(M.shape[-1], dtype=M.dtype)
-            return layer.merge((torch.linalg.inv(identity - M) - identity) @ V)
+            return layer.merge_heads((torch.linalg.inv(identity - M) - identity) @ V)
         hops = layer.hops if isinstance(layer, PureInfSA) else 1
-        return layer.merge(sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, hops + 1)))
+        return layer.merge_heads(sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, hops + 1)))
 
 
 HOPS = [("infsa", {"hops": 3}), ("infsa", {"hops": math.inf})]
