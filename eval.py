@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from callbacks import accidents
 from callbacks.loggers import log_measurement
 from infvit.cli import entrypoint
 from infvit.cli.devices import use_threads, workers_of_this_job
 from infvit.cli.load_run import ConfigModelSource
+from infvit.cli.run_errors import friendly_eval_errors
 from infvit.cli.targets import check_targets
 from infvit.cli.validation import check_values
 
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> Any:
     use_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)
-    with workers_of_this_job(), accidents.told_of_tests():
+    with workers_of_this_job(), friendly_eval_errors():
         figure = measure(ConfigModelSource(cfg), out)
     if cfg.wandb and rank_zero_only.rank == 0:
         log_measurement(cfg, out)

@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from callbacks import accidents
 from callbacks.epoch_seed import seed_run
 from callbacks.run_record import RunRecord
 from data.datamodule import ImageDataModule
 from infvit.cli import entrypoint, resolvers
 from infvit.cli.devices import check_batch, check_devices, use_threads, workers_of_this_job
 from infvit.cli.dry_run import rehearse
+from infvit.cli.run_errors import friendly_errors
 from infvit.cli.run_folder import check_run, checkpoint_to_go_on_from
 from infvit.cli.targets import check_targets
 from infvit.cli.validation import check_call, check_values
@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> float | None:
         record.announce(module)
         for logger in loggers:
             logger.log_hyperparams(resolvers.plain(cfg))
-        with accidents.told(trainer, module, data):
+        with friendly_errors(trainer, module, data):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if record.result.status == "running" and data.tests:
                 trainer.test(module, datamodule=data, verbose=False)

@@ -15,8 +15,6 @@ from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 
-from callbacks.hang_watchdog import at_rest
-from callbacks.of_run import find_callbacks
 from callbacks.training_stats import TrainingStats
 from infvit.errors import Interrupted, expect
 from infvit.run.checkpoint import NEWEST, AtomicCheckpointIO
@@ -79,7 +77,7 @@ class PeriodicCheckpoint(Callback):
     ) -> None:
         asked = self._asked(trainer) if trainer.state.fn == "fit" and batch_idx < self.shared else 0
         if asked:
-            averages = find_callbacks(trainer, WeightAveraging)
+            averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
             for average in averages:
                 average.on_validation_epoch_end(trainer, pl_module)  # puts the trained weights back into the model
             self._save(trainer)
@@ -152,11 +150,11 @@ class PeriodicCheckpoint(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()  # what it still computes is of the steps
         began = time.monotonic()
-        with at_rest(trainer):
-            trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.since = time.monotonic()
-        for stats in find_callbacks(trainer, TrainingStats):
-            stats.exclude(self.since - began)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, TrainingStats):
+                callback.exclude(self.since - began)
 
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""

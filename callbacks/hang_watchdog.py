@@ -1,304 +1,215 @@
-"""Notices when a process of a job hangs, and ends all of them with one line: others would wait half an hour for it."""
+"""Ends a distributed run when a rank hangs or dies, and names that rank: all others wait for it in a collective."""
 
 import contextlib
-import dataclasses
-import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed as dist
+from torch.distributed import PrefixStore, Store
 
-from callbacks.beats import COLLECTIVES, WAITING, Exchange, where
-from callbacks.effort import Effort, effort
-from callbacks.hangs import Beat, Judge, Point, Verdict, alive, gone, started
-from callbacks.last_words import tell
-from callbacks.of_run import find_callback
-from callbacks.run_record import RunRecord
-from callbacks.whereabouts import Whereabouts
-from infvit.errors import UsageError
-from infvit.run.ranks import arrival, launcher
+from infvit.errors import UsageError, expect
+from infvit.run.ranks import open_store, store_outlives_workers
+from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
-EVERY = 2.0
-"""Seconds between two beats, at most."""
+ADVICE = "all ranks stop; resume with the same command and resume=auto"
 
-GRACE = 20.0
-"""Seconds in which others are expected to do what only one should."""
+GRACE = 5.0
+"""Seconds in which all ranks that wait for the same one get their error, and in which a process ends by itself."""
+
+GLOO_ERRORS = ("gloo", "pair closure", "monitoredBarrier")  # they have no class of their own
 
 
-class Heartbeat(Callback):
-    """Watches the steps of all processes of a run, and what the only one reads; must be the first callback.
+class HangWatchdog(Callback):
+    """Sets the timeout of collectives and reports the rank at fault when one fails; must be the first callback.
 
-    A thread of each process sends a beat every few seconds to the store by which the processes will find each other;
-    rank 0 hears all, the others hear rank 0. The main thread only notes where it is. A process hangs if it does not
-    come, if its beats stop, or if it is the last one in a step for longer than `patience`, 10 times the longest step
-    so far and twice the longest first one. Elsewhere it may take as long as it likes while it works and no other waits
-    for it, but not do nothing for longer than `patience`: before training, in the very first batch of training,
-    validation and test (readers start, code is compiled), and from the last batch of an epoch or evaluation to the next
-    one (files are written). How long others may wait for one that works is in `Judge`.
-
-    A single process has nobody who waits for it: only its reading of images is watched.
+    Within steps a collective waits `step_timeout` for the slowest rank, and `startup_timeout` elsewhere: at start-up,
+    in the first batch of a loop, while a checkpoint is written, between epochs. Each rank keeps its position in the
+    store. A rank whose collective fails notes that there: at fault is the rank that does not, and of several the one
+    furthest behind. On a timeout NCCL aborts the process instead, and leaves the dump of its flight recorder.
 
     Args:
-        patience: seconds that a step may take in any case, and that a process may do nothing elsewhere.
+        startup_timeout: seconds; `conf/trainer/` gives the process group the same.
+        step_timeout: seconds.
     """
 
-    def __init__(self, patience: float) -> None:
-        if patience <= 0:
-            raise UsageError(f"callbacks.hang_watchdog.patience={patience} is no time: expected seconds")
-        self.patience, self.every = patience, min(EVERY, patience / 5)
-        self.judge = Judge()
-        self.beat = Beat(0, os.getpid(), os.uname().nodename, started(os.getpid()))
-        self.at = Whereabouts(patience)
-        self.effort = self.counted = Effort()
-        self.numbers = itertools.count(1)
-        self.over, self.ending = threading.Event(), threading.Event()
-        self.verdict: Verdict | None = None
-        self.exchange: Exchange | None = None
+    def __init__(self, startup_timeout: float = 1800.0, step_timeout: float = 120.0) -> None:
+        for name, seconds in (("startup_timeout", startup_timeout), ("step_timeout", step_timeout)):
+            expect(seconds > 0, f"callbacks.hang_watchdog.{name}={seconds}", "seconds above 0")
+        self.startup_timeout, self.step_timeout = timedelta(seconds=startup_timeout), timedelta(seconds=step_timeout)
+        self.timeout = self.startup_timeout
+        self.loops, self.first_batch = 0, True
+        self.store: Store | None = None
+        self.children: list[subprocess.Popen] = []
+        self.processes: dict[int, str] = {}
+        self.positions: dict[int, str] = {}
+        self.place = ""
 
-    # Where the main thread is.
+    def before_launch(self, trainer: Trainer) -> None:
+        """Notes this process in the store before there is a process group: a rank that does not come is named too."""
+        if trainer.world_size == 1:
+            return
+        if torch.cuda.is_available():
+            os.environ |= {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+            os.environ["TORCH_FR_DUMP_TEMP_FILE"] = f"{trainer.default_root_dir}/nccl_flight_recorder_rank"
+        environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+        address, port = environment.main_address, environment.main_port
+        self.place = f"{address}:{port}"
+        store = open_store(address, port, trainer.global_rank, self.startup_timeout)
+        self.store = PrefixStore(f"watchdog/{trainer.default_root_dir}", store)
+        self.store.set(f"process/{trainer.global_rank}", f"{os.getpid()} {os.uname().nodename}")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that goes on within an epoch does not start it."""
-        self.at.compiles = getattr(pl_module.net, "_compiled_call_impl", None) is not None
-        self.at.begin("training")
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._between_steps()
+        if self.store is not None:
+            self.processes = _read(self.store, "process", range(trainer.world_size))
+            if trainer.strategy.root_device.type == "cpu":  # gloo notices at once that a process has died, NCCL may not
+                self._take_children(trainer)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.begin("training")
+    def _between_steps(self, *_: Any, **__: Any) -> None:
+        self.loops, self.first_batch = self.loops + 1, True
+        self._set_timeout(self.startup_timeout)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.begin("validation")
+    on_train_start = on_train_epoch_start = on_validation_start = on_test_start = _between_steps
+    on_train_epoch_end = on_validation_epoch_end = on_test_epoch_end = _between_steps
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.begin("training")
-        self.at.rest()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.begin("the test")
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.at.at(Point.STARTS, batch_idx)
-
-    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
-        self.at.at(Point.RUNS_BACKWARD)
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.at(Point.HAS_RUN_BACKWARD)
-
-    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
-        self.at.at(Point.UPDATES)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.at.end_of(batch_idx, trainer.num_training_batches)
-
-    def on_validation_batch_start(
+    def _start_batch(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.at.at(Point.STARTS, batch_idx)
+        if self.store is not None:  # equal positions are equal work, and a larger one is later
+            position = f"{self.loops:09} {batch_idx + 1:09} {trainer.state.stage}"
+            self.store.set(f"position/{trainer.global_rank}", position)
 
-    on_test_batch_start = on_validation_batch_start
+    on_train_batch_start = on_validation_batch_start = on_test_batch_start = _start_batch
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.at.end_of(batch_idx, sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches))
+    def on_save_checkpoint(self, *_: Any, **__: Any) -> None:
+        self._set_timeout(self.startup_timeout)
 
-    on_test_batch_end = on_validation_batch_end
+    def on_before_backward(self, *_: Any, **__: Any) -> None:
+        if not self.first_batch:  # a checkpoint may have been written since the batch before
+            self._set_timeout(self.step_timeout)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.at.rest()
+    def _end_batch(self, *_: Any, **__: Any) -> None:
+        self.first_batch = False
+        self._set_timeout(self.step_timeout)
 
-    on_train_end = on_test_end = on_train_epoch_end
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = _end_batch
 
-    # What the threads do.
+    def _set_timeout(self, timeout: timedelta) -> None:
+        if self.store is not None and timeout != self.timeout:
+            dist.set_timeout(timeout)
+            self.timeout = timeout
 
-    def begin(self, trainer: Trainer) -> None:
-        """Starts the threads, before the processes know each other: one may hang until they do."""
-        self.beat = dataclasses.replace(self.beat, rank=trainer.global_rank)
-        if trainer.world_size > 1:
-            of = range(trainer.world_size) if trainer.global_rank == 0 else range(1)
-            environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-            place = environment.main_address, environment.main_port
-            self.exchange = Exchange(partial(self._current, trainer), of, self.every, *place)
-            self.exchange.start()
-        threading.Thread(target=self._watch, args=(trainer,), daemon=True).start()
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends this rank if a collective has failed; an error of its own passes, and makes those of the others fail.
 
-    def _current(self, trainer: Trainer) -> Beat:
-        place, module = where()
-        counted = effort(besides=[process.pid for process in _processes(trainer)])
-        if not module.startswith(COLLECTIVES):
-            done = counted - self.counted  # less than nothing if a process has ended
-            self.effort += Effort(max(done.worked, 0.0), max(done.moved, 0.0))
-        self.counted = counted
-        position, watched = self.at.now
-        return dataclasses.replace(
-            self.beat,
-            position=position,
-            doing=self.at.doing,
-            watched=watched,
-            effort=self.effort,
-            number=next(self.numbers),
-            place=place,
-            waits=module.startswith(WAITING),
-            patience=self.at.patience,
-            over=self.exchange is not None and self.exchange.over.is_set(),
-            at_fault=self.verdict.processes if self.verdict else None,
-        )
-
-    def _watch(self, trainer: Trainer) -> None:
-        """Looks at the beats, and ends this process if one hangs. Its clock stands while this process is stopped."""
-        clock, before = 0.0, time.monotonic()
-        record = find_callback(trainer, RunRecord)
-        own = 0.0 if record is None else before - record.since
-        all_there = max(self.patience, arrival(own))  # Lightning starts the others, and each finds its data
-        answered, answers, missing = 0.0, 0, set[int]()
-        while not self.over.wait(self.every):
-            now = time.monotonic()
-            clock, before = clock + min(now - before, 2 * self.every), now
-            if self.exchange is None:
-                self._judged(trainer, self.judge.stall([self._current(trainer)], clock))
-                continue
-            heard = list(self.exchange.beats.values())
-            if self.exchange.absent:
-                self._judged(trainer, self.exchange.silence(clock) if clock > all_there else None)
-                continue
-            if self.beat.rank and heard[0].over:
-                continue
-            if self.exchange.answers != answers:
-                answered, answers = clock, self.exchange.answers
-                self._judged(trainer, self.judge.silence(heard, clock, self.patience))
-                if self.beat.rank == 0:
-                    self._judged(trainer, self.judge.stall(heard, clock))
-                elif heard[0].at_fault is not None:
-                    self._end(trainer, Verdict("", heard[0].at_fault))
-            elif clock - answered > self.patience:
-                self._judged(trainer, self.exchange.silence(clock - answered))
-            if launcher() is None:
-                continue  # Lightning's processes: `callbacks.accidents` knows more of their end
-            for beat in heard:
-                if beat.host == self.beat.host and not beat.over and beat.started and not alive(beat.process):
-                    self._judged(trainer, gone(beat) if beat.rank in missing else None)
-                    missing.add(beat.rank)
-
-    def _judged(self, trainer: Trainer, verdict: Verdict | None) -> None:
-        """Ends this process; rank 0 tells why, or rank 1 if it cannot, or another one if nobody has told it by then."""
-        if verdict is None:
-            return
-        self.verdict = verdict
-        if self.exchange is None and _end_readers() and self.over.wait(GRACE):
-            return  # the main thread's error is that its readers are gone, and it tells `verdict`
-        if self.beat.rank > 1:
-            self.ending.set()
-            time.sleep(GRACE)
-        self._end(trainer, verdict)
-
-    def _end(self, trainer: Trainer, verdict: Verdict) -> None:
-        self.ending.set()
-        try:
-            if verdict.line:
-                tell(trainer, verdict.line, first_was_heard=self.exchange is None or 0 in self.exchange.beats)
-                if self.exchange is not None:
-                    time.sleep(3 * self.every)  # until the others have it from rank 0's next beat
-            for process in verdict.processes:
-                host, number, _ = process
-                if host == self.beat.host and number != self.beat.pid and alive(process):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(number, signal.SIGKILL)
-            _end_readers()
-            _reap(_processes(trainer))
-        finally:  # the terminal may be gone, or the disk full
-            os._exit(2)
-
-    # What the main thread does at the end.
-
-    def hear_why(self) -> None:
-        """A collective fails when another process dies or has an error: until it is known which, or three beats long.
-
-        What started the processes ends all when one has ended. This one has its own end to tell first.
+        Raises:
+            UsageError: in rank zero; the line names the rank at fault.
+            SystemExit: in the other ranks, of which the lowest prints the line if rank zero is at fault.
         """
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        until = time.monotonic() + 3 * self.every
-        while time.monotonic() < until and not self.ending.wait(self.every / 20):
-            if self.exchange is not None and any(beat.over for beat in self.exchange.beats.values()):
-                return
+        store, rank, ranks = self.store, trainer.global_rank, range(trainer.world_size)
+        if store is None or isinstance(exception, SystemExit):
+            return
+        self._take_children(trainer)
+        if not isinstance(exception, dist.DistError) and not any(word in str(exception) for word in GLOO_ERRORS):
+            self._end_children(0)
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all when one rank has died
+        waiting = _within(3 * GRACE, lambda: self._waiting(store, rank, ranks))
+        if waiting is None:  # the store is in rank zero, which is at fault, or in torchrun
+            waiting = list(ranks if store_outlives_workers() else ranks[1:])
+        positions = {r: self.positions.get(r, "") for r in ranks if r not in waiting}
+        at_fault = [r for r in positions if positions[r] == min(positions.values())]
+        if not at_fault:
+            return
+        line = f"{'; '.join(map(self._describe, at_fault))}: {ADVICE}"
+        if torch.cuda.is_available():
+            line += f" (NCCL's flight recorder, on a timeout: {os.environ['TORCH_FR_DUMP_TEMP_FILE']}*)"
+        if 0 < rank == min(waiting):
+            _report_for_rank_zero(trainer, line)
+        for pid, host in (self.processes[r].split() for r in at_fault if r in self.processes):
+            if host == os.uname().nodename:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        self._end_children(GRACE)
+        raise (SystemExit(2) if rank else UsageError(line)) from exception
 
-    def leave(self) -> None:
-        """To be called when the run is over, or has an error of its own to tell; does not return if it has not."""
-        while self.ending.is_set():
-            with contextlib.suppress(BaseException):  # torchrun ends our readers, and torch raises that here
-                threading.Event().wait()
-        self.over.set()
-        if self.exchange is not None:
-            self.exchange.over.set()
-            self.exchange.join(2 * self.every)
+    def _waiting(self, store: Store, rank: int, ranks: range) -> list[int]:
+        """Notes that a collective has failed in this rank; returns the ranks in which one has, and reads the table."""
+        store.set(f"waiting/{rank}", "")
+        until, waiting = time.monotonic() + GRACE, [rank]
+        while len(waiting) < len(ranks) - 1 and time.monotonic() < until:
+            time.sleep(0.1)
+            waiting = list(_read(store, "waiting", ranks))
+        self.processes, self.positions = _read(store, "process", ranks), _read(store, "position", ranks)
+        return waiting
+
+    def _describe(self, rank: int) -> str:
+        if rank not in self.processes:
+            return f"rank {rank} did not come to {self.place} within {self.startup_timeout.total_seconds():.0f} s"
+        pid, host = self.processes[rank].split()
+        _, batch, stage = self.positions.get(rank, "0 0 -").split()
+        what = f"hangs or has died {f'in batch {int(batch)} of {stage}' if int(batch) else 'before the first batch'}"
+        for child in self.children:
+            if str(child.pid) == pid:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = child.wait(GRACE)
+                    what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"rank {rank} (process {pid} on {host}) {what}"
+
+    def _take_children(self, trainer: Trainer) -> None:
+        """Takes over the processes that Lightning has started: its observer kills all ranks without naming one."""
+        started: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+        self.children += started
+        started.clear()
+
+    def _end_children(self, seconds: float) -> None:
+        for reader in multiprocessing.active_children():  # a stopped one would outlive this process
+            reader.kill()
+        until = time.monotonic() + seconds
+        for child in self.children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(until - time.monotonic(), 0))
+            child.kill()
+            child.wait()
 
 
-@contextlib.contextmanager
-def at_rest(trainer: Trainer) -> Iterator[None]:
-    """Around what may take long within a step: rank 0 writes to a slow disk, and the others wait for it."""
-    heartbeat = find_callback(trainer, Heartbeat)
-    if heartbeat is None:
-        yield
-        return
-    _, watched_before = heartbeat.at.now
-    heartbeat.at.rest()
-    yield
-    heartbeat.at.go_on(watched_before)
+def _read(store: Store, name: str, ranks: range) -> dict[int, str]:
+    keys = {rank: f"{name}/{rank}" for rank in ranks}
+    return {rank: store.get(key).decode() for rank, key in keys.items() if store.check([key])}
 
 
-@contextlib.contextmanager
-def watched(trainer: Trainer) -> Iterator[None]:
-    """Around the training and the test of a run with a `Heartbeat`: no process counts as gone that has just ended."""
-    heartbeat = find_callback(trainer, Heartbeat)
-    if heartbeat is not None:
-        heartbeat.begin(trainer)
-    try:
-        yield
-        if trainer.world_size > 1:
-            trainer.strategy.barrier("all is done")
-    except RuntimeError as error:
-        if heartbeat is not None and heartbeat.exchange is not None and launcher() is not None:
-            heartbeat.hear_why()
-        if heartbeat is not None and heartbeat.exchange is None and heartbeat.verdict is not None:
-            raise UsageError(heartbeat.verdict.line) from error
-        raise
-    finally:
-        if heartbeat is not None:
-            heartbeat.leave()
+def _report_for_rank_zero(trainer: Trainer, line: str) -> None:
+    """Prints the line and writes it to result.json, unless rank zero has written an end there."""
+    path = Path(trainer.default_root_dir, RESULT_FILE)
+    with contextlib.suppress(OSError, UnreadableResultError):
+        result = Result.read(path)
+        if result.status != "running":
+            return
+        result.status, result.error = "failed", line
+        result.write(path)
+    print(f"error: {line}", file=sys.stderr, flush=True)
 
 
-def _end_readers() -> bool:
-    """Ends the processes that read images, if there are any: a stopped one would stay behind."""
-    readers = multiprocessing.active_children()
-    for reader in readers:
-        reader.kill()
-    return bool(readers)
+def _within(seconds: float, ask: Callable[[], list[int]]) -> list[int] | None:
+    """Returns `ask()`, or None if the store is gone or does not answer: torch waits for a stopped one for ever."""
+    answers: list[list[int]] = []
 
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(ask())
 
-def _processes(trainer: Trainer) -> list[subprocess.Popen]:
-    """The other ranks, where Lightning has started them from this one."""
-    return getattr(trainer.strategy.launcher, "procs", [])
-
-
-def _reap(processes: list[subprocess.Popen]) -> None:
-    """Waits for processes that are about to end by themselves, and ends them if they do not."""
-    until = time.monotonic() + GRACE / 4
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(until - time.monotonic(), 0))
-        process.kill()
-        process.wait()
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers[0] if answers else None

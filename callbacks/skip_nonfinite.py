@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
-from callbacks.of_run import find_callback
 from callbacks.run_record import RunRecord
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.errors import UsageError
@@ -119,9 +118,9 @@ class SkipNonFinite(Callback):
             f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "
             f"weights from before are {path.with_name(LAST)}"
         )
-        record = find_callback(trainer, RunRecord)
-        if record is not None:
-            record.diverged(line)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunRecord):
+                callback.diverged(line)
         trainer.should_stop = True
 
 

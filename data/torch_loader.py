@@ -13,6 +13,9 @@ from data.datasets.source import ImageSet, Split
 from data.order import EpochOrder
 from data.view import View
 
+READ_TIMEOUT = 600.0
+"""Seconds that a loader waits for a batch: a disk or a process that reads may hang."""
+
 
 class Views(Dataset):
     """The images of a set as the model sees them; randomness depends on the key of an image alone."""
@@ -32,7 +35,13 @@ class Views(Dataset):
 
 @dataclass(frozen=True)
 class TorchReader:
-    """Makes torch DataLoaders; equal keys give equal crops for any number of workers, and those of FFCV."""
+    """Makes torch DataLoaders; equal keys give equal crops for any number of workers, and those of FFCV.
+
+    Args:
+        timeout: seconds after which a batch that does not come is an error.
+    """
+
+    timeout: float = READ_TIMEOUT
 
     name = "torch"
 
@@ -61,6 +70,7 @@ class TorchReader:
             batch_size=batch_size,
             sampler=order,
             num_workers=workers,
+            timeout=self.timeout if workers else 0,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             # Starting an iterator draws a seed that nothing here uses: it must not come from the run's own randomness.

@@ -16,6 +16,7 @@ from torch import Tensor
 from data.beton.files import BetonSettings, beton_path, check_beton, write_beton
 from data.datasets.source import ImageSet, Split
 from data.order import EpochOrder
+from data.torch_loader import READ_TIMEOUT
 from data.view import View
 from infvit.errors import UsageError
 
@@ -38,10 +39,12 @@ class FFCVReader:
             given up when memory is short. "process": each process reads pages of 8 MB ahead of time and keeps each for
             as long as an epoch needs it. "memory": each process reads the whole file once and keeps it.
         batches_ahead: batches prepared in advance.
+        timeout: seconds after which a batch that does not come is an error.
     """
 
     cache: Cache = "os"
     batches_ahead: int = 3
+    timeout: float = READ_TIMEOUT
 
     name = "ffcv"
 
@@ -83,7 +86,7 @@ class FFCVReader:
         written = path.stat().st_mtime_ns
         with _torch_threads_kept():
             ffcv, decoder = _compiled(self, path, written, view.size, max(workers, 1), device)
-        return _Batches(ffcv, decoder, path, view, order, batch_size)
+        return _Batches(ffcv, decoder, path, view, order, batch_size, self.timeout)
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,11 +153,18 @@ class _Batches:
     batch_sampler = None  # Lightning asks for it wherever it finds a `sampler`
 
     def __init__(
-        self, ffcv: Any, decoder: "BoxDecoder", path: Path, view: View, order: EpochOrder, batch_size: int
+        self,
+        ffcv: Any,
+        decoder: "BoxDecoder",
+        path: Path,
+        view: View,
+        order: EpochOrder,
+        batch_size: int,
+        timeout: float,
     ) -> None:
         self.loader, self.decoder, self.path = ffcv, decoder, path
         self.view, self.sampler, self.batch_size = view, order, batch_size
-        self.about = _about(path)
+        self.about, self.timeout = _about(path), timeout
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -175,7 +185,7 @@ class _Batches:
             batches.stop()  # a consumer that stops early would leave the reading thread and its buffers behind
 
     def _next(self, batches: Any) -> tuple[Tensor, Tensor]:
-        """The next batch. A reading thread that died is an error, not an endless wait."""
+        """Returns the next batch; a reading thread that died or hangs is an error."""
         queue, start = batches.output_queue, time.perf_counter()
         first = not getattr(self.loader, "has_read", False) and self.sampler.rank == 0
         announced = False
@@ -185,6 +195,12 @@ class _Batches:
                 if not queue.queue and not batches.is_alive():
                     self._check(_about(self.path))
                     raise RuntimeError(f"FFCV's reading thread died while it read {self.path} (its error stands above)")
+                if not queue.queue and time.perf_counter() - start > self.timeout:
+                    raise UsageError(
+                        f"FFCV's reading thread gave no batch of {self.path} for {self.timeout:.0f} s: it hangs, or "
+                        "its disk; resume with the same command and resume=auto, or give a slow disk more time by "
+                        "+data.loader.timeout=SECONDS"
+                    )
                 if first and not announced and not queue.queue:
                     announced = True
                     print("FFCV compiles its reading code; the first batch waits for it", flush=True)

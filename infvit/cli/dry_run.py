@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from callbacks.attention_maps import AttentionMaps
 from callbacks.checkpointing import PeriodicCheckpoint
-from callbacks.hang_watchdog import Heartbeat
+from callbacks.hang_watchdog import HangWatchdog
 from callbacks.run_record import recipe_hash
 from data.datamodule import ImageDataModule
 from data.progressive import Ramp
@@ -33,7 +33,7 @@ STEPS = 3
 BATCHES = 8
 """Batches of a device that the loader is timed with, when nothing else waits for it."""
 
-LEAVES = (PeriodicCheckpoint, Heartbeat, LearningRateMonitor, ProgressBar, AttentionMaps)
+LEAVES = (PeriodicCheckpoint, HangWatchdog, LearningRateMonitor, ProgressBar, AttentionMaps)
 """What a run has to leave or show something, and to be watched; all other callbacks belong to the step."""
 
 WIDTH = 80

@@ -24,6 +24,7 @@ WHERE = {
     "devices",
     "num_nodes",
     "strategy",
+    "timeout",
     "workers",
     "cache",
     "cache_dir",

@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         yield Fault("the sweep ends with its comparison", lost)
         if options.sweep_alone:
             return
-        submitted = start("seed=2", "size.depth=2", "callbacks.hang_watchdog.patience=5")
+        submitted = start("seed=2", "size.depth=2", "callbacks.hang_watchdog.step_timeout=5")
         try:
             _until(lambda: (run := one(2, 2)) and newest_first(run / "checkpoints"), submitted, output)
             task = next(pid for pid in marked(environment["CHAOS"]) if _task_of_slurm(pid) == 1)

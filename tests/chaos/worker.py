@@ -1,7 +1,7 @@
-"""Processes of a distributed run killed, stopped, asleep or in an endless loop, and those that read its images.
+"""Kills or stops ranks of a distributed run and processes that read images, or makes them sleep or loop for ever.
 
-Each time all processes must be gone within two minutes, the command must fail and name the one at fault, result.json
-must say the same, and the same command must go on from there and finish in the end.
+Each time all processes must end within two minutes, the command must fail and name the one at fault, result.json must
+name it too, and the same command must resume the run and finish it in the end.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -45,31 +46,29 @@ RUN = [
     "resume=auto",
 ]
 STEPS = 1437 // 16
-"""Of an epoch."""
+"""Steps of an epoch."""
 
 SECONDS = 120
-"""That all may take to end."""
+"""Seconds in which all processes must end."""
 
 LOOP = signal.SIGALRM
-"""After which a process of this harness gets no further than its next step."""
-
+"""The signal after which a process of this harness loops for ever in its next step."""
 
 STUCK = {
     "before it claims its folder": "train.train",
     "before it is ready": "train.start",
-    "while data are prepared": "data.datamodule.ImageDataModule.prepare_data",
     "in the first batch": "infvit.module.Classifier.training_step",
     "while a checkpoint is written": "infvit.run.checkpoint.AtomicCheckpointIO.save_checkpoint",
     "at an epoch's end": "callbacks.run_record.RunRecord.on_train_epoch_end",
 }
-"""What does not return in a process of this harness, where a step is not what is watched."""
+"""The function that does not return in a process of this harness, outside the steps."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A signal for rank `rank`, or for the process that reads its images; or where the rank sleeps or loops for ever.
+    """A signal for a rank or for a process that reads its images, or where the rank sleeps or loops for ever.
 
-    `by` are the launchers where that can happen.
+    `by` are the launchers under which that can happen.
     """
 
     number: int
@@ -80,13 +79,13 @@ class Case:
 
     @property
     def kind(self) -> str:
-        whats = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop", 0: "sleeps"}
+        faults = {signal.SIGKILL: "is killed", signal.SIGSTOP: "is stopped", LOOP: "is in an endless loop", 0: "sleeps"}
         who = f"a reader of rank {self.rank}" if self.reader else f"rank {self.rank}"
-        return f"{who} {whats[self.number]} {self.stuck}".rstrip()
+        return f"{who} {faults[self.number]} {self.stuck}".rstrip()
 
     @property
-    def comes(self) -> bool:
-        """Whether the rank gets so far that it has a place to be named with."""
+    def starts(self) -> bool:
+        """Whether the rank gets as far as noting its process in the store."""
         return not self.stuck.startswith("before it ")
 
 
@@ -100,7 +99,6 @@ CASES = [
     Case(signal.SIGKILL, 1, reader=True),
     Case(signal.SIGSTOP, 1, reader=True),
     Case(0, 1, stuck="before it is ready"),
-    Case(0, 0, stuck="while data are prepared"),
     Case(0, 1, stuck="in the first batch"),
     Case(0, 0, stuck="while a checkpoint is written"),
     Case(0, 1, stuck="at an epoch's end"),
@@ -116,7 +114,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trainer", choices=("ddp_cpu", "fsdp_cpu"), default="ddp_cpu")
     parser.add_argument("--ranks", type=int, default=2, help="of the run; rank 1 is the last of them")
     parser.add_argument("--epochs", type=int, default=4, help="of the run that is broken")
-    parser.add_argument("--patience", type=float, default=10, help="seconds after which a process counts as hanging")
+    parser.add_argument("--step-timeout", type=float, default=10, help="seconds, as the run's setting")
+    parser.add_argument("--startup-timeout", type=float, default=40, help="seconds, as the run's setting")
 
 
 def run(options: argparse.Namespace) -> Iterator[Fault]:
@@ -131,14 +130,14 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
                 finally:
                     job.end()
                 if lost[case]:
-                    print(job.said.read_text(), flush=True)
+                    print(job.log.read_text(), flush=True)
             job = Job(launcher, folder, options)
             try:
                 finished = job.process.wait(4 * SECONDS) == 0 and result(folder)["status"] == "finished"
             finally:
                 job.end()
             if not finished:
-                print(job.said.read_text(), flush=True)
+                print(job.log.read_text(), flush=True)
             for case in lost:
                 yield Fault(f"{case.kind}, {launcher}", lost[case] or (None if finished else "the run's end"))
 
@@ -149,7 +148,7 @@ class Job:
     def __init__(self, launcher: str, folder: Path, options: argparse.Namespace, case: Case | None = None) -> None:
         self.folder, self.mark, self.launcher = folder, uuid.uuid4().hex, launcher
         self.before = newest(folder)
-        self.said = folder / f"{self.mark}.txt"
+        self.log = folder / f"{self.mark}.txt"
         self.stuck = folder / f"{self.mark}.stuck"
         stuck = [str(case.rank), STUCK[case.stuck], str(case.number), str(self.stuck)] if case and case.stuck else []
         environment = {
@@ -160,17 +159,19 @@ class Job:
             "PYTHONPATH": str(ROOT),
         }
         settings = [f"trainer={options.trainer}", f"trainer.devices={options.ranks}", f"recipe.epochs={options.epochs}"]
-        settings += [f"callbacks.hang_watchdog.patience={options.patience}"]
+        settings += [f"callbacks.hang_watchdog.step_timeout={options.step_timeout}"]
+        settings += [f"callbacks.hang_watchdog.startup_timeout={options.startup_timeout}"]
+        settings += [f"+data.loader.timeout={0.7 * options.step_timeout}"]
         command = [*(word.format(ranks=options.ranks) for word in LAUNCHERS[launcher]), *PROGRAM, *RUN, *settings]
-        with self.said.open("w") as output:
+        with self.log.open("w") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
     def broken(self, case: Case) -> str | None:
-        """Does it, when this job has written a checkpoint; what was lost."""
+        """Breaks the job once it has written a checkpoint; returns what was lost."""
         there = self.stuck.exists if case.stuck else self.trains
         if not until(there, 4 * SECONDS, self.alive):
             return "its start"
-        if not case.stuck and self.before and "resumes after step" not in self.said.read_text():
+        if not case.stuck and self.before and "resumes after step" not in self.log.read_text():
             return "its place"
         all_of_it = marked(self.mark)
         rank = self.rank(case.rank)
@@ -183,24 +184,24 @@ class Job:
             return "its exit code"
         died = case.reader and case.number == signal.SIGKILL
         named = f"images died (process {process}, " if died else f"rank {case.rank} (process {rank} on "
-        if not case.comes:
+        if not case.starts:
             named = f"rank {case.rank} did not come to "
-        lines = [line for line in self.said.read_text().splitlines() if line.startswith("error: ") and named in line]
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("error: ") and named in line]
         if len(lines) != 1:
             return f"its one line, found {len(lines)}"
-        if not case.comes and case.rank == 0:
+        if not case.starts and case.rank == 0:
             return None  # it would write result.json
         left = result(self.folder)
-        told = died or f"error: {left['error']}" == lines[0]
-        return None if left["status"] == "failed" and told else f"result.json, {left['status']}: {left['error']}"
+        recorded = died or f"error: {left['error']}" == lines[0]
+        return None if left["status"] == "failed" and recorded else f"result.json, {left['status']}: {left['error']}"
 
     def trains(self) -> bool:
-        """Some steps after its start, and not at the end of an epoch, which may take long and is not watched."""
+        """Whether the job is some steps after its start and not at an epoch's end, where the longer timeout holds."""
         step = newest(self.folder)
         return step >= self.before + 5 and 5 <= step % STEPS < STEPS - 30
 
     def rank(self, number: int) -> int:
-        """Its process."""
+        """Returns a rank's process id."""
         if self.launcher == "lightning" and number == 0:
             return self.process.pid
         return next(pid for pid in children(self.process.pid) if setting(pid, "LOCAL_RANK") == str(number))
@@ -219,7 +220,7 @@ def result(folder: Path) -> dict:
 
 
 def until(true: Callable[[], bool], seconds: float, goes_on: Callable[[], bool] = lambda: True) -> bool:
-    """Whether it became true within the time, and while `goes_on`."""
+    """Whether `true()` became true within the time and while `goes_on()`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and goes_on():
         if true():
@@ -229,13 +230,13 @@ def until(true: Callable[[], bool], seconds: float, goes_on: Callable[[], bool] 
 
 
 def marked(mark: str) -> list[int]:
-    """All processes that a job has started, itself or through others."""
+    """Returns all processes that a job has started, itself or through others."""
     found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     return [pid for pid in found if setting(pid, "CHAOS") == mark]
 
 
 def setting(pid: int, name: str) -> str | None:
-    """Of the environment that a process was started with."""
+    """Returns a variable of the environment with which a process was started."""
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -249,18 +250,18 @@ def children(pid: int) -> list[int]:
 
 
 def is_reader(child: int, rank: int) -> bool:
-    """A process that a rank has forked, and not one that it has started."""
+    """Whether a rank has forked this process, and not started it as a command."""
     command, own = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (child, rank))
     return command == own and setting(child, "LOCAL_RANK") == setting(rank, "LOCAL_RANK")
 
 
 def exists(pid: int) -> bool:
-    """Also as a zombie."""
+    """Whether the process exists, also as a zombie."""
     return Path(f"/proc/{pid}").exists()
 
 
 def loop(_number: int, _frame: FrameType | None) -> None:
-    """From the next step on; a signal may come while a checkpoint is written, which may take as long as it likes."""
+    """Loops for ever in the next step: a signal may come while a checkpoint is written, under the longer timeout."""
 
     def forever(*_: object) -> None:
         while True:
@@ -270,7 +271,7 @@ def loop(_number: int, _frame: FrameType | None) -> None:
 
 
 def get_stuck(rank: str, where: str, number: str, path: str) -> None:
-    """Replaces what `where` names by what never returns, in one process; it leaves the file `path` then."""
+    """Replaces the function `where` in one rank by one that writes the file `path` and never returns."""
     owner, _, name = where.rpartition(".")
 
     def forever(*_: object, **__: object) -> None:
@@ -286,8 +287,10 @@ def get_stuck(rank: str, where: str, number: str, path: str) -> None:
 if __name__ == "__main__":
     import train
     from infvit.cli import entrypoint
+    from infvit.run import ranks
 
     signal.signal(LOOP, loop)
     if stuck := os.environ.get("STUCK"):
+        ranks.TIMEOUT = timedelta(seconds=20)  # of ranks that wait for rank zero's folder
         get_stuck(*stuck.split(" "))
     entrypoint.run(train.train)

@@ -1,4 +1,4 @@
-"""One job, whatever starts its processes: one folder, one W&B run, one result, and the numbers of one process."""
+"""A job is one folder, one W&B run, one result and the numbers of one process, whatever starts its processes."""
 
 import csv
 import json
@@ -25,16 +25,16 @@ def result(folder: Path) -> dict:
 
 
 def losses(folder: Path) -> list[float]:
-    """Of every step, of the global batch."""
+    """Returns the loss of the global batch in every step."""
     rows = csv.DictReader((folder / "metrics.csv").open())
     return [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
 
 
 @pytest.fixture
 def torchrun(tmp_path, data_cache):
-    """`torchrun("experiment=digits", ...)`: two processes on the CPU; → the folder they ran in, what they printed.
+    """`torchrun("experiment=digits", ...)` runs two processes on the CPU; returns their folder and what they printed.
 
-    With nodes=2 a torchrun of its own starts each of both, as on two machines.
+    With nodes=2 each has a torchrun of its own, as on two machines.
     """
 
     def run(*arguments: str, trainer: str = "ddp_cpu", nodes: int = 1) -> tuple[Path, str]:
@@ -57,16 +57,16 @@ def torchrun(tmp_path, data_cache):
             )
             for node in range(nodes)
         ]
-        said = [agent.communicate()[0] for agent in agents]
-        assert not any(agent.returncode for agent in agents), "".join(said)
-        return folder, "".join(said)
+        printed = "".join(agent.communicate()[0] for agent in agents)
+        assert not any(agent.returncode for agent in agents), printed
+        return folder, printed
 
     return run
 
 
 def test_two_processes_of_torchrun_are_one_run_with_the_losses_of_one_process(cli, torchrun):
     run = [*TINY, "model=vit", "recipe.epochs=5", "trainer.log_every_n_steps=1"]
-    # By the names that they would choose, the second process's folder is another one.
+    # The second process alone would choose another folder.
     folder, printed = torchrun(*run, "name=process${oc.env:RANK}")
     (left,) = folder.glob("runs/*/*")
     assert left.parent.name == "process0"
@@ -92,8 +92,8 @@ def test_processes_on_two_nodes_are_one_run(torchrun):
 
 
 def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, torchrun):
-    # In float64 and at a tenth of the learning rate: a head that is nearly off divides by its scores' sum of 1e-5, and
-    # rounding grows tenfold a step, by another order of the images in one process just as by a second process.
+    # In float64 and at a tenth of the learning rate: a dead head divides by the sum of its scores, 1e-5, and rounding
+    # errors grow tenfold a step, from another order of the images in one process just as from a second process.
     exact = ["trainer.precision=64-true", "recipe.base_lr=16e-4"]
     sweep = ["-m", *TINY, *exact, "recipe.epochs=5", "trainer.log_every_n_steps=1", "seed=0"]
     sweep += ["model=infvit,linear_infvit"]
@@ -112,7 +112,7 @@ def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_o
         assert losses(run) == pytest.approx(losses(alone / run.name), abs=1e-10, rel=0)
 
 
-def test_another_number_of_processes_than_devices_is_told(cli, monkeypatch):
+def test_another_number_of_processes_than_devices_is_refused(cli, monkeypatch):
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
     for name, value in alone.items():
         monkeypatch.setenv(name, value)
@@ -123,7 +123,7 @@ def test_another_number_of_processes_than_devices_is_told(cli, monkeypatch):
 
 @pytest.fixture
 def first_of_two(monkeypatch):
-    """This process is rank 0 of two that torchrun has started."""
+    """Makes this process rank zero of two that torchrun has started; returns torchrun's store."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun has one
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
     more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -132,18 +132,17 @@ def first_of_two(monkeypatch):
     return store
 
 
-def test_a_first_process_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
+def test_rank_zero_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
-    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    monkeypatch.setattr(ranks, "TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(ranks, "REPORT_TIMEOUT", timedelta(seconds=0.1))
     refused = cli("train", *TINY, "logger=csv", "trainer=ddp_cpu")
     assert refused.code == 2
-    *_, line = refused.err.splitlines()  # behind torch's warnings
-    assert f"error: hydra.run.dir: rank 1 waited 1 s in vain for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
+    *_, line = refused.err.splitlines()  # after torch's warnings
+    assert f"error: hydra.run.dir: rank 1 waited 1 s for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
 
 
-def test_a_first_process_that_was_there_once_may_take_its_time_between_two_jobs(first_of_two, monkeypatch):
-    monkeypatch.setattr(ranks, "arrival", lambda own: own + 1)
+def test_rank_zero_gives_its_value_to_all_and_may_do_so_later(first_of_two, monkeypatch):
     assert ranks.broadcast_from_rank_zero("folder of job 0", "runs/first") == "runs/first"
     monkeypatch.setenv("RANK", "1")
     assert ranks.broadcast_from_rank_zero("folder of job 0", "runs/second") == "runs/first"
@@ -153,7 +152,7 @@ def test_a_first_process_that_was_there_once_may_take_its_time_between_two_jobs(
 
 
 @pytest.mark.parametrize("comes", [True, False])
-def test_rank_0_of_slurm_keeps_the_store_until_all_have_asked_and_names_who_does_not(monkeypatch, comes):
+def test_rank_zero_of_slurm_serves_the_store_until_all_have_read_it_and_names_a_rank_that_does_not(monkeypatch, comes):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     task = {
@@ -165,7 +164,7 @@ def test_rank_0_of_slurm_keeps_the_store_until_all_have_asked_and_names_who_does
     }
     for name, value in (task | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks, "arrival", lambda own: own + 2)
+    monkeypatch.setattr(ranks, "TIMEOUT", timedelta(seconds=2))
 
     def other() -> None:
         store = PrefixStore("infvit/0", TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False))
@@ -183,10 +182,10 @@ def test_rank_0_of_slurm_keeps_the_store_until_all_have_asked_and_names_who_does
 
 
 @pytest.mark.usefixtures("first_of_two")
-def test_a_line_that_the_first_process_has_told_is_not_told_again(monkeypatch):
+def test_a_line_that_rank_zero_reports_is_not_printed_again(monkeypatch):
     assert not ranks.rank_zero_reports("error", "too large")
     monkeypatch.setenv("RANK", "1")
     assert ranks.rank_zero_reports("error", "too large")
     assert not ranks.rank_zero_reports("error", "the disk of rank 1 is full")
-    monkeypatch.setattr(ranks, "SECONDS", timedelta(seconds=0.1))
+    monkeypatch.setattr(ranks, "REPORT_TIMEOUT", timedelta(seconds=0.1))
     assert not ranks.rank_zero_reports("error of job 7", "the disk of rank 1 is full")
