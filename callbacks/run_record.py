@@ -76,7 +76,6 @@ class RunRecord(Callback):
             loader="",
             precision=str(cfg.trainer.precision),
             seed=cfg.seed,
-            energy_note="not measured",
             hardware=hardware(),
             versions=versions(),
             git_commit=_git_commit(),

@@ -49,7 +49,6 @@ class Row:
     top5: Estimate
     loss: Estimate
     images_per_second: Estimate
-    energy_joules_per_image: Estimate
     seconds: Estimate
     differs: tuple[str, ...] = ()
     paired: Paired | None = None
@@ -72,7 +71,6 @@ class Row:
             top5=Estimate.of(run.metrics.get("test/top5") for run in counted),
             loss=Estimate.of(run.metrics.get("test/loss") for run in counted),
             images_per_second=Estimate.of(run.train_images_per_second for run in counted),
-            energy_joules_per_image=Estimate.of(run.energy_joules_per_image for run in counted),
             seconds=Estimate.of(run.seconds for run in counted),
             published=published(best_known(counted or runs)),
         )
@@ -140,7 +138,6 @@ class Row:
             ("test_top5", self.top5),
             ("test_loss", self.loss),
             ("train_images_per_second", self.images_per_second),
-            ("energy_joules_per_image", self.energy_joules_per_image),
             ("seconds", self.seconds),
         ):
             record |= {name: estimate.mean, f"{name}_ci95_half_width": estimate.half_width, f"{name}_n": estimate.n}

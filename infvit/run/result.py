@@ -1,15 +1,16 @@
-"""What one run leaves behind: `result.json`, schema version 1."""
+"""`result.json`: everything that one run leaves for a comparison, schema version 1."""
 
 from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write
@@ -17,18 +18,18 @@ from infvit.run.files import atomic_write
 RESULT_FILE = "result.json"
 SCHEMA = 1
 Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
-"""An interrupted run was told to stop and wrote a checkpoint: the same command goes on."""
+"""An interrupted run wrote a checkpoint when it received a signal: the same command resumes it."""
 
 WITHOUT_NUMBERS: tuple[Status, ...] = ("failed", "diverged", "interrupted", "running")
 # What two runs must share to be compared at all, besides `Result.protocol`.
 SIGNATURE = ("depth", "dim", "patch", "recipe_hash", "data_fingerprint", "image_size", "epochs", "loader")
-# The settings of how any model is trained and tested; a precision is a matter of the machine.
+# Settings of how any model is trained and tested; precision depends on the machine.
 PROTOCOL = ("data.", "trainer.")
 NOT_PROTOCOL = ("trainer.precision",)
 
 
 class UnreadableResultError(UsageError):
-    """A `result.json` that cannot be used: `path` says which, `reason` why."""
+    """A `result.json` that cannot be used: `path` names it, `reason` explains why."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         self.path = str(path)
@@ -40,13 +41,13 @@ class UnreadableResultError(UsageError):
 class Result:
     """One run of one configuration with one seed.
 
-    `depth` to `flops_training` may be None: not known (the run failed before the model existed) or not applicable.
+    `depth` to `flops_training` are None if not known (the run failed before the model existed) or not applicable.
     FLOPs are per image, two for each multiply-add; `flops_training` is forward and backward. Metrics are named
-    "test/top1", "test/top5", "test/loss", "val/top1", ...; accuracies are fractions. `variant` says in words what sets
-    the run apart from its model's defaults ("pooling=mean"): runs of different variants are never averaged. Nor are
-    runs of different `settings`, which are all that a row depends on ({"model.attention.hops": 3}), but the seed; runs
-    from before they were kept have none.
-    `extra` holds the keys of the file that this version does not know; they survive reading and writing.
+    "test/top1", "test/top5", "test/loss", "val/top1", ...; accuracies are fractions. `variant` holds the overrides that
+    distinguish the run from its model's defaults ("pooling=mean"), `settings` all values that a row of the comparison
+    depends on ({"model.attention.hops": 3}), without the seed: runs that differ in either are never averaged.
+    `sweep_command` is the command of the sweep that the run belongs to, "" for a single run. `extra` holds the keys of
+    the file that this version does not know; they survive reading and writing.
     """
 
     status: Status
@@ -77,12 +78,11 @@ class Result:
     metrics: dict[str, float | None] = field(default_factory=dict)
     curves: list[dict[str, float | None]] = field(default_factory=list)
     train_images_per_second: float | None = None
-    energy_joules_per_image: float | None = None
-    energy_note: str = ""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     git_commit: str | None = None
     command: str = ""
+    sweep_command: str = ""
     started: str = ""
     seconds: float | None = None
     run_dir: str = ""
@@ -115,7 +115,7 @@ class Result:
 
     @property
     def last_written(self) -> str:
-        """When the run last said something, in UTC to the minute ("" if unknown): long ago, a running job is dead."""
+        """When the run last wrote its result, in UTC to the minute ("" if unknown): long ago means that it is dead."""
         try:
             last = datetime.fromisoformat(self.started) + timedelta(seconds=self.seconds or 0.0)
         except (ValueError, OverflowError):
@@ -123,7 +123,7 @@ class Result:
         return (last.astimezone(timezone.utc) if last.tzinfo else last).strftime("%Y-%m-%d %H:%M")
 
     def write(self, path: str | Path) -> None:
-        """Write the file so that a reader sees the old one or the new one whole. NaN and infinity become null."""
+        """Writes the file atomically. NaN and infinity become null."""
         content = asdict(self)
         extra = content.pop("extra")
         content = {"schema": content.pop("schema"), **content}
@@ -132,7 +132,7 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
-        """Read the file; raises `UnreadableResultError` where it is damaged, incomplete or of another schema."""
+        """Reads the file; raises UnreadableResultError if it is damaged, incomplete or of another schema."""
         try:
             text = Path(path).read_text(encoding="utf-8")
             content = json.loads(text, parse_constant=lambda _: None)
@@ -142,27 +142,41 @@ class Result:
             raise UnreadableResultError(path, f"is not text: {error.reason} at byte {error.start}") from error
         except (json.JSONDecodeError, RecursionError) as error:
             where = f" at line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
-            raise UnreadableResultError(
-                path, "is empty: expected JSON" if not text else f"is not JSON{where}"
-            ) from error
+            raise UnreadableResultError(path, f"is not JSON{where}" if text else "is empty: expected JSON") from error
         if not isinstance(content, dict):
             raise UnreadableResultError(path, f"holds a {type(content).__name__}, expected an object")
         if content.get("schema") != SCHEMA or isinstance(content["schema"], bool):
             raise UnreadableResultError(path, f"has schema {_shown(content.get('schema'))}, expected {SCHEMA}")
-        content = _plain(content)
-        known = {name: content.pop(name) for name in HINTS if name in content}
-        missing = [name for name in REQUIRED if name not in known]
-        if missing:
-            raise UnreadableResultError(path, f"lacks {', '.join(missing)}")
-        for name, value in known.items():
-            if not _fits(value, HINTS[name]):
-                raise UnreadableResultError(path, f"has {name} {_shown(value)}, expected {_words(HINTS[name])}")
-        return cls(**known, extra=content)
+        known = {f.name: content.pop(f.name) for f in fields(cls) if f.name in content}
+        try:
+            return JSON.validate_json(json.dumps(known | {"extra": content}), strict=True)
+        except ValidationError as error:
+            raise UnreadableResultError(path, _reason(error)) from error
 
 
-HINTS = {name: hint for name, hint in get_type_hints(Result).items() if name != "extra"}
+JSON = TypeAdapter(Result)
 REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
 CONFIG_FIELDS = [name for name in REQUIRED if name not in ("status", "seed")] + ["variant"]
+
+
+def score(result: Result) -> float | None:
+    """Top-1 for a sweeper to maximise: of the test images, or of the validation images where a recipe is searched."""
+    return result.metrics.get("test/top1", result.metrics.get("val/top1"))
+
+
+def _reason(error: ValidationError) -> str:
+    """One line: the fields that are missing, else the first value of another type and the type that is expected."""
+    missing = [str(found["loc"][0]) for found in error.errors() if found["type"] in ("missing", "missing_keyword_only")]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    first = error.errors()[0]
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"has {'.'.join(map(str, first['loc']))} {_shown(first['input'])}, expected {expected}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _key(settings: dict[str, Any]) -> str:
@@ -170,7 +184,7 @@ def _key(settings: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: finite numbers, NumPy and torch scalars unpacked, paths and the like as text."""
+    """The value as JSON can hold it: finite numbers, scalars of NumPy and torch as numbers, paths as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -180,46 +194,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     return _plain(value.item()) if hasattr(value, "item") else str(value)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if hint is Any:
-        return True
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, int | float if hint is float else hint)
-
-
-def _words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_words, get_args(hint)))
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        type(None): "null",
-        dict: "an object",
-        list: "a list",
-    }
-    return names.get(get_origin(hint) or hint, str(hint))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:39] + "…"
-
-
-def score(result: Result) -> float | None:
-    """Top-1 that a sweeper may maximise: on the test images, or on the held-out ones where a recipe is searched."""
-    return result.metrics.get("test/top1", result.metrics.get("val/top1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,18 +22,18 @@ def test_what_is_written_is_read_back(make_result: MakeResult, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_nan_and_infinity_become_null_and_tensors_numbers(make_result: MakeResult, tmp_path: Path) -> None:
+def test_nan_and_infinity_are_written_as_null_and_tensors_as_numbers(make_result: MakeResult, tmp_path: Path) -> None:
     result = make_result(
-        metrics={"test/top1": float("nan"), "test/loss": torch.tensor(0.25), "test/top5": torch.tensor(float("inf"))},
+        metrics={"test/top1": float("nan"), "test/top5": float("inf")},
         seconds=float("-inf"),
-        hardware={"folder": tmp_path, "nested": [float("nan"), {"x": float("inf")}]},
+        hardware={"folder": tmp_path, "nested": [float("nan"), {"x": float("inf")}], "loss": torch.tensor(0.25)},
     )
     result.write(tmp_path / "result.json")
     text = (tmp_path / "result.json").read_text()
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert content["metrics"] == {"test/top1": None, "test/loss": 0.25, "test/top5": None}
+    assert content["metrics"] == {"test/top1": None, "test/top5": None}
     assert content["seconds"] is None
-    assert content["hardware"] == {"folder": str(tmp_path), "nested": [None, {"x": None}]}
+    assert content["hardware"] == {"folder": str(tmp_path), "nested": [None, {"x": None}], "loss": 0.25}
 
 
 def test_unknown_keys_survive(make_result: MakeResult, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_key_ignores_the_seed_and_what_was_measured_and_nothing_else(make_re
         (b"\xff\xfe\x00", "is not text"),
     ],
 )
-def test_a_damaged_file_is_told_in_one_line(content: str | bytes, reason: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_in_one_line(content: str | bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UnreadableResultError) as caught:
@@ -118,24 +119,28 @@ def test_a_damaged_file_is_told_in_one_line(content: str | bytes, reason: str, t
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("status", "done", 'status "done", expected running or finished or failed or diverged or interrupted'),
-        ("depth", "4", 'depth "4", expected a whole number or null'),
-        ("seed", True, "seed true, expected a whole number"),
-        ("metrics", {"test/top1": "high"}, "metrics"),
-        ("curves", [[1, 2]], "curves"),
+        (
+            "status",
+            "done",
+            "has status \"done\", expected 'running', 'finished', 'failed', 'diverged' or 'interrupted'",
+        ),
+        ("depth", "4", 'has depth "4", expected a valid integer'),
+        ("seed", True, "has seed true, expected a valid integer"),
+        ("metrics", {"test/top1": "high"}, 'has metrics.test/top1 "high", expected a valid number'),
+        ("curves", [[1, 2]], r"has curves.0 [1, 2], expected an object"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_named(
+def test_a_value_of_another_type_is_named_with_the_type_that_is_expected(
     field: str, value: object, reason: str, make_result: MakeResult, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.json"
     make_result().write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(UnreadableResultError, match=reason):
+    with pytest.raises(UnreadableResultError, match=re.escape(f"{path}: {reason}")):
         Result.read(path)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnreadableResultError, match="No such file"):
         Result.read(tmp_path / "result.json")
 
