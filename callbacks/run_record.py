@@ -5,9 +5,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shlex
 import statistics
-import subprocess
 import time
 import traceback
 from datetime import datetime, timezone
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,7 +31,7 @@ from infvit.measure.cost import cost
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 from infvit.run.checkpoint import newest_first
-from infvit.run.environment import hardware, versions
+from infvit.run.environment import SWEEP_COMMAND, git_commit, hardware, versions
 from infvit.run.files import FolderInUseError, FolderLock, print_line, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError, score
@@ -78,8 +79,9 @@ class RunRecord(Callback):
             seed=cfg.seed,
             hardware=hardware(),
             versions=versions(),
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
             command=shlex.join(["python", "train.py", *HydraConfig.get().overrides.task]),
+            sweep_command=os.environ.get(SWEEP_COMMAND, "") if HydraConfig.get().mode == RunMode.MULTIRUN else "",
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
             settings=settings(cfg),
@@ -274,14 +276,3 @@ def _variant() -> str:
 def _only_says_where(override: str) -> bool:
     key = override.lstrip("~").partition("=")[0]
     return key in FIELDS or not OF_A_ROW.isdisjoint(key.split("."))
-
-
-def _git_commit() -> str | None:
-    def git(*arguments: str) -> str:
-        root = Path(__file__).parent
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

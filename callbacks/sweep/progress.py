@@ -1,6 +1,7 @@
 """Sweeps: one process in a folder, finished jobs left alone, and after each job where the sweep stands."""
 
 import datetime
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from infvit.cli.resolvers import config_hash
 from infvit.compare import Comparison, Estimate, Row
 from infvit.compare.render import shared
+from infvit.run.environment import SWEEP_COMMAND, command
 from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import Result, UnreadableResultError, score
@@ -58,6 +60,7 @@ class Sweep(Callback):
         self.skipped = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        os.environ[SWEEP_COMMAND] = command()
         if not is_global_zero():
             return
         folder = Path(config.hydra.sweep.dir)

@@ -1,8 +1,9 @@
-"""What a result says of the machine and the software that it was measured with."""
+"""The machine, the software and the command of a result."""
 
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch
 
 PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core", "wandb", "ffcv", "zeus")
 
+SWEEP_COMMAND = "INFVIT_SWEEP_COMMAND"
+"""Environment variable with the command of the sweep, which its jobs inherit on whatever node they run."""
+
 
 def hardware() -> dict[str, Any]:
-    """The CPU's name, the cores that this process may use, and the names of the GPUs."""
+    """The CPU's name, the number of cores that this process may use, and the names of the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -25,7 +29,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the `PACKAGES` that are installed."""
+    """The versions of Python and of those `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,6 +39,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def git_commit() -> str | None:
+    """The commit of this code, with "+changes" if files differ from it; None outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def command() -> str:
-    """The command line of this process, as a shell takes it."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])

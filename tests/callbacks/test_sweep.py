@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,6 +123,7 @@ def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tm
     assert "num_heads=5 does not divide" in done.stderr
     assert "4 of 4 jobs" in done.stdout
     for result in found.values():
+        assert result["sweep_command"] == shlex.join(["python", "train.py", *arguments])
         if result["status"] == "finished":
             assert result["hardware"]["threads"] == max(len(os.sched_getaffinity(0)) // 2, 1)
         else:

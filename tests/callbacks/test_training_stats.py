@@ -62,7 +62,13 @@ class Slow(LightningModule):
 
 def speed(*callbacks, module=None, checkpoint=None, **options):
     """Images per second that a run of an epoch logs, as a part of what its steps alone allow."""
-    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    off = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
     callbacks = [TrainingStats(), *callbacks]
     trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=1, callbacks=callbacks, **off, **options)
     trainer.fit(module or Slow(), LOADER, LOADER, ckpt_path=checkpoint, weights_only=True)
@@ -71,7 +77,7 @@ def speed(*callbacks, module=None, checkpoint=None, **options):
 
 @pytest.mark.parametrize("every", [10, 2])
 def test_validation_is_not_counted(every):
-    assert 0.5 < speed(val_check_interval=every, enable_checkpointing=False) <= 1
+    assert 0.5 < speed(val_check_interval=every) <= 1
 
 
 def test_checkpoints_are_not_counted_and_a_run_that_goes_on_within_an_epoch_counts_its_own_steps(tmp_path, monkeypatch):
