@@ -12,8 +12,8 @@ from PIL import Image
 
 from infvit.cli import resolvers
 from infvit.measure.efficiency import timing
-from infvit.measure.efficiency.energy import NOT_HERE, Meter
-from infvit.measure.efficiency.passes import Footprint, together
+from infvit.measure.efficiency.energy import NOT_HERE, EnergyMeter
+from infvit.measure.efficiency.passes import Footprint, fitting_together
 from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW
 
 TINY = ["eval=efficiency", "size=tiny", "device=cpu", "threads=1"]
@@ -163,7 +163,7 @@ def test_a_ratio_is_taken_within_each_round():
 def test_what_races_together_fits_together():
     """Each holds its weights all the time, the largest needs its peak above them all."""
     prints = {name: Footprint(1.0, peak, peak, held) for name, peak, held in (("a", 5, 2), ("b", 9, 3), ("c", 4, 1))}
-    fitting = [together(prints, free) for free in range(4, 14)]
+    fitting = [fitting_together(prints, free) for free in range(4, 14)]
     assert fitting[0] == ["c"]
     assert fitting[5:] == [["a", "c"], ["a", "c"], ["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
     assert all(len(a) <= len(b) or "b" in b for a, b in pairwise(fitting))
@@ -171,7 +171,7 @@ def test_what_races_together_fits_together():
 
 @pytest.mark.skipif(COUNTS_ENERGY, reason="this CPU counts its energy")
 def test_energy_that_nothing_counts_is_not_measurable():
-    meter = Meter("cpu")
+    meter = EnergyMeter("cpu")
     assert meter.note.startswith(NOT_HERE)
     assert meter.joules(lambda: None) is None
 

@@ -13,8 +13,7 @@ from PIL import Image
 from infvit.attention import SoftmaxAttention
 from infvit.errors import UsageError
 from infvit.highres.images import write_test_image
-from infvit.measure.highres import WAYS, Row
-from infvit.measure.highres.case import run
+from infvit.measure.highres.case import WAYS, HighresRow, run
 from infvit.measure.highres.table import plot, table
 from infvit.vit import VisionTransformer
 from tests.highres.conftest import small_model
@@ -54,7 +53,7 @@ def test_all_ways_give_the_same_logits(tmp_path):
 
 
 def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
-    row = Row("linear_infvit", "dense", 16, 16, 64, "done", "", seconds=1.0, peak=10**9, resident=10**8)
+    row = HighresRow("linear_infvit", "dense", 16, 16, 64, "done", "", seconds=1.0, peak=10**9, resident=10**8)
     large = replace(row, height=32, width=32, seconds=4.0, peak=2 * 10**9, difference=1e-7)
     lost = replace(
         row, model="vit", height=64, width=64, status="too slow", note="stopped after 3 s", seconds=None, peak=None

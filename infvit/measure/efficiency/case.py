@@ -1,14 +1,15 @@
-"""One case of the efficiency measurement, a model at a resolution in one pass, and what follows from its rounds."""
+"""The results of the efficiency measurement: cases (a model at a resolution in one pass) and what follows from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from infvit.measure.efficiency.passes import PassSetting
 from infvit.measure.efficiency.timing import Spread, exponent, ratio
 from infvit.measure.subprocess_case import DONE
 
 BASELINES = ("vit", "vit_unfused")
-"""Softmax through the fused kernel and as written: a speed-up against the second alone would flatter."""
+"""Softmax by the fused kernel and as written: a speed-up over the second alone would flatter."""
 
 PRODUCT = "(matrix product)"
 
@@ -19,14 +20,14 @@ class Case:
 
     Attributes:
         kind: "forward" or "training".
-        tokens: of an image; None if the model has no patch of one size.
-        flops: of this pass (forward, or forward and backward), 2 per multiply-add; macs is half of it. None: not known.
-        status, note: as in `alone`.
-        peak_bytes: largest resident memory of its process, or what tensors held on the GPU.
-        added_bytes: the part of it that came with the model, the libraries left out.
-        seconds: of a pass, one for each round.
-        peak_flops_per_second: of the machine's fastest matrix product in the same rounds.
-        joules: of a pass, for each reading.
+        tokens: of an image; None if the model's patches have no single size.
+        flops: of this pass (forward, or forward and backward), 2 per multiply-add; macs is half of it. None: unknown.
+        status, note: as in `CaseOutcome`.
+        peak_bytes: peak resident memory of its process, or peak memory of the tensors on the GPU.
+        added_bytes: the part of it that came with the model, without the libraries.
+        seconds: of a pass, by round.
+        peak_flops_per_second: of the machine's fastest matrix product, by round.
+        joules: of a pass, by reading.
     """
 
     model: str
@@ -60,12 +61,12 @@ class Case:
 
     @property
     def flops_per_second(self) -> Spread | None:
-        """What was achieved of matrix products, whatever else the pass does in its time."""
+        """FLOPs of matrix products over the time of the whole pass."""
         return None if self.flops is None else self._rate(self.flops * self.batch_size)
 
     @property
     def share_of_peak(self) -> Spread | None:
-        """Achieved FLOP/s over those of the fastest matrix product in the same round."""
+        """FLOP/s over those of the fastest matrix product in the same round."""
         if self.flops is None:
             return None
         achieved = [self.flops * self.batch_size / s for s in self.seconds]
@@ -80,16 +81,16 @@ class Case:
         return Spread(amount / time.median, amount / time.high, amount / time.low) if time else None
 
     def faster_than(self, other: "Case | None") -> Spread | None:
-        """How many times as fast as the other case: the ratio of times within a round."""
+        """How many times as fast as the other case: the ratio of times within each round."""
         return ratio(other.seconds, self.seconds) if other and other.timed and self.timed else None
 
     def baselines(self, cases: Sequence["Case"]) -> dict[str, "Case | None"]:
-        """The softmax cases to compare with: of the same pass and resolution."""
+        """The softmax cases of the same pass and resolution."""
         same = {c.model: c for c in cases if (c.kind, c.resolution) == (self.kind, self.resolution)}
         return {name: same.get(name) for name in BASELINES}
 
     def row(self, cases: Sequence["Case"]) -> dict[str, Any]:
-        """The case as a flat row of a table: medians, with `_low` and `_high` for the extremes over rounds."""
+        """A flat dict: medians over the rounds, with the extremes under `_low` and `_high`."""
         row: dict[str, Any] = {
             "model": self.model,
             "resolution": self.resolution,
@@ -117,8 +118,34 @@ class Case:
         return row
 
 
+@dataclass
+class Efficiency:
+    """The whole measurement, as stored in `efficiency.json`.
+
+    Attributes:
+        size: of all models, "large4 size.depth=12".
+        setting: how every pass runs.
+        time_limit: seconds for a case in its own process.
+        product: side of the square matrices whose product is the fastest here.
+        energy: what the joules cover, or why there are none.
+    """
+
+    size: str
+    setting: PassSetting
+    rounds: int
+    time_limit: float
+    threads: int
+    float32_matmul_precision: str
+    product: int
+    energy: str
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+    cases: list[Case] = field(default_factory=list)
+
+
 def exponents(cases: Sequence[Case], kind: str) -> dict[str, float]:
-    """p of time ∝ tokens^p by model, over the resolutions at which it was timed (of pixels, where it has no tokens)."""
+    """p of time ∝ tokens^p by model, over the resolutions at which it was timed; of pixels if it has no tokens."""
     found = {}
     for model in dict.fromkeys(case.model for case in cases):
         timed = [c for c in cases if c.model == model and c.kind == kind and c.timed]

@@ -1,4 +1,4 @@
-"""The two passes of a model whose cost is measured: forward, and a whole training step. What they hold in memory."""
+"""The two passes that are measured, forward and a whole training step, and the memory that they need."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 FORWARD, TRAINING = "forward", "training"
 
 STEPS = {FORWARD: 1, TRAINING: 2}
-"""Steps after which memory has been at its largest: the optimizer's moments stay from the first one on."""
+"""Steps after which memory has reached its peak: the optimizer's moments stay from the first step on."""
 
 IN_CHANS = 3
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How every model is run.
+class PassSetting:
+    """How every pass runs.
 
     Attributes:
         device: "cpu" or "cuda".
-        precision: one of `PRECISIONS`. Forward has weights and images in it. Training keeps weights and moments in
-            float32 and computes under autocast to it, as Lightning's "bf16-mixed" does; fp16 with scaled gradients.
+        precision: one of `PRECISIONS`. The forward pass has weights and images in it; training keeps weights and
+            moments in float32 under autocast, as Lightning's "bf16-mixed" does, and scales gradients for fp16.
         batch_size: images in a pass.
-        compile: through torch.compile.
+        compile: whether models go through torch.compile.
     """
 
     device: str = "cpu"
@@ -45,14 +45,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a pass takes in a process of its own.
+    """Time and memory of a pass in a process of its own.
 
     Attributes:
-        seconds: of the last of its `STEPS`, which is cold or nearly so: what a race will take, not a result.
-        peak: on CUDA the largest memory that tensors held; on a CPU the largest resident memory of the process in
-            bytes, libraries included.
+        seconds: of the last of its `STEPS`, hardly warmed up: an estimate for what follows, not a result.
+        peak: bytes; on CUDA peak memory of the tensors, on a CPU peak resident memory of the process with libraries.
         added: the part of the peak that came with the model; on CUDA all of it.
-        held: the part of it that stays between two passes: weights, gradients, moments, images.
+        held: the part that stays between two passes: weights, gradients, moments, images.
     """
 
     seconds: float
@@ -61,8 +60,8 @@ class Footprint:
     held: int
 
 
-def forward(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step:
-    """A forward pass on random images of `side` pixels that keeps nothing for a backward pass."""
+def forward(make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Step:
+    """Returns a step: a forward pass in inference mode on random images of `side` pixels."""
     model = make().to(setting.device, setting.dtype).eval()
     images = torch.randn(
         setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device), dtype=setting.dtype
@@ -77,8 +76,8 @@ def forward(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step:
     return step
 
 
-def training(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step:
-    """Forward, cross-entropy, backward, a step of AdamW, gradients cleared."""
+def training(make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Step:
+    """Returns a step: forward, cross-entropy, backward, AdamW, gradients cleared."""
     model = make().to(setting.device).train()
     images = torch.randn(setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device))
     labels = torch.zeros(setting.batch_size, dtype=torch.long, device=torch.device(setting.device))
@@ -98,16 +97,16 @@ def training(make: Callable[[], nn.Module], side: int, setting: Setting) -> Step
     return step
 
 
-PASSES: dict[str, Callable[[Callable[[], nn.Module], int, Setting], Step]] = {FORWARD: forward, TRAINING: training}
+PASSES: dict[str, Callable[[Callable[[], nn.Module], int, PassSetting], Step]] = {FORWARD: forward, TRAINING: training}
 
 
-def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: Setting) -> Footprint:
-    """Runs the pass until its memory has been at its largest. In a process that has done nothing else before."""
+def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: PassSetting) -> Footprint:
+    """Runs the pass until its memory has reached its peak; for a process that has done nothing else before."""
     before = resident_memory()
     step = PASSES[kind](make, side, setting)
     if setting.compile:  # the compiler's own memory and time are not the model's
         step()
-        _forget_peak(setting.device)
+        _reset_peak(setting.device)
     for _ in range(STEPS[kind]):
         seconds = seconds_of(step, setting.device)
     if setting.device == "cuda":
@@ -117,10 +116,10 @@ def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: Setting
     return Footprint(seconds, peak, peak - before, max(resident_memory() - before, 0))
 
 
-def together(footprints: dict[str, Footprint], free: float) -> list[str]:
-    """Those that can take turns in one process of `free` bytes, first come first served.
+def fitting_together(footprints: dict[str, Footprint], free: float) -> list[str]:
+    """The names that can take turns in one process of `free` bytes, taken in order.
 
-    All hold their weights all the time, and one at a time has its peak above that.
+    All hold their weights all the time, and one at a time reaches its peak above that.
     """
     chosen: list[str] = []
     held = largest = 0
@@ -132,8 +131,8 @@ def together(footprints: dict[str, Footprint], free: float) -> list[str]:
     return chosen
 
 
-def _forget_peak(device: str) -> None:
-    """The largest so far becomes what is held now."""
+def _reset_peak(device: str) -> None:
+    """Sets the peak to the memory that is held now."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,20 +1,14 @@
 """Time and memory against resolution, both axes logarithmic: one picture for each pass."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import altair as alt
 import vl_convert
 
 from infvit.compare.pictures import spec, vl_version
-from infvit.measure.efficiency.case import Case, exponents
+from infvit.measure.efficiency.case import Case, Efficiency, exponents
 from infvit.measure.efficiency.table import TITLES
 from infvit.tables.theme import PICTURE_THEME
-
-if TYPE_CHECKING:
-    from infvit.measure.efficiency import Efficiency
 
 
 def write_plots(result: Efficiency, folder: Path) -> list[Path]:

@@ -1,22 +1,17 @@
 """The efficiency measurement as text: small tables of at most 80 columns for a terminal, wide ones for Markdown."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from infvit.compare.render import NOTHING, amount
-from infvit.measure.efficiency.case import BASELINES, Case, exponents
+from infvit.measure.efficiency.case import BASELINES, Case, Efficiency, exponents
 from infvit.measure.efficiency.passes import FORWARD, TRAINING
 from infvit.measure.efficiency.timing import Spread
-
-if TYPE_CHECKING:
-    from infvit.measure.efficiency import Efficiency
 
 WIDTH = 80
 PUBLISHED_FILE = Path(__file__).with_name("published_efficiency.yaml")
@@ -167,7 +162,7 @@ def _published(result: Efficiency) -> Table | None:
     here = {(c.model, c.resolution) for c in result.cases if c.kind == FORWARD}
     fitting = [
         entry
-        for entry in published()
+        for entry in published_efficiency()
         if (entry["of"]["size"], entry["of"]["batch_size"]) == (result.size, setting.batch_size)
         and any(model in entry["of"]["models"] and side == entry["of"]["resolution"] for model, side in here)
     ]
@@ -183,7 +178,7 @@ def _published(result: Efficiency) -> Table | None:
 
 
 @cache
-def published() -> list[dict[str, Any]]:
+def published_efficiency() -> list[dict[str, Any]]:
     """The entries of `published_efficiency.yaml`."""
     content: list[dict[str, Any]] = yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
     return content
@@ -193,7 +188,7 @@ def _remarks(result: Efficiency) -> list[str]:
     """Why a case has no figure, and whose the published ones are."""
     lines = [f"{c.resolution} px, {c.kind}, {c.model}: {c.status}, {c.note}" for c in result.cases if c.note]
     if _published(result):
-        lines += sorted({f"published: {entry['source']}, {entry['hardware']}" for entry in published()})
+        lines += sorted({f"published: {entry['source']}, {entry['hardware']}" for entry in published_efficiency()})
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Times in rounds: all contestants take turns in each, so that a slow moment of the machine hits all alike."""
+"""Times in rounds: all steps take turns in each round, so that a slow moment of the machine affects all alike."""
 
 import math
 import statistics
@@ -11,15 +11,15 @@ import torch
 Step = Callable[[], object]
 
 TURN = 0.1
-"""Seconds that a turn takes at least: a shorter step is repeated within its turn."""
+"""Minimum seconds of a turn: a shorter step is repeated within its turn."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median over rounds between the smallest and the largest.
+    """The median over rounds, with the smallest and the largest value.
 
-    Were rounds independent, these would enclose the true median with probability 1 - 2^(1 - rounds): 98.4% for 7. That
-    asks nothing of the distribution, which on a machine with other work is far from normal.
+    If rounds are independent, these enclose the true median with probability 1 - 2^(1 - rounds), 98.4% for 7, whatever
+    the distribution, which on a machine with other work is far from normal.
     """
 
     median: float
@@ -32,7 +32,7 @@ class Spread:
 
 
 def seconds_of(step: Step, device: torch.device | str, calls: int = 1) -> float:
-    """Seconds of one step, the device's work included; the mean of `calls`, each waited for."""
+    """Seconds of one step, averaged over `calls`; the device is synchronized after each."""
     _wait(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -41,12 +41,12 @@ def seconds_of(step: Step, device: torch.device | str, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def race(contestants: Mapping[str, Step], rounds: int, device: torch.device | str) -> dict[str, list[float]]:
-    """Seconds of one step of each contestant, per round, after two steps that do not count."""
-    calls = {name: _calls(step, device) for name, step in contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def race(steps: Mapping[str, Step], rounds: int, device: torch.device | str) -> dict[str, list[float]]:
+    """Seconds of each step by round, after two warm-up calls of each."""
+    calls = {name: _calls(step, device) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, step in contestants.items():
+        for name, step in steps.items():
             seconds[name].append(seconds_of(step, device, calls[name]))
     return seconds
 
@@ -57,14 +57,14 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Spread:
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
-    """p of values ∝ sizes^p: the slope of the least-squares line through the logarithms; None below two sizes."""
+    """p of values ∝ sizes^p, the slope of the least-squares line through the logarithms; None below two sizes."""
     if len(set(sizes)) < 2:
         return None
     return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in values]).slope
 
 
 def _calls(step: Step, device: torch.device | str) -> int:
-    step()  # cold, and the one that compiles: it does not tell how long a step is
+    step()  # compiles and warms up: its time is not a step's
     return max(1, math.ceil(TURN / seconds_of(step, device)))
 
 

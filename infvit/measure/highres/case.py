@@ -1,4 +1,4 @@
-"""One image through one model in one way: what runs in the case's own process."""
+"""One case of `eval=highres`: one image through one model in one way, in the case's own process."""
 
 import tempfile
 import time
@@ -19,18 +19,47 @@ from infvit.highres.tokens import normalise
 from infvit.measure.subprocess_case import peak_memory, resident_memory
 from infvit.vit import VisionTransformer
 
-Make = Callable[[], nn.Module]
+MakeModel = Callable[[], nn.Module]
+
+WAYS = ("dense", "chunked", "streamed", "parallel", "training", "training_dense")
+
+
+@dataclass
+class HighresRow:
+    """One case: a model in one way on one image. Memory in bytes; None if it did not finish or has no such figure.
+
+    Attributes:
+        seconds: opening and reading the image included.
+        peak: largest peak resident memory of a process of the case, libraries and weights included.
+        resident: the part of it that libraries and weights take.
+        communicated: bytes that each process puts into all-reduces.
+        difference: largest difference of the logits to those of the first way that finished at this size, over the
+            largest logit; None for that way itself, and in training, whose stochastic depth draws differ.
+    """
+
+    model: str
+    way: str
+    height: int
+    width: int
+    tokens: int
+    status: str
+    note: str
+    seconds: float | None = None
+    peak: int | None = None
+    resident: int | None = None
+    communicated: int | None = None
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a case found.
+class CaseResult:
+    """What the process of a case returns.
 
     Attributes:
-        seconds: from opening the image to its logits; of a training step, to the optimizer's end.
-        resident: bytes that libraries, weights and, in training, the optimizer's state held before.
+        seconds: from opening the image to its logits; of a training step, to the end of the optimizer's step.
+        resident: bytes that libraries, weights and, in training, the optimizer take before.
         logits: (classes,); in training those before the step.
-        peak: the largest resident bytes of any process of the case.
+        peak: largest peak resident bytes of a process of the case.
         communicated: bytes that each process put into all-reduces.
     """
 
@@ -41,8 +70,8 @@ class Found:
     communicated: int = 0
 
 
-def run(make: Make, way: str, path: Path, chunk: int, processes: int) -> Found:
-    """One case, in this process or, for way "parallel", in `processes` new ones."""
+def run(make: MakeModel, way: str, path: Path, chunk: int, processes: int) -> CaseResult:
+    """Runs one case in this process or, for way "parallel", in `processes` new ones."""
     if way == "parallel":
         return _parallel(make, path, processes)
     model = _model(make)
@@ -52,50 +81,50 @@ def run(make: Make, way: str, path: Path, chunk: int, processes: int) -> Found:
     image = open_image(path, allow_huge=True)
     if way == "dense":
         with torch.inference_mode():
-            logits = model(_whole(image))
+            logits = model(_pixels(image))
     else:
         tokens = Tokens(model, image, chunk)
         with bar(tokens, way, streaming=way == "streamed") as progress:
             logits = (streamed if way == "streamed" else chunked)(tokens, progress).logits
-    return Found(time.perf_counter() - start, resident, logits[0], peak_memory())
+    return CaseResult(time.perf_counter() - start, resident, logits[0], peak_memory())
 
 
-def _model(make: Make) -> VisionTransformer:
+def _model(make: MakeModel) -> VisionTransformer:
     torch.manual_seed(0)
     model = make().eval()
     assert isinstance(model, VisionTransformer)
     return model
 
 
-def _whole(image: Image, top: int = 0, bottom: int | None = None) -> Tensor:
+def _pixels(image: Image, top: int = 0, bottom: int | None = None) -> Tensor:
     pixels = image.read(top, image.height if bottom is None else bottom, 0, image.width)
     return normalise(pixels, torch.float32)[None]
 
 
-def _trained(model: VisionTransformer, way: str, path: Path, chunk: int) -> Found:
-    """One step of AdamW on the image with label 0."""
+def _trained(model: VisionTransformer, way: str, path: Path, chunk: int) -> CaseResult:
+    """Runs one step of AdamW on the image with label 0."""
     net = ChunkedTraining(model.train(), chunk) if way == "training" else model.train()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     resident, start = resident_memory(), time.perf_counter()
-    image = _whole(open_image(path, allow_huge=True))
+    image = _pixels(open_image(path, allow_huge=True))
     logits = net(image)
     nn.functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long)).backward()
     optimizer.step()
-    return Found(time.perf_counter() - start, resident, logits.detach()[0], peak_memory())
+    return CaseResult(time.perf_counter() - start, resident, logits.detach()[0], peak_memory())
 
 
-def _parallel(make: Make, path: Path, processes: int) -> Found:
-    blocks_of(_model(make))  # a model that cannot is refused here, in a line
+def _parallel(make: MakeModel, path: Path, processes: int) -> CaseResult:
+    blocks_of(_model(make))  # raises UsageError for a model that cannot run token-parallel
     with tempfile.TemporaryDirectory() as folder:
         arguments = (processes, make, path, Path(folder), torch.get_num_threads())
         multiprocessing.spawn(_process, arguments, nprocs=processes)
         found = [torch.load(Path(folder) / f"{i}.pt", weights_only=False) for i in range(processes)]
     seconds, resident, peak = (max(getattr(f, name) for f in found) for name in ("seconds", "resident", "peak"))
-    return Found(seconds, resident, found[0].logits, peak, found[0].communicated)
+    return CaseResult(seconds, resident, found[0].logits, peak, found[0].communicated)
 
 
-def _process(process: int, processes: int, make: Make, path: Path, folder: Path, threads: int) -> None:
-    """One process of way "parallel": reads its band alone."""
+def _process(process: int, processes: int, make: MakeModel, path: Path, folder: Path, threads: int) -> None:
+    """One rank of way "parallel", which reads its own band of the image alone."""
     torch.set_num_threads(max(threads // processes, 1))
     distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(hours=1), world_size=processes, rank=process
@@ -105,7 +134,7 @@ def _process(process: int, processes: int, make: Make, path: Path, folder: Path,
     resident, start = resident_memory(), time.perf_counter()
     image = open_image(path, allow_huge=True)
     with torch.inference_mode():
-        logits = model(_whole(image, *band(image.height, model.model.patch_size, process, processes)))
-    found = Found(time.perf_counter() - start, resident, logits[0], peak_memory(), model.communicated)
+        logits = model(_pixels(image, *band(image.height, model.model.patch_size, process, processes)))
+    found = CaseResult(time.perf_counter() - start, resident, logits[0], peak_memory(), model.communicated)
     torch.save(found, folder / f"{process}.pt")
     distributed.destroy_process_group()

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import altair
 import vl_convert
 
-if TYPE_CHECKING:
-    from infvit.measure.highres import Row
+from infvit.measure.highres.case import HighresRow
 
 
-def table(rows: Sequence["Row"]) -> str:
+def table(rows: Sequence[HighresRow]) -> str:
     """One line a case, in Markdown that is read in a terminal of 80 columns."""
     lines = ["| model | way | pixels | time | peak | weights | agrees |", "|---|---|---:|---:|---:|---:|---:|"]
     for row in rows:
@@ -26,7 +24,7 @@ def table(rows: Sequence["Row"]) -> str:
     return "\n".join([*lines, "", *notes]).rstrip()
 
 
-def plot(rows: Sequence["Row"]) -> bytes | None:
+def plot(rows: Sequence[HighresRow]) -> bytes | None:
     """PNG of peak memory and time against the side of the image, both axes logarithmic; None without two sizes."""
     done = [row for row in rows if row.peak is not None]
     if len({row.height * row.width for row in done}) < 2:

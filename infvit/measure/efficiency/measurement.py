@@ -1,0 +1,244 @@
+"""`eval=efficiency`: time, memory, energy and share of the machine's peak of models at a list of resolutions.
+
+Each case (a model at a resolution, forward or a training step) first runs in a process of its own, which measures its
+memory and whether it finishes at all. Those that do are then timed in this process, in rounds in which all of them and
+the machine's fastest matrix product take turns.
+"""
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from infvit.compare.render import duration
+from infvit.errors import UsageError, expect
+from infvit.measure.cost import Cost, cost
+from infvit.measure.efficiency.case import PRODUCT, Case, Efficiency
+from infvit.measure.efficiency.energy import EnergyMeter
+from infvit.measure.efficiency.matmul_peak import fastest, matrix_product
+from infvit.measure.efficiency.passes import (
+    PASSES,
+    PRECISIONS,
+    STEPS,
+    TRAINING,
+    Footprint,
+    PassSetting,
+    fitting_together,
+    footprint,
+)
+from infvit.measure.efficiency.plots import write_plots
+from infvit.measure.efficiency.table import to_markdown, to_text
+from infvit.measure.efficiency.timing import race
+from infvit.measure.model_source import ModelSource
+from infvit.measure.shape import shape
+from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW, free_memory, run_isolated
+from infvit.run.environment import command, hardware, versions
+from infvit.run.files import atomic_write
+
+ENERGY_READINGS = 3
+"""Per case."""
+
+MakeModel = partial[nn.Module]
+
+
+def efficiency(
+    source: ModelSource,
+    out: Path,
+    models: Sequence[str],
+    resolutions: Sequence[int],
+    size_name: str,
+    passes: Sequence[str] = tuple(PASSES),
+    rounds: int = 7,
+    batch_size: int = 1,
+    precision: str = "fp32",
+    compile: bool = False,
+    device: str | None = None,
+    time_limit: float = 300.0,
+    memory_limit: float | None = None,
+) -> None:
+    """Measures, prints tables, and writes `efficiency.json`, `efficiency.md` and a chart for each pass.
+
+    Args:
+        models: names in conf/model.
+        resolutions: sides of the square images in pixels.
+        size_name: size of all models, for the record ("large4", "large4 size.depth=12").
+        passes: "forward", "training" or both.
+        rounds: in which all models at a resolution take turns.
+        batch_size, precision, compile: see `PassSetting`.
+        device: "cpu" or "cuda"; None for a GPU if there is one.
+        time_limit: seconds for a case in its own process, start included: one forward pass, or two training steps.
+        memory_limit: GB of host memory for that process; None for nine tenths of what is free.
+
+    Raises:
+        UsageError: before anything runs, for a model, a resolution or an option that cannot be used.
+    """
+    setting = PassSetting(_device(device), precision, batch_size, compile)
+    _check(models, resolutions, passes, rounds, setting, time_limit)
+    sides = sorted(set(resolutions))
+    makers = {
+        (model, side): source.untrained(model, f"size.image_size={side}")
+        for model in dict.fromkeys(models)
+        for side in sides
+    }
+    counts = {key: _count(key, make) for key, make in makers.items()}
+
+    torch.manual_seed(0)
+    n, peak = fastest(setting)
+    _release_memory(setting.device)
+    meter = EnergyMeter(setting.device)
+    result = Efficiency(
+        size=size_name,
+        setting=setting,
+        rounds=rounds,
+        time_limit=time_limit,
+        threads=torch.get_num_threads(),
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+        product=n,
+        energy=meter.note,
+        hardware=hardware(),
+        versions=versions(),
+        command=command(),
+    )
+    print(f"fastest matrix product here: {n} × {n}, {peak / 1e9:,.0f} GFLOP/s", flush=True)
+    limits = time_limit, None if memory_limit is None else int(memory_limit * 1e9)
+    for side in sides:
+        make = {model: maker for (model, at), maker in makers.items() if at == side}
+        for kind in passes:
+            cases = [_case(kind, model, side, counts[model, side], batch_size) for model in make]
+            footprints = {case.model: _run_alone(case, make[case.model], setting, peak, *limits) for case in cases}
+            fitting = {model: found for model, found in footprints.items() if found is not None}
+            _time_in_rounds(cases, fitting, make, result, meter)
+            result.cases += cases
+            _write(result, out)  # after each, so that an interrupted measurement leaves what it has
+    print(f"\n{to_text(result)}\n{out / 'efficiency.json'}")
+
+
+def _check(
+    models: Sequence[str],
+    resolutions: Sequence[int],
+    passes: Sequence[str],
+    rounds: int,
+    setting: PassSetting,
+    time_limit: float,
+) -> None:
+    lists = f"models={list(models)} resolutions={list(resolutions)}"
+    expect(len(models) > 0 and len(resolutions) > 0, lists, "at least one of each, as models=[vit,infvit]")
+    expect(min(resolutions) >= 1, f"resolutions={list(resolutions)}", "sides in pixels, as [224,512]")
+    known = len(passes) > 0 and set(passes) <= PASSES.keys()
+    expect(known, f"passes={list(passes)}", f"some of {', '.join(PASSES)}")
+    expect(setting.precision in PRECISIONS, f"precision={setting.precision}", f"one of {', '.join(PRECISIONS)}")
+    expect(rounds >= 2, f"rounds={rounds}", "at least 2, because one round has no spread")
+    expect(setting.batch_size >= 1, f"batch_size={setting.batch_size}", "at least 1")
+    expect(time_limit > 0, f"time_limit={time_limit}", "seconds above 0")
+
+
+def _device(requested: str | None) -> str:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    expect(requested in (None, "cpu", "cuda"), f"device={requested}", "cpu or cuda")
+    if requested == "cuda" and found == "cpu":
+        raise UsageError("device=cuda: torch finds no GPU here: use device=cpu")
+    return requested or found
+
+
+def _count(key: tuple[str, int], make: MakeModel) -> tuple[Cost, int | None]:
+    """The model's counts, and its tokens if its patches have one size; UsageError if the resolution does not fit."""
+    model, side = key
+    with torch.device("meta"):
+        net = make()
+    patch = shape(net).patch
+    if patch and side % patch:
+        below = max(side // patch, 1) * patch
+        raise UsageError(
+            f"resolutions: {model} cannot take {side} pixels, expected a multiple of its patch size {patch}: "
+            f"{below} or {below + patch}"
+        )
+    tokens = (side // patch) ** 2 + getattr(net, "num_prefix_tokens", 0) if patch else None
+    return cost(net, side), tokens
+
+
+def _case(kind: str, model: str, side: int, counted: tuple[Cost, int | None], batch_size: int) -> Case:
+    counts, tokens = counted
+    flops = counts.flops_training if kind == TRAINING else counts.flops_forward
+    return Case(model, side, kind, tokens, counts.parameters, flops and flops // 2, flops, batch_size)
+
+
+def _run_alone(
+    case: Case, make: MakeModel, setting: PassSetting, peak: float, time_limit: float, memory_limit: int | None
+) -> Footprint | None:
+    """Runs the case in its own process and sets its status, note and memory; returns its footprint if it is done."""
+
+    def run(setting: PassSetting) -> Footprint | None:
+        outcome = run_isolated(partial(footprint, case.kind, make, case.resolution, setting), time_limit, memory_limit)
+        case.status, case.note = outcome.status, outcome.note
+        return outcome.value
+
+    found = None
+    at_least = STEPS[case.kind] * (case.flops or 0) * case.batch_size / peak
+    if at_least > time_limit:
+        case.status = TOO_SLOW
+        case.note = f"not started: at the measured peak its products alone take {duration(at_least)}"
+    else:
+        found = run(setting)
+        if case.status == OUT_OF_MEMORY and setting.batch_size > 1:
+            note, size = case.note, setting.batch_size // 2
+            while size and run(replace(setting, batch_size=size)) is None:
+                size //= 2
+            fits = f"batch_size={size} fits" if size else "nor does batch_size=1 run"
+            case.status, case.note = OUT_OF_MEMORY, f"{note}; {fits}"
+    if found is not None:
+        case.peak_bytes, case.added_bytes = found.peak, found.added
+    outcome = case.note if found is None else f"{found.peak / 1e9:.2f} GB"
+    print(f"{case.resolution} px, {case.kind}, {case.model}: {case.status}, {outcome}", flush=True)
+    return found
+
+
+def _time_in_rounds(
+    cases: list[Case],
+    footprints: dict[str, Footprint],
+    make: dict[str, MakeModel],
+    result: Efficiency,
+    meter: EnergyMeter,
+) -> None:
+    """Sets times and energy of the cases with a footprint, as many as fit into memory together."""
+    setting, n = result.setting, result.product
+    free = torch.cuda.mem_get_info()[0] if setting.device == "cuda" else free_memory()
+    fitting = fitting_together(footprints, 0.9 * free)
+    timed = [case for case in cases if case.model in fitting]
+    for case in cases:
+        if case.status == DONE and case not in timed:
+            case.note = "not timed: beside the others it does not fit in memory; name fewer models"
+    if not timed:
+        return
+    steps = {case.model: PASSES[case.kind](make[case.model], case.resolution, setting) for case in timed}
+    about = (result.rounds + 2) * sum(footprints[case.model].seconds for case in timed)
+    print(f"{cases[0].resolution} px, {cases[0].kind}: {result.rounds} rounds, about {duration(about)}", flush=True)
+    seconds = race({**steps, PRODUCT: matrix_product(n, setting)}, result.rounds, setting.device)
+    for case in timed:
+        case.seconds = seconds[case.model]
+        case.peak_flops_per_second = [2 * n**3 / s for s in seconds[PRODUCT]]
+    for _ in range(ENERGY_READINGS):
+        for case in timed:
+            joules = meter.joules(steps[case.model])
+            case.joules += [] if joules is None else [joules]
+    del steps
+    _release_memory(setting.device)
+
+
+def _release_memory(device: str) -> None:
+    """Frees unused memory for the processes that follow; models may be in reference cycles."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _write(result: Efficiency, out: Path) -> None:
+    content = asdict(result)
+    content["rows"] = [case.row(result.cases) for case in result.cases]
+    atomic_write(out / "efficiency.json", json.dumps(content, indent=2) + "\n")
+    (out / "efficiency.md").write_text(to_markdown(result))
+    write_plots(result, out)
