@@ -16,10 +16,11 @@ from data.datamodule import ImageDataModule
 from infvit.cli import entrypoint, resolvers
 from infvit.cli.devices import check_batch, check_devices, use_threads, workers_of_this_job
 from infvit.cli.dry_run import rehearse
+from infvit.cli.recipe import check_recipe, optimization
 from infvit.cli.run_errors import friendly_errors
 from infvit.cli.run_folder import check_run, checkpoint_to_go_on_from
 from infvit.cli.targets import check_targets
-from infvit.cli.validation import check_call, check_values
+from infvit.cli.validation import check_values
 from infvit.errors import expect
 from infvit.module import Classifier
 from infvit.run.checkpoint import matching_checkpoint
@@ -35,16 +36,13 @@ def build(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
     if cfg.compile:
         net.compile()
-    recipe = instantiate(cfg.recipe, _convert_="all")
-    names = ("optimizer", "epochs", "batch_size", "base_lr", "min_lr", "warmup_epochs", "label_smoothing", "mixup")
-    settings = {name: recipe[name] for name in names}
-    check_call(Classifier, settings, "recipe.{}".format)
-    return data, Classifier(net, data.num_classes, **settings)
+    return data, Classifier(net, data.num_classes, **optimization(cfg.recipe))
 
 
 def start(cfg: DictConfig) -> tuple[ImageDataModule, Classifier]:
     """The data and the model, on a machine that has what is asked for."""
     check_targets(cfg)
+    check_recipe(cfg, HydraConfig.get().overrides.task)
     check_values(cfg, *PARTS)
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
@@ -75,7 +73,7 @@ def train(cfg: DictConfig) -> float | None:
             logger.log_hyperparams(resolvers.plain(cfg))
         with friendly_errors(trainer, module, data):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if record.result.status == "running" and data.tests:
+            if record.result.status == "running" and data.has_test:
                 trainer.test(module, datamodule=data, verbose=False)
     return score(record.result)
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.beton.files import BetonSettings
+from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path
 from data.beton.loader import FFCVReader
 from data.datasets.arrays import HeldOut
 from data.datasets.source import Source, Split
@@ -31,29 +32,29 @@ Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class ImageDataModule(LightningDataModule):
-    """Images of a source in batches, augmented and normalised on the device.
+    """Batches of a source's images, augmented and normalised on the device.
 
     Training and validation use `loader`; testing uses the exact pipeline of the torch loader (PIL, bicubic), whatever
-    loader trains, unless `tested_by` says otherwise.
+    loader trains, unless `test_with` changes it.
 
     Args:
         name: of the data set, for tables and file names.
         source: the images.
-        loader: reads them: `FFCVReader` or `TorchReader`.
-        view: how an image becomes the model's square.
+        loader: `FFCVReader` or `TorchReader`.
+        view: the square that the model sees of an image.
         batch_size: images per optimizer step, over all devices and accumulated batches together.
         eval_batch_size: images per batch and device in validation and test.
-        cache_dir: where files are written once.
-        seed: of the order of the images and of all that is random in one image.
+        cache_dir: folder of FFCV's files.
+        seed: of the order of the images and of their random augmentation.
         mean, std: of the channels, for normalisation, on the scale [0, 1].
-        workers: threads (FFCV) or processes (torch) per device that read.
+        workers: reading threads (FFCV) or processes (torch) per device.
         beton: how FFCV's files are written.
-        augment: uint8 images (B, 3, h, w), keys (B,) → such images, on the device, in training.
-        erasing: normalised images, keys → such images, likewise.
-        repeats: how often an image is seen in one epoch of training (DeiT's repeated augmentation).
-        progressive: sides of the training images that grow with the epochs; None for the view's in all.
-        validation_fraction: share of the training images to validate with instead of the source's validation images,
-            which are then out of reach: for searching a recipe. There is no test in such a run.
+        augment: (uint8 images (B, 3, h, w), keys (B,)) → such images, on the device, in training; may work in place.
+        erasing: (normalised images, keys) → such images, likewise.
+        repeats: how often an image is seen in one training epoch (DeiT's repeated augmentation).
+        progressive: sides of the training images that grow with the epochs; None: the view's side in all epochs.
+        validation_fraction: share of the training images to validate on instead of the source's validation images,
+            which are then never read: for searching a recipe. Such a run has no test.
     """
 
     name: str
@@ -80,14 +81,16 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= validation_fraction < 1:
-            raise UsageError(f"data.validation_fraction={validation_fraction} is no share: expected 0 ≤ fraction < 1")
+            raise UsageError(
+                f"data.validation_fraction={validation_fraction} is not a share: expected 0 ≤ fraction < 1"
+            )
         for size, what in ((batch_size, "batch_size"), (eval_batch_size, "eval_batch_size"), (repeats, "repeats")):
             expect(size >= 1, f"{what}={size}", "1 or more")
         expect(workers >= 0, f"workers={workers}", "0 or more")
         for scale, what in ((mean, "mean"), (std, "std")):
             expect(len(scale) == 3 and all(map(math.isfinite, scale)), f"{what}={list(scale)}", "a number a channel, 3")
         expect(all(scale > 0 for scale in std), f"std={list(std)}", "numbers above 0")
-        self.tests = not validation_fraction
+        self.has_test = not validation_fraction
         source = HeldOut(source, validation_fraction) if validation_fraction else source
         self.source, self.reader, self.view = source, loader, view
         self.test_reader: FFCVReader | TorchReader = TorchReader()
@@ -100,7 +103,7 @@ class ImageDataModule(LightningDataModule):
         if progressive is not None:
             progressive.side(0, view.size)
         self.classes, self.num_classes = source.classes, len(source.classes)
-        self.begun = (0, 0)
+        self.resumed = (0, 0)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
         if self.train_size and batch_size > self.train_size:
@@ -111,50 +114,48 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def paths(self) -> Sequence[str]:
-        """Of the validation images, in order, as <class>/<name> under some root; empty where they are no files."""
+        """The validation images in order, as <class>/<name> under some root; empty if they are not files."""
         return getattr(self.source.split("val"), "paths", [])
 
-    def original_size(self, place: int) -> tuple[int, int]:
-        """(width, height) of a validation image as it was published, where there are `paths`."""
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Returns (width, height) of a validation image as it was published; needs `paths`."""
         images: Any = self.source.split("val")
-        with Image.open(io.BytesIO(images.read(place))) as image:  # its header alone
+        with Image.open(io.BytesIO(images.read(index))) as image:  # reads the header only
             return image.size
 
     @property
-    def seen(self) -> str:
-        """How the exact pipeline sees an image, in words."""
+    def evaluation_view(self) -> str:
+        """Describes the exact pipeline: size, crop, interpolation, normalisation."""
         mean, std = (" ".join(f"{x:.4g}" for x in scale.flatten().tolist()) for scale in (self.mean, self.std))
         return f"{self.view.evaluation()}, mean {mean}, std {std}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data: the names of the classes, for predictions without the data; the epoch
-        and how many of its batches each process has trained on, to go on with the next one."""
+        """The names of the classes, for predictions without the data, and (epoch, batches done in it) for a resume."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current
         batches = loop.epoch_loop.batch_progress.current
-        begun = epochs.started > epochs.processed
-        return {"classes": self.classes, "begun": [epochs.processed, batches.completed if begun else 0]}
+        started = epochs.started > epochs.processed
+        return {"classes": self.classes, "resumed": [epochs.processed, batches.completed if started else 0]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        epoch, batches = state_dict.get("begun", (0, 0))  # checkpoints of before were written between epochs
-        self.begun = (epoch, batches)
+        self.resumed = tuple(state_dict["resumed"])
 
     def prepare_data(self) -> None:
-        """Writes what the loader needs, once; Lightning calls it in one process of a machine."""
+        """Writes the loader's files unless they exist; Lightning calls it in one process per node."""
         if self.trainer is not None and self.trainer.testing:
-            self.test_reader.prepare(self.source.split("val"), self.name, "val", self.cache_dir, self.beton)
+            self._prepare(self.test_reader, "val")
             return
         if not self.train_size:
             raise UsageError(
                 f"data={self.name} has no images to train on, as train/<class>/* in data.root=DIR would be: it is for "
                 "eval.py, train on other data"
             )
-        for split in ("train", "val"):
-            self.reader.prepare(self.source.split(split), self.name, split, self.cache_dir, self.beton)
+        self._prepare(self.reader, "train")
+        self._prepare(self.reader, "val")
 
     def per_device(self, trainer: Trainer) -> int:
-        """Images in one batch of one device; UsageError if the global batch does not divide."""
+        """Returns the images in one batch of one device; UsageError if the global batch does not divide."""
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.batch_size % parts:
             raise UsageError(
@@ -166,9 +167,9 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Iterable[Batch]:
         assert self.trainer is not None
         batch_size, order = self.per_device(self.trainer), self._order(self.train_size, shuffle=True)
-        # Now, not when the epoch starts: processes that read begin to read with their loader.
-        epoch, batches = self.begun
-        order.begin(epoch, batches * batch_size)
+        # Now, not when the epoch starts: worker processes start reading together with their loader.
+        epoch, batches = self.resumed
+        order.resume(epoch, batches * batch_size)
 
         def at(side: int) -> Iterable[Batch]:
             return self._loader(self.reader, "train", replace(self.view, size=side), order, batch_size)
@@ -182,8 +183,8 @@ class ImageDataModule(LightningDataModule):
         order = self._order(self.val_size, shuffle=False)
         return self._loader(self.reader, "val", self.view.evaluation(), order, self.eval_batch_size)
 
-    def tested_by(self, reader: FFCVReader | TorchReader) -> "ImageDataModule":
-        """Itself, testing with `reader` from now on."""
+    def test_with(self, reader: FFCVReader | TorchReader) -> "ImageDataModule":
+        """Makes `reader` the test's loader; returns itself."""
         self.test_reader = reader
         return self
 
@@ -192,30 +193,35 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.test_reader, "val", self.view.evaluation(), order, self.eval_batch_size)
 
     def examples(self, count: int) -> Tensor:
-        """Some validation images by the exact pipeline, evenly spread, always the same: uint8 (n, 3, h, w)."""
+        """Returns `count` validation images, evenly spread, by the exact pipeline: uint8 (n, 3, h, w)."""
         images, view = self.source.split("val"), self.view.evaluation()
-        return torch.stack([view(images[place][0]) for place in self._spread(count)])
+        return torch.stack([view(images[index][0]) for index in self._spread(count)])
 
     def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """The validation images, or `count` of them as `examples` has them, by the exact pipeline, without a trainer.
+        """The validation images, or `count` of them as in `examples`, by the exact pipeline, without a trainer.
 
-        Yields uint8 (B, 3, h, w), labels (B,), and the places of the images in their set (B,).
+        Yields uint8 (B, 3, h, w), labels (B,), and the indices of the images (B,).
         """
-        places = self._spread(self.val_size if count is None else count)
+        indices = self._spread(self.val_size if count is None else count)
         views = Views(self.source.split("val"), self.view.evaluation(), with_keys=False)
-        draws = [(place, 0) for place in places]
-        loader = DataLoader(views, batch_size, sampler=draws, num_workers=self.workers)
-        parts = torch.tensor(places).split(batch_size)
-        for (images, labels), part in zip(loader, parts, strict=True):
+        samples = [(index, 0) for index in indices]
+        loader = DataLoader(views, batch_size, sampler=samples, num_workers=self.workers)
+        for (images, labels), part in zip(loader, torch.tensor(indices).split(batch_size), strict=True):
             yield images, labels, part
 
-    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
-        """Boxes in an image of that size as boxes in its view by the exact pipeline, see `View.placed`."""
-        return self.view.evaluation().placed(boxes, width, height)
+    def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Returns boxes in an image of that size as boxes in its evaluation view, see `View.boxes_in_view`."""
+        return self.view.evaluation().boxes_in_view(boxes, width, height)
 
     def _spread(self, count: int) -> list[int]:
-        """Places of so many validation images, evenly spread."""
+        """Returns the indices of `count` validation images, evenly spread."""
         return np.linspace(0, self.val_size - 1, min(count, self.val_size)).round().astype(int).tolist()
+
+    def _beton(self, split: Split) -> Path:
+        return beton_path(self.source.split(split), self.name, split, self.cache_dir, self.beton)
+
+    def _prepare(self, reader: FFCVReader | TorchReader, split: Split) -> None:
+        reader.prepare(self.source.split(split), self._beton(split), self.beton)
 
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
         trainer = self.trainer
@@ -229,14 +235,13 @@ class ImageDataModule(LightningDataModule):
     ) -> Iterable[Batch]:
         assert self.trainer is not None
         images, device = self.source.split(split), self.trainer.strategy.root_device
-        files = (self.name, split, self.cache_dir, self.beton)
-        return reader.loader(images, *files, view, order, batch_size, self.workers, device)
+        return reader.loader(images, self._beton(split), view, order, batch_size, self.workers, device)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> Batch:
-        """uint8 → augmentation → [0, 1] → normalised → erasing, all on the device; augmentation in training alone.
+        """uint8 → augmentation → [0, 1] → normalisation → erasing, on the device; the augmentation in training only.
 
-        A batch of training has the keys of its images: what happens to an image depends on (seed, epoch, image, which
-        of its repeats) alone, whatever the loader, the processes and the batch size are.
+        A training batch has the keys of its images, so the augmentation of an image depends on (seed, epoch, image,
+        repeat) only, whatever the loader, the number of processes and the batch size.
         """
         images, labels, *keys = batch
         training: Any = self.trainer is not None and self.trainer.training
@@ -246,12 +251,12 @@ class ImageDataModule(LightningDataModule):
         if training and self.erasing is not None:
             images = self.erasing(images, *keys)
         if self.trainer is not None:
-            # Lightning converts what comes from a loader, and these were no floating-point numbers then.
+            # Lightning converts floating-point batches only, and these were integers when they came from the loader.
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, h, w) → float32 with the mean and the standard deviation of the channels taken out."""
+        """uint8 (B, 3, h, w) → float32, normalised by the mean and the standard deviation of the channels."""
         return images.div(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
 
 

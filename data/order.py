@@ -1,4 +1,4 @@
-"""Which image goes where: the one definition of the order of an epoch over steps and processes."""
+"""The order of the images of an epoch, over steps and processes."""
 
 from collections.abc import Iterator
 
@@ -10,25 +10,25 @@ from data.draws import sample_keys
 
 
 class EpochOrder:
-    """The images that one process sees in an epoch, in order.
+    """The images that one process sees in an epoch, in order; a sampler for a DataLoader.
 
-    Training (`shuffle`): a permutation drawn from (seed, epoch) is cut into global batches of `batch_size`; process r
-    takes the images r, r + world_size, ... of every global batch, so a step trains on the same images however many
-    processes share it. No image comes twice; the incomplete last global batch is left out, other images in each epoch.
-    With `repeats` = 3 each epoch takes a third of the images, each three times in a row of the permutation, so the
-    three go to different processes and into one step, as with DeiT's RASampler (which pads to equal parts with repeated
-    images where here nothing is padded).
+    Training (`shuffle`): a permutation drawn from (seed, epoch) is cut into global batches of `batch_size`; rank r
+    takes the images r, r + world_size, ... of every global batch, so a step trains on the same images for any world
+    size. No image comes twice; the incomplete last global batch is dropped, with other images in each epoch. With
+    `repeats` = 3 each epoch takes a third of the images, each three times in a row of the permutation, so the three go
+    to different ranks of one step, as with DeiT's RASampler (which also pads to equal parts by repeating images; here
+    nothing is padded).
 
-    Evaluation: process r takes the images r, r + world_size, ...; every image once, nothing padded, also for sizes
-    that do not divide.
+    Evaluation: rank r takes the images r, r + world_size, ...: every image once, without padding, also for sizes that
+    do not divide.
 
     Args:
         size: number of images.
-        batch_size: images per step over all processes; used in training alone.
+        batch_size: images per step over all ranks; used in training only.
         seed: of the permutations.
         shuffle: training or evaluation.
-        rank, world_size: this process and how many there are.
-        repeats: how often each chosen image is seen in an epoch of training.
+        rank, world_size: this process and the number of processes.
+        repeats: how often each chosen image is seen in a training epoch.
     """
 
     def __init__(
@@ -44,50 +44,45 @@ class EpochOrder:
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size, self.repeats = rank, world_size, repeats
         self.epoch = 0
-        self.begun = (0, 0)
+        self.resumed = (0, 0)
 
-    def begin(self, epoch: int, images: int) -> None:
-        """Leaves out the first `images` of this process in `epoch`, which a run that goes on has seen before."""
-        self.epoch, self.begun = epoch, (epoch, images)
+    def resume(self, epoch: int, images: int) -> None:
+        """Skips the first `images` of this rank in `epoch`, which a resumed run has trained on already."""
+        self.epoch, self.resumed = epoch, (epoch, images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; Lightning calls it before each one, and with the right number after a resumption."""
+        """Sets the epoch; Lightning calls it before each one, also after a resume."""
         self.epoch = epoch
 
     def indices(self) -> np.ndarray:
-        """This process's images of the epoch, in order: int64 (len(self),), or less in an epoch that was begun."""
-        return self._whole()[self._mine()]
+        """Returns this rank's images of the epoch in order: int64 (len(self),), fewer in the epoch that was resumed."""
+        if not self.shuffle:
+            return self._places()
+        permutation = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return np.repeat(permutation, self.repeats)[: self.size][self._remaining()]
 
     def keys(self) -> Tensor:
-        """What the random augmentation of each of `indices()` is drawn from: (len(self),) int64, see data/draws.py.
+        """Returns the keys of `indices()`, from which their augmentation is drawn: (n,) int64, see data/draws.py.
 
-        A key is made of (seed, epoch, image, which of its repeats); rank and batch size do not enter.
+        A key is made of (seed, epoch, image, repeat); rank and batch size do not enter.
         """
-        repeats = torch.from_numpy(self._mine() % self.repeats)
+        repeats = torch.from_numpy(self._remaining() % self.repeats)
         return sample_keys(self.seed, self.epoch, torch.from_numpy(self.indices()), repeats)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(image, key) of each of `indices()`."""
+        """Yields (image, key) for each of `indices()`."""
         return zip(self.indices().tolist(), self.keys().tolist(), strict=True)
 
     def __len__(self) -> int:
-        """Images of a whole epoch; Lightning counts those that were seen before as done."""
+        """Images of a whole epoch; Lightning counts those that were skipped as done."""
         return len(self._places())
 
-    def _whole(self) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.size)
-        permutation = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        return np.repeat(permutation, self.repeats)[: self.size]
-
-    def _mine(self) -> np.ndarray:
-        """The places of the whole epoch's order that belong to this process and are still to come."""
-        epoch, images = self.begun
+    def _remaining(self) -> np.ndarray:
+        """The positions in the epoch's order that belong to this rank and are not skipped."""
+        epoch, images = self.resumed
         return self._places()[images if self.epoch == epoch else 0 :]
 
     def _places(self) -> np.ndarray:
-        """The places of the whole epoch's order that belong to this process."""
-        if not self.shuffle:
-            return np.arange(self.rank, self.size, self.world_size)
+        """The positions in the epoch's order that belong to this rank."""
         steps = self.size // self.batch_size
-        return np.arange(self.rank, steps * self.batch_size, self.world_size)
+        return np.arange(self.rank, steps * self.batch_size if self.shuffle else self.size, self.world_size)

@@ -1,4 +1,4 @@
-"""Progressive resolution: training images that grow with the epochs, so that the first ones cost less.
+"""Progressive resolution: training images that grow with the epochs, so that the first epochs cost less.
 
 After FFCV's ResNet-50 (github.com/libffcv/ffcv-imagenet), which trains at 160 pixels for three quarters of its epochs.
 """
@@ -13,13 +13,13 @@ from infvit.errors import UsageError
 
 @dataclass(frozen=True)
 class Ramp:
-    """The side of the training images, epoch by epoch: `start`, then growing linearly, then the full side.
+    """The side of the training images in each epoch: `start`, then growing linearly, then the full side.
 
     Args:
         start: pixels, up to epoch `begin` · `epochs`.
         begin, end: shares of the epochs between which the side grows; from `end` · `epochs` on it is full.
         epochs: of the whole recipe.
-        multiple: every side is one of this, the model's patch.
+        multiple: every side is a multiple of this, the model's patch size.
     """
 
     start: int
@@ -32,21 +32,22 @@ class Ramp:
         if self.start < self.multiple or self.start % self.multiple:
             near = max(self.start // self.multiple, 1) * self.multiple
             raise UsageError(
-                f"recipe.progressive.start={self.start} is not a multiple of the patch size {self.multiple}: "
-                f"use {near} or {near + self.multiple}"
+                f"recipe.augmentation.progressive.start={self.start} is not a multiple of the patch size "
+                f"{self.multiple}: use {near} or {near + self.multiple}"
             )
         last = (self.epochs - 1) / self.epochs
         if not 0 <= self.begin <= self.end <= last:
             raise UsageError(
-                f"recipe.progressive.begin={self.begin} end={self.end}: expected 0 ≤ begin ≤ end ≤ {last:.3g}, so that "
-                f"the last of {self.epochs} epochs trains at the full side"
+                f"recipe.augmentation.progressive.begin={self.begin} end={self.end}: expected 0 ≤ begin ≤ end ≤ "
+                f"{last:.3g}, so that the last of {self.epochs} epochs trains at the full side"
             )
 
     def side(self, epoch: int, full: int) -> int:
-        """Pixels of a side in this epoch, where `full` are those of the model; UsageError if they start beyond it."""
+        """Returns the pixels of a side in this epoch, at most `full`; UsageError if `start` is larger than that."""
         if self.start > full:
             raise UsageError(
-                f"recipe.progressive.start={self.start} is more than size.image_size={full}: give at most {full}"
+                f"recipe.augmentation.progressive.start={self.start} is more than size.image_size={full}: give at most "
+                f"{full}"
             )
         begin, end = self.begin * self.epochs, self.end * self.epochs
         if epoch >= end:
@@ -55,17 +56,17 @@ class Ramp:
         return min(round(grown / self.multiple) * self.multiple, full)
 
     def pixels(self, full: int) -> float:
-        """What all the training images have together, as a share of what they would have at the full side."""
+        """Returns the pixels of all training images as a share of those at the full side."""
         return sum(self.side(epoch, full) ** 2 for epoch in range(self.epochs)) / (self.epochs * full**2)
 
 
 class GrowingBatches:
     """A training loader that hands each epoch to a loader for that epoch's side.
 
-    The epoch is what Lightning tells the `sampler` before each one, so a resumed run goes on with the right side.
+    Lightning sets the epoch on `sampler` before each one, so a resumed run has the right side.
     """
 
-    batch_sampler = None  # Lightning asks for it wherever it finds a `sampler`
+    batch_sampler = None  # Lightning reads it wherever it finds a `sampler`
 
     def __init__(
         self, loader: Callable[[int], Iterable[Any]], side: Callable[[int], int], order: EpochOrder, batches: int
@@ -79,6 +80,6 @@ class GrowingBatches:
     def __iter__(self) -> Iterator[Any]:
         side = self.side(self.sampler.epoch)
         if self.current is None or self.current[0] != side:
-            self.current = None  # the processes of the one before end first
+            self.current = None  # ends the worker processes of the loader before
             self.current = side, self.loader(side)
         yield from self.current[1]

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.beton.files import BetonSettings
-from data.datasets.source import ImageSet, Split
+from data.beton.encoding import BetonSettings
+from data.datasets.source import ImageSet
 from data.order import EpochOrder
 from data.view import View
 
 READ_TIMEOUT = 600.0
-"""Seconds that a loader waits for a batch: a disk or a process that reads may hang."""
+"""Seconds that a loader waits for a batch before it reports that a disk or a reading process hangs."""
 
 
 class Views(Dataset):
-    """The images of a set as the model sees them; randomness depends on the key of an image alone."""
+    """The images of a set as the model sees them; their randomness depends on the key of each image alone."""
 
     def __init__(self, images: ImageSet, view: View, with_keys: bool) -> None:
         self.images, self.view, self.with_keys = images, view, with_keys
 
-    def __getitem__(self, seen: tuple[int, int]) -> tuple[Tensor, int] | tuple[Tensor, int, int]:
-        index, key = seen
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, int] | tuple[Tensor, int, int]:
+        index, key = sample
         image, label = self.images[index]
         pixels = self.view(image, torch.tensor([key]))
         return (pixels, label, key) if self.with_keys else (pixels, label)
@@ -35,35 +35,32 @@ class Views(Dataset):
 
 @dataclass(frozen=True)
 class TorchReader:
-    """Makes torch DataLoaders; equal keys give equal crops for any number of workers, and those of FFCV.
+    """Makes torch DataLoaders; equal keys give equal crops for any number of workers, the same as FFCVReader's.
 
     Args:
-        timeout: seconds after which a batch that does not come is an error.
+        timeout: seconds after which a missing batch is an error.
     """
 
     timeout: float = READ_TIMEOUT
 
     name = "torch"
 
-    def prepare(self, images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> None:
-        """Nothing to prepare: the images are read as they are."""
+    def prepare(self, images: ImageSet, beton: Path, settings: BetonSettings) -> None:
+        """Does nothing: the images are read as they are."""
 
     def loader(
         self,
         images: ImageSet,
-        name: str,
-        split: Split,
-        cache_dir: Path,
-        settings: BetonSettings,
+        beton: Path,
         view: View,
         order: EpochOrder,
         batch_size: int,
         workers: int,
         device: torch.device,
     ) -> Iterable:
-        """Batches of (uint8 (B, 3, size, size), labels int64 (B,)), in training with keys int64 (B,) as third.
+        """Returns batches of (uint8 (B, 3, size, size), labels int64 (B,)); in training keys int64 (B,) come third.
 
-        Its `sampler` is the order.
+        `order` is its `sampler`.
         """
         return DataLoader(
             Views(images, view, with_keys=order.shuffle),
@@ -73,6 +70,6 @@ class TorchReader:
             timeout=self.timeout if workers else 0,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            # Starting an iterator draws a seed that nothing here uses: it must not come from the run's own randomness.
+            # An iterator draws a seed, which nothing here uses, when it starts: not from the run's own generator.
             generator=torch.Generator(),
         )

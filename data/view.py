@@ -1,11 +1,14 @@
-"""How an image becomes the square that the model sees: the exact pipeline and the random one of training."""
+"""The square that the model sees of an image: the exact pipeline of evaluation and the random one of training."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -15,18 +18,18 @@ from data.draws import CROP, FLIP, uniforms
 from infvit.errors import expect
 
 ATTEMPTS = 10
-"""How many random boxes are tried for an image before it gets the one in its centre."""
+"""Random boxes that are drawn for an image until one fits; if none does, it gets the one in its centre."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Sizes and, in training, what is random.
+    """The model's input: its size, and in training the random crop and flip.
 
     Args:
         size: side of the square, pixels.
-        crop_ratio: without random crops, the share of the shorter side that the centre crop keeps.
-        crop_scale: random resized crop: smallest and largest share of the area; None for the centre crop.
-        flip: horizontal flip of every second image.
+        crop_ratio: share of the shorter side that the centre crop of evaluation keeps.
+        crop_scale: smallest and largest share of the area of a random resized crop; None for the centre crop.
+        flip: flip horizontally with probability 1/2.
     """
 
     size: int
@@ -45,13 +48,13 @@ class View:
         return f"{self.size} px, PIL bicubic, centre crop {self.crop_ratio}"
 
     def evaluation(self) -> "View":
-        """The same without randomness."""
+        """Returns the same view without randomness."""
         return View(self.size, self.crop_ratio)
 
     def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
         """PIL image → uint8 (3, size, size), resized bicubically by PIL as timm and torchvision do.
 
-        `key`, (1,) int64, is what random crops and flips are drawn from; other views need none.
+        `key`, (1,) int64, determines the random crop and flip; a view without them needs none.
         """
         if self.crop_scale is None:
             image = self._centre(image)
@@ -64,30 +67,30 @@ class View:
             image = F.horizontal_flip(image)
         return F.pil_to_tensor(image)
 
-    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
-        """Boxes in an image as boxes in its view without randomness, scaled, shifted and clipped as its pixels are.
+    def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
+        """Returns boxes in an image as boxes in its evaluation view: scaled, shifted and clipped as its pixels are.
 
         Args:
             boxes: (n, 4) of left, top, right, bottom in pixels of an image of `width` × `height`.
 
         Returns:
-            (n, 4) float32, in pixels of the view; what lies outside of it has no area.
+            (n, 4) float32, in pixels of the view; a box outside of it has no area.
         """
-        placed = tv_tensors.BoundingBoxes(
+        moved = tv_tensors.BoundingBoxes(
             boxes.float(), format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
         )
-        return self._centre(placed).as_subclass(Tensor)
+        return self._centre(moved).as_subclass(Tensor)
 
     def _centre(self, image: Any) -> Any:
-        """The shorter side resized, the centre cropped: of a PIL image or of torchvision's boxes."""
+        """Resizes the shorter side and crops the centre of a PIL image or of torchvision's boxes."""
         shorter = math.floor(self.size / self.crop_ratio)
         image = F.resize(image, [shorter], interpolation=v2.InterpolationMode.BICUBIC)
         return F.center_crop(image, [self.size, self.size])
 
     def boxes(self, keys: Tensor, widths: Tensor, heights: Tensor) -> Tensor:
-        """(left, top, width, height) of what is cut out of images of these sizes and keys, all (n,): (n, 4) int64.
+        """Returns the crops (left, top, width, height) of images of these sizes and keys, all (n,): (n, 4) int64.
 
-        Without `crop_scale` the centred square, as FFCV cuts it.
+        Without `crop_scale` it is the centred square, as FFCV crops it.
         """
         if self.crop_scale is not None:
             return random_boxes(keys, widths, heights, self.crop_scale)
@@ -95,8 +98,45 @@ class View:
         return torch.stack([(widths - side) // 2, (heights - side) // 2, side, side], dim=1)
 
     def flips(self, keys: Tensor) -> Tensor:
-        """Which of the images with these keys (n,) are mirrored: (n,) bool."""
+        """Returns which of the images with these keys (n,) are flipped: (n,) bool."""
         return uniforms(keys, FLIP, 1)[0] < (0.5 if self.flip else 0)
+
+
+@dataclass(frozen=True)
+class TimmView(View):
+    """The evaluation transform of a published model of timm: the size, crop and interpolation of its weights.
+
+    Args:
+        interpolation: "bicubic", "bilinear", ...
+        crop_mode: "center"; "squash", which does not keep the aspect ratio; "border", which pads.
+        mean: of the channels on the scale [0, 1], the colour of a border.
+    """
+
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    mean: Sequence[float] = field(default=(0.0, 0.0, 0.0), hash=False)  # a list when it comes from a config
+
+    def __str__(self) -> str:
+        return f"{self.size} px, PIL {self.interpolation}, {self.crop_mode} crop {self.crop_ratio}"
+
+    def evaluation(self) -> "TimmView":
+        """Returns itself: nothing in it is random."""
+        return self
+
+    def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
+        """PIL image → uint8 (3, size, size)."""
+        return torch.as_tensor(self._transform(image))
+
+    @cached_property
+    def _transform(self) -> Any:
+        return create_transform(
+            self.size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_ratio,
+            crop_mode=self.crop_mode,
+            mean=tuple(self.mean),
+            use_prefetcher=True,  # uint8, which is normalised on the device
+        )
 
 
 def random_boxes(
@@ -106,9 +146,9 @@ def random_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Inception's random crops by torchvision's rule, ten tries, then the centre: (left, top, width, height) (n, 4).
+    """Returns Inception's random crops by torchvision's rule: (left, top, width, height), (n, 4) int64.
 
-    Each is drawn from the key of its image alone; `keys`, `widths` and `heights` are (n,) int64, as is the result.
+    Each is drawn from the key of its image alone; `keys`, `widths` and `heights` are (n,) int64.
     """
     size, shape, x, y = uniforms(keys, CROP, 4 * ATTEMPTS).double().view(4, ATTEMPTS, -1)
     area = widths * heights * (scale[0] + (scale[1] - scale[0]) * size)

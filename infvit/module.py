@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -25,15 +25,17 @@ class Classifier(LightningModule):
     Args:
         net: images → logits (B, classes).
         num_classes: number of classes.
-        optimizer: `optimizer(net, lr=...)`; timm's factory keeps decay off norms, biases, positions and gamma.
-        epochs: length of the schedule: linear warm-up over `warmup_epochs`, then a cosine to `min_lr`, by steps.
+        optimizer: `optimizer(net, lr=...)`; timm's factory excludes norms, biases, positions and gamma from decay.
+        schedule: `schedule(optimizer, warmup=steps, total=steps)`, such as infvit.schedule.warmup_cosine.
+        epochs: length of the schedule.
         batch_size: images per optimizer step, over all devices.
-        base_lr: learning rate for 512 images per step; what is used is base_lr · batch_size / 512.
+        base_lr: learning rate for 512 images per step; the learning rate is base_lr · batch_size / 512.
+        warmup_epochs: length of the schedule's warm-up.
         label_smoothing: of the targets, mixed or not.
-        mixup: `mixup(num_classes=...)` gives timm's Mixup/CutMix; None for none.
+        mixup: `mixup(num_classes=...)` returns timm's Mixup/CutMix; None for none.
 
     Raises:
-        UsageError: if a number cannot be what it is for.
+        UsageError: if a value is out of range.
     """
 
     def __init__(
@@ -41,10 +43,10 @@ class Classifier(LightningModule):
         net: nn.Module,
         num_classes: int,
         optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Callable[..., LRScheduler],
         epochs: int,
         batch_size: int,
         base_lr: float,
-        min_lr: float = 0.0,
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
         mixup: Callable[..., Callable[[Tensor, Tensor], Batch]] | None = None,
@@ -53,7 +55,6 @@ class Classifier(LightningModule):
         expect(epochs >= 1, f"epochs={epochs}", "1 or more")
         expect(batch_size >= 1, f"batch_size={batch_size}", "1 image or more")
         expect(0 <= base_lr < math.inf, f"base_lr={base_lr}", "a learning rate from 0")
-        expect(0 <= min_lr < math.inf, f"min_lr={min_lr}", "a learning rate from 0")
         expect(warmup_epochs >= 0, f"warmup_epochs={warmup_epochs}", "0 or more")
         expect(
             warmup_epochs < epochs,
@@ -63,9 +64,8 @@ class Classifier(LightningModule):
         expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")
         self.net = net
         self.base_lr, self.lr = base_lr, base_lr * batch_size / 512
-        self.min_lr, self.epochs, self.warmup_epochs = min_lr, epochs, warmup_epochs
-        self.label_smoothing = label_smoothing
-        self.make_optimizer = optimizer
+        self.epochs, self.warmup_epochs, self.label_smoothing = epochs, warmup_epochs, label_smoothing
+        self.make_optimizer, self.make_schedule = optimizer, schedule
         self.mixup = mixup(num_classes=num_classes) if mixup is not None else None
         metrics = MetricCollection(
             {
@@ -73,7 +73,7 @@ class Classifier(LightningModule):
                 "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
             }
         )
-        # A metric's total over all images and processes, not a mean of batch means.
+        # Exact over all images and ranks, not a mean of batch means.
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         self.train_loss = MeanMetric(nan_strategy="disable")  # of the epoch so far; `ResumeState` keeps it
@@ -99,10 +99,10 @@ class Classifier(LightningModule):
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         loss = F.cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
-        # A step that is not finite is skipped: in the epoch's mean the loss from before it stands in its place.
-        seen = loss.detach()
-        before = torch.full_like(seen, torch.nan) if self.finite_loss is None else self.finite_loss
-        self.finite_loss = seen.where(seen.isfinite(), before)
+        # A step that is not finite is skipped: the epoch's mean counts the last finite loss instead.
+        value = loss.detach()
+        before = torch.full_like(value, torch.nan) if self.finite_loss is None else self.finite_loss
+        self.finite_loss = value.where(value.isfinite(), before)
         self.train_loss.update(self.finite_loss, weight=len(images))
         self.log("train/loss_step", self.finite_loss, sync_dist=True)
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
@@ -139,29 +139,14 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         try:
             optimizer = self.make_optimizer(self.net, lr=self.lr)
-        except Exception as error:  # what timm and torch raise, each in its way
+        except Exception as error:  # timm and torch raise many types
             raise UsageError(f"the optimizer cannot be made with lr={self.lr:.3g} and its settings: {error}") from error
-        # The schedule belongs to the recipe: a trainer that stops early, by epochs or steps, stops on the same curve.
-        self.trainer.fit_loop.setup_data()  # until then it does not know how many batches there are
+        # The length of the schedule is the recipe's: a trainer that stops early has the same curve up to there.
+        self.trainer.fit_loop.setup_data()  # before it the number of batches is unknown
         batches = self.trainer.num_training_batches
         limit = f"limit_train_batches={self.trainer.limit_train_batches}"
-        expect(batches < math.inf, f"{limit} of a loader without an end", "a number of batches from 1")
-        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)  # a last part of a step is one, too
-        schedule = warmup_cosine(optimizer, self.warmup_epochs * per_epoch, self.epochs * per_epoch, self.min_lr)
+        expect(batches < math.inf, f"{limit} of an endless loader", "a number of batches from 1")
+        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)  # the last step may accumulate fewer
+        steps = {"warmup": self.warmup_epochs * per_epoch, "total": self.epochs * per_epoch}
+        schedule = self.make_schedule(optimizer, **steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class CosineOnce(CosineAnnealingLR):
-    """PyTorch's cosine, which is periodic, as far as to its minimum, where it stays."""
-
-    def get_lr(self) -> list[float | Tensor]:
-        return super().get_lr() if self.last_epoch <= self.T_max else [self.eta_min] * len(self.base_lrs)
-
-
-def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, min_lr: float) -> LRScheduler:
-    """Linear from nearly 0 to the learning rate in `warmup` steps, then a cosine to `min_lr` at step `total` and on."""
-    cosine = CosineOnce(optimizer, T_max=max(total - warmup, 1), eta_min=min_lr)
-    if not warmup:
-        return cosine
-    rise = LinearLR(optimizer, start_factor=1e-3, total_iters=warmup)
-    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])

@@ -32,7 +32,6 @@ from torch.nn import functional as F
 
 import train
 from infvit.measure.efficiency.timing import ratio
-from infvit.module import warmup_cosine
 
 ROOT = Path(__file__).parents[1]
 BARE, FRAMED = "a bare loop", "train.py"
@@ -80,7 +79,7 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
     optimizer = module.make_optimizer(net, lr=module.lr)
     batches, validation = data.train_dataloader(), data.val_dataloader()
     steps = data.train_size // data.batch_size
-    schedule = warmup_cosine(optimizer, module.warmup_epochs * steps, module.epochs * steps, module.min_lr)
+    schedule = module.make_schedule(optimizer, module.warmup_epochs * steps, module.epochs * steps)
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=cfg.trainer.precision == "bf16-mixed")
 
     def seen(batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:

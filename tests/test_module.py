@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from infvit.attention import PerformerAttention, PureInfSA
 from infvit.errors import UsageError
-from infvit.module import Classifier, warmup_cosine
+from infvit.module import Classifier
+from infvit.schedule import warmup_cosine
 from infvit.vit import VisionTransformer
 
 TINY = {"img_size": 8, "patch_size": 4, "dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3, "pre_logits": False}
@@ -23,6 +24,7 @@ def classifier(**options):
     torch.manual_seed(0)
     defaults = {
         "optimizer": partial(create_optimizer_v2, opt="adamw", weight_decay=0.05),
+        "schedule": warmup_cosine,
         "epochs": 2,
         "batch_size": 4,
         "base_lr": 0.1,

@@ -11,11 +11,11 @@ from torch import nn
 from infvit.attention import SoftmaxAttention
 
 RANDOM = [  # all that a recipe may leave to chance
-    "recipe.drop_path=0.3",
-    "recipe.flip=true",
-    "recipe.crop_scale=[0.5,1.0]",
-    "recipe.augment={_target_: data.augment.RandAugment, num_layers: 2, magnitude: 9, magnitude_std: 0.5}",
-    "recipe.erasing={_target_: data.augment.RandomErasing, probability: 0.5}",
+    "recipe.model.drop_path=0.3",
+    "recipe.augmentation.flip=true",
+    "recipe.augmentation.crop_scale=[0.5,1.0]",
+    "recipe.augmentation.augment={_target_: data.augment.RandAugment, num_layers: 2, magnitude: 9, magnitude_std: 0.5}",
+    "recipe.augmentation.erasing={_target_: data.augment.RandomErasing, probability: 0.5}",
     "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}",
 ]
 

@@ -84,7 +84,7 @@ def cli_runs() -> list[Path]:
         [],
         [
             "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}",
-            "recipe.drop_path=0.2",
+            "recipe.model.drop_path=0.2",
         ],
     ],
 )

@@ -1,11 +1,9 @@
-"""Augmentation of whole batches on their device, each image with its own draw.
+"""Augmentation of whole batches on their device; each image has its own random draws.
 
-RandAugment and ColorJitter come before normalisation, on bytes; RandomErasing after it. A recipe takes one of the first
-two: with RandAugment, timm and DeiT leave colour jitter out.
+RandAugment works on bytes, before normalisation; RandomErasing on floats, after it.
 """
 
-from data.augment.color_jitter import ColorJitter
 from data.augment.erasing import RandomErasing
 from data.augment.rand_augment import RandAugment
 
-__all__ = ["ColorJitter", "RandAugment", "RandomErasing"]
+__all__ = ["RandAugment", "RandomErasing"]

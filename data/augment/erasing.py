@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.draws import NOISE, RECTANGLES, advanced, fresh_keys, normals, uniforms
+from data.draws import NOISE, RECTANGLES, advance, fresh_keys, normals, uniforms
 from infvit.errors import UsageError
 
+AREA, ASPECT = (0.02, 1 / 3), 0.3
+"""Smallest and largest share of the area, and smallest height / width, that a rectangle has; timm's defaults."""
+
 ATTEMPTS = 10
-"""How many rectangles are tried for an image before it stays whole."""
+"""Rectangles that are drawn for an image until one fits; if none does, nothing is erased."""
 
 
 class Rectangles(NamedTuple):
@@ -31,47 +34,26 @@ class Rectangles(NamedTuple):
 class RandomErasing(nn.Module):
     """Replaces in each image, with `probability`, one random rectangle by noise from N(0, 1), drawn per value.
 
-    Call it after normalisation, where N(0, 1) is as bright and as contrasted as the images are. The rectangle covers
-    `min_area` to `max_area` of the image, uniformly; its height / width is log-uniform in [min_aspect, 1 / min_aspect];
-    rectangles that do not fit are drawn again, ten times at most.
-
-    All is drawn from the key of each image, so its neighbours in the batch do not matter. One wait for the device per
-    call.
+    Call it after normalisation, where values have mean 0 and deviation 1. The area of the rectangle is uniform in
+    `AREA`, its height / width log-uniform in [ASPECT, 1 / ASPECT]. Everything is drawn from the key of each image, so
+    its neighbours in the batch do not matter. The host waits once per call for the device.
     """
 
-    def __init__(
-        self,
-        probability: float = 0.25,
-        min_area: float = 0.02,
-        max_area: float = 1 / 3,
-        min_aspect: float = 0.3,
-        inplace: bool = False,
-    ) -> None:
+    def __init__(self, probability: float = 0.25) -> None:
         super().__init__()
         if not 0 <= probability <= 1:
             raise UsageError(f"RandomErasing's probability is {probability}; expected 0 to 1.")
-        if not 0 < min_area <= max_area <= 1:
-            raise UsageError(f"RandomErasing's areas are {min_area} to {max_area}; expected 0 < min <= max <= 1.")
-        if not 0 < min_aspect <= 1:
-            raise UsageError(f"RandomErasing's min_aspect is {min_aspect}; expected above 0, at most 1.")
         self.probability = probability
-        self.min_area = min_area
-        self.max_area = max_area
-        self.min_aspect = min_aspect
-        self.inplace = inplace
 
     def extra_repr(self) -> str:
-        return (
-            f"probability={self.probability}, area=({self.min_area:.3g}, {self.max_area:.3g}), "
-            f"min_aspect={self.min_aspect}"
-        )
+        return f"probability={self.probability}"
 
     def draw(self, keys: Tensor, height: int, width: int) -> Rectangles:
-        """The rectangles of images of `height` x `width` pixels with these keys (n,); see data/draws.py."""
-        low, high = self.min_area, self.max_area
+        """Returns the rectangles for images of `height` x `width` pixels with these keys (n,); see data/draws.py."""
+        low, high = AREA
         u = uniforms(keys, RECTANGLES, 2 * ATTEMPTS + 3)
         area = (low + (high - low) * u[:ATTEMPTS]) * (height * width)
-        log_aspect = math.log(self.min_aspect) * (1 - 2 * u[ATTEMPTS:-3])
+        log_aspect = math.log(ASPECT) * (1 - 2 * u[ATTEMPTS:-3])
         h = (area * log_aspect.exp()).sqrt_().round_().long()
         w = (area / log_aspect.exp()).sqrt_().round_().long()
         fits = (h < height) & (w < width)
@@ -84,16 +66,20 @@ class RandomErasing(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: Tensor | None = None, rectangles: Rectangles | None = None) -> Tensor:
-        """Erases in normalised floating `images` (B, C, H, W); gives the same shape and dtype.
+        """Erases in normalised floating-point images (B, C, H, W), in place, and returns them.
 
-        With `inplace`, the images are overwritten and returned. `keys` (B,) are those of the images; without, they come
-        from the default generator of the device. `rectangles` says where to erase instead of `self.draw(keys, H, W)`.
-        Raises UsageError for another shape or for integers.
+        Args:
+            images: overwritten.
+            keys: (B,) int64, of the images; None draws keys from the device's default generator.
+            rectangles: what to erase instead of `self.draw(keys, H, W)`.
+
+        Raises:
+            UsageError: another shape, or integers.
         """
         if images.ndim != 4 or not images.is_floating_point():
             raise UsageError(
-                f"RandomErasing got {images.dtype} images of shape {tuple(images.shape)}; expected normalised, "
-                "floating (B, C, H, W): call it after normalisation."
+                f"RandomErasing got {images.dtype} images of shape {tuple(images.shape)}; expected normalised "
+                "floating-point images (B, C, H, W): call it after normalisation."
             )
         n, channels, H, W = images.shape
         keys = fresh_keys(n, images.device) if keys is None else keys
@@ -105,11 +91,10 @@ class RandomErasing(nn.Module):
         counts = channels * height * width
         ends = counts.cumsum(0)
         total = int(ends[-1]) if n else 0
-        # The values of all images in one row; each is drawn by its place in its own image.
-        own = advanced(keys, NOISE - (ends - counts)).repeat_interleave(counts, output_size=total)
+        # The erased values of all images in one row; each is drawn from its image's key and its position in that image.
+        own = advance(keys, NOISE - (ends - counts)).repeat_interleave(counts, output_size=total)
         places = torch.arange(total, device=images.device)
-        # In parts that stay in a CPU's caches.
+        # In parts that fit into a CPU's caches.
         part = 1 << 15 if images.device.type == "cpu" else max(total, 1)
         noise = torch.cat([normals(*both) for both in zip(own.split(part), places.split(part), strict=True)])
-        out = images if self.inplace else images.clone()
-        return out.masked_scatter_(mask, noise.to(images.dtype))
+        return images.masked_scatter_(mask, noise.to(images.dtype))

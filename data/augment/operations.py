@@ -1,8 +1,8 @@
 """RandAugment's operations on the images of a batch, each image with its own argument.
 
-Every function computes what Pillow computes, with the rounding of Pillow, which truncates after blending and after
+Every function computes what Pillow computes, and rounds as Pillow does, which truncates after blending and after
 interpolation. Images are uint8 tensors (n, 3, H, W), arguments are tensors (n,); the result is a new uint8 tensor
-(n, 3, H, W) on the same device. `INCREASING` and `ORIGINAL` say how strong each is at a magnitude.
+(n, 3, H, W) on the same device. `OPERATIONS` gives the argument of each operation at a magnitude.
 
 Sources: timm/data/auto_augment.py; Pillow's ImageOps, ImageEnhance and libImaging/Geometry.c.
 """
@@ -23,7 +23,7 @@ FULL = 10.0
 """The magnitude at which an operation reaches its full strength, and the largest that is drawn."""
 
 IMAGENET_MEAN = (124, 116, 104)
-"""ImageNet's mean in bytes as timm rounds it: the colour of what a geometric operation leaves uncovered."""
+"""ImageNet's mean in bytes as timm rounds it: the fill colour of geometric operations."""
 
 
 # --------------------------------------------------------------------------------------------------------------- colour
@@ -34,7 +34,7 @@ def auto_contrast(images: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True).float(), images.amax((2, 3), keepdim=True).float()
     flat = (high <= low).float()
     scale = 255 / (high - low + 255 * flat)
-    return to_bytes(images.float().sub_(low * (1 - flat)).mul_(scale).add_(_EPSILON))
+    return _to_bytes(images.float().sub_(low * (1 - flat)).mul_(scale).add_(_EPSILON))
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def equalize(images: Tensor) -> Tensor:
     row = 256 * torch.arange(n * 3, device=images.device, dtype=torch.int32).view(n, 3, 1, 1)
     entry = (images.int() + row).flatten()
     counts = torch.bincount(entry, minlength=n * 3 * 256).view(n * 3, 256)
-    # Pillow leaves the last value that occurs out of the step, so that it maps to 255.
+    # Pillow excludes the last value that occurs from the step, so that it maps to 255.
     last = 255 - counts.flip(1).ne(0).int().argmax(1, keepdim=True)
     step = (H * W - counts.gather(1, last)) // 255
     table = (counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)
@@ -60,7 +60,7 @@ def invert(images: Tensor) -> Tensor:
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keeps the `bits` highest of the 8 bits of every value.
 
-    With 0 bits the image is black, as with the Pillow of DeiT's time; today's Pillow refuses 0, and timm with it.
+    With 0 bits the image is black, as in the Pillow that DeiT used; Pillow refuses 0 today, and so does timm.
     """
     mask = 256 - torch.exp2(8 - bits.clamp(0, 8))
     return images & mask.to(torch.uint8).view(-1, 1, 1, 1)
@@ -93,7 +93,7 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Blends the image with black: 0 gives black, 1 the image."""
-    return to_bytes(images.float().mul_(factor.view(-1, 1, 1, 1)))
+    return _to_bytes(images.float().mul_(factor.view(-1, 1, 1, 1)))
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- geometry
 
 
-def rotate(images: Tensor, degrees: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
+def rotate(images: Tensor, degrees: Tensor, interpolation: Interpolation) -> Tensor:
     """Rotates counter-clockwise about the centre by `degrees`.
 
     Bicubic is torch's (a = -0.75) where Pillow's is a = -1: a difference of less than 1/255 on photographs.
@@ -120,40 +120,40 @@ def rotate(images: Tensor, degrees: Tensor, *, fill: tuple[int, int, int], inter
     angle = torch.deg2rad(degrees.float()).view(n, 1, 1)
     x = torch.arange(W, device=images.device) + (0.5 - W / 2)
     y = (torch.arange(H, device=images.device) + (0.5 - H / 2)).view(H, 1)
-    # Where each pixel comes from, in pixels from the centre.
+    # The source of each pixel, in pixels from the centre.
     source_x, source_y = angle.cos() * x - angle.sin() * y, angle.cos() * y + angle.sin() * x
     inside = torch.maximum(source_x.abs() / W, source_y.abs() / H).le_(0.5).unsqueeze(1)
-    # Beyond a border the outermost pixels go on; grid_sample's own borders take a tenth longer on CPUs, as a stack of
-    # the two coordinates does.
+    # Replicated padding and the complex view are each a tenth faster on CPUs than grid_sample's own border mode and a
+    # stack of the two coordinates.
     padded = F.pad(images.float(), (2, 2, 2, 2), "replicate")
     grid = torch.view_as_real(torch.complex(source_x.mul_(2 / (W + 4)), source_y.mul_(2 / (H + 4))))
     turned = F.grid_sample(padded, grid, interpolation, align_corners=False)
-    colour = torch.tensor(fill, device=images.device, dtype=torch.float32).view(3, 1, 1)
-    return to_bytes(turned.sub_(colour).mul_(inside).add_(colour + _EPSILON))
+    colour = torch.tensor(IMAGENET_MEAN, device=images.device, dtype=torch.float32).view(3, 1, 1)
+    return _to_bytes(turned.sub_(colour).mul_(inside).add_(colour + _EPSILON))
 
 
-def shear_x(images: Tensor, factor: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
+def shear_x(images: Tensor, factor: Tensor, interpolation: Interpolation) -> Tensor:
     """Moves row y to the left by factor * (y + 1/2) pixels."""
     y = torch.arange(images.shape[2], device=images.device) + 0.5
-    return _slide(images, factor.view(-1, 1) * y, fill, interpolation)
+    return _slide(images, factor.view(-1, 1) * y, interpolation)
 
 
-def shear_y(images: Tensor, factor: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
+def shear_y(images: Tensor, factor: Tensor, interpolation: Interpolation) -> Tensor:
     """Moves column x up by factor * (x + 1/2) pixels."""
-    return shear_x(images.mT.contiguous(), factor, fill=fill, interpolation=interpolation).mT
+    return shear_x(images.mT.contiguous(), factor, interpolation).mT
 
 
-def translate_x(images: Tensor, part: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
+def translate_x(images: Tensor, part: Tensor, interpolation: Interpolation) -> Tensor:
     """Moves the image to the left by `part` of its width."""
     offset = (part * images.shape[3]).view(-1, 1).expand(-1, images.shape[2])
-    return _slide(images, offset, fill, interpolation)
+    return _slide(images, offset, interpolation)
 
 
-def translate_y(images: Tensor, part: Tensor, *, fill: tuple[int, int, int], interpolation: Interpolation) -> Tensor:
+def translate_y(images: Tensor, part: Tensor, interpolation: Interpolation) -> Tensor:
     """Moves the image up by `part` of its height."""
     n, _, H, W = images.shape
-    # All rows move alike, so a whole plane is one line, in which the next row's pixel lies W further.
-    return _slide(images.view(n, 3, 1, H * W), (part * H).view(n, 1), fill, interpolation, step=W).view(n, 3, H, W)
+    # All rows move by the same offset, so a plane is one line, in which the next row's pixel is W elements further.
+    return _slide(images.view(n, 3, 1, H * W), (part * H).view(n, 1), interpolation, step=W).view(n, 3, H, W)
 
 
 # ----------------------------------------------------------------------------------------------------------- primitives
@@ -162,9 +162,9 @@ def translate_y(images: Tensor, part: Tensor, *, fill: tuple[int, int, int], int
 _EPSILON = 1e-3
 
 
-def to_bytes(values: Tensor) -> Tensor:
+def _to_bytes(values: Tensor) -> Tensor:
     """Clips floating `values`, which may be overwritten, to [0, 255] and truncates them to uint8 of the same shape."""
-    # By way of int16: CPUs convert float to int16 and int16 to uint8 many elements at a time, float to uint8 one.
+    # Through int16: CPUs vectorise float to int16 and int16 to uint8, but not float to uint8.
     return values.clamp_(0, 255).short().to(torch.uint8)
 
 
@@ -174,16 +174,14 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    return to_bytes(images.float().sub_(degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
+    return _to_bytes(images.float().sub_(degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
 
 
-def _slide(
-    lines: Tensor, offset: Tensor, fill: tuple[int, int, int], interpolation: Interpolation, step: int = 1
-) -> Tensor:
+def _slide(lines: Tensor, offset: Tensor, interpolation: Interpolation, step: int = 1) -> Tensor:
     """out[..., y, x] = lines[..., y, x + step * offset[y]] for `offset` (n, R), between pixels interpolated.
 
-    `lines` are (n, 3, R, L), `step` is the distance of neighbouring pixels. Along one line the fraction of a pixel is
-    the same everywhere: one filter of few taps, then a move by whole pixels.
+    `lines` are (n, 3, R, L), `step` is the distance of neighbouring pixels. The fraction of a pixel is constant along a
+    line, so a filter of few taps and a move by whole pixels do it.
     """
     n, _, R, L = lines.shape
     reach, kernel = KERNELS[interpolation]
@@ -195,12 +193,12 @@ def _slide(
     moved = torch.addcmul(torch.tensor(_EPSILON, device=lines.device), padded[..., :L], weights[0])
     for tap, weight in enumerate(weights[1:], 1):
         moved.addcmul_(padded[..., tap * step : tap * step + L], weight)
-    moved = to_bytes(moved)
-    empty = torch.tensor(fill, device=lines.device, dtype=torch.uint8).view(1, 3, 1, 1).expand(n, 3, R, L)
+    moved = _to_bytes(moved)
+    empty = torch.tensor(IMAGENET_MEAN, device=lines.device, dtype=torch.uint8).view(1, 3, 1, 1).expand(n, 3, R, L)
     framed = torch.cat([empty, moved, empty], dim=-1).flatten()
     line = torch.arange(n * 3 * R, device=lines.device).view(n, 3, R)
     start = line * (3 * L) + L + (step * whole.long()).clamp_(-L, L).view(n, 1, R)
-    # One copy of L neighbours per line; a gather would look up every pixel, ten times slower on CPUs.
+    # One copy of L neighbours per line: ten times as fast on CPUs as a gather, which looks up every pixel.
     return framed.unfold(0, L, 1).index_select(0, start.flatten()).view(n, 3, R, L)
 
 
@@ -221,41 +219,29 @@ KERNELS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {"bilinear": (1, _t
 
 @dataclass(frozen=True)
 class Operation:
-    """One of timm's operations: what it does to the pixels, and how strong it is at a magnitude.
+    """One of timm's operations: what it does to the pixels, and its argument at a magnitude.
 
-    `strength` turns magnitude / 10, a tensor (n,) in [0, 1], into the argument of `apply`; None where there is none. A
-    `signed` operation takes magnitudes of either sign, and a `geometric` one is told `fill` and `interpolation`.
+    `argument` maps magnitude / 10, a tensor (n,) in [0, 1], to the argument of `apply`; None if there is none. A
+    `signed` operation takes magnitudes of either sign; a `geometric` one also takes the interpolation.
     """
 
     name: str
     apply: Callable[..., Tensor]
-    strength: Callable[[Tensor], Tensor] | None = None
+    argument: Callable[[Tensor], Tensor] | None = None
     signed: bool = False
     geometric: bool = False
 
-    def __call__(
-        self,
-        images: Tensor,
-        magnitude: Tensor,
-        fill: tuple[int, int, int] = IMAGENET_MEAN,
-        interpolation: Interpolation = "bicubic",
-    ) -> Tensor:
-        """Applies it to uint8 `images` (n, 3, H, W) at `magnitude` (n,); gives new uint8 images (n, 3, H, W)."""
-        arguments = [] if self.strength is None else [self.strength(magnitude / FULL)]
-        if self.geometric:
-            return self.apply(images, *arguments, fill=fill, interpolation=interpolation)
-        return self.apply(images, *arguments)
+    def __call__(self, images: Tensor, magnitude: Tensor, interpolation: Interpolation = "bicubic") -> Tensor:
+        """Applies it to uint8 `images` (n, 3, H, W) at `magnitude` (n,); returns new uint8 images (n, 3, H, W)."""
+        arguments = [] if self.argument is None else [self.argument(magnitude / FULL)]
+        return self.apply(images, *arguments, *[interpolation] * self.geometric)
 
 
 def _enhance(level: Tensor) -> Tensor:
-    return 1.8 * level + 0.1
-
-
-def _enhance_increasing(level: Tensor) -> Tensor:
     return (1 + 0.9 * level).clamp(min=0.1)
 
 
-_FIXED = (
+OPERATIONS = (
     Operation("AutoContrast", auto_contrast),
     Operation("Equalize", equalize),
     Operation("Invert", invert),
@@ -265,26 +251,11 @@ _FIXED = (
     Operation("ShearY", shear_y, lambda level: 0.3 * level, signed=True, geometric=True),
     Operation("TranslateXRel", translate_x, lambda level: 0.45 * level, signed=True, geometric=True),
     Operation("TranslateYRel", translate_y, lambda level: 0.45 * level, signed=True, geometric=True),
-)
-
-INCREASING = (
-    *_FIXED,
     Operation("PosterizeIncreasing", posterize, lambda level: 4 - (4 * level).floor()),
     Operation("SolarizeIncreasing", solarize, lambda level: 256 - (256 * level).floor()),
-    Operation("ColorIncreasing", color, _enhance_increasing, signed=True),
-    Operation("ContrastIncreasing", contrast, _enhance_increasing, signed=True),
-    Operation("BrightnessIncreasing", brightness, _enhance_increasing, signed=True),
-    Operation("SharpnessIncreasing", sharpness, _enhance_increasing, signed=True),
+    Operation("ColorIncreasing", color, _enhance, signed=True),
+    Operation("ContrastIncreasing", contrast, _enhance, signed=True),
+    Operation("BrightnessIncreasing", brightness, _enhance, signed=True),
+    Operation("SharpnessIncreasing", sharpness, _enhance, signed=True),
 )
 """The operations of timm's `inc1` policies: the larger the magnitude, the stronger each."""
-
-ORIGINAL = (
-    *_FIXED,
-    Operation("Posterize", posterize, lambda level: (4 * level).floor()),
-    Operation("Solarize", solarize, lambda level: (256 * level).floor()),
-    Operation("Color", color, _enhance),
-    Operation("Contrast", contrast, _enhance),
-    Operation("Brightness", brightness, _enhance),
-    Operation("Sharpness", sharpness, _enhance),
-)
-"""The operations of timm's policies without `inc1`."""

@@ -11,16 +11,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.augment.grouping import apply_in_groups
-from data.augment.operations import FULL, IMAGENET_MEAN, INCREASING, KERNELS, ORIGINAL, Interpolation, to_bytes
-from data.draws import OPERATIONS, fresh_keys, normals, uniforms
+from data.augment.operations import FULL, KERNELS, OPERATIONS, Interpolation
+from data.draws import OPERATIONS as STREAM
+from data.draws import fresh_keys, normals, uniforms
 from infvit.errors import UsageError
+
+CHUNK = 4
+"""Images that a CPU changes together: more would not fit into its caches."""
+
+# glibc returns freed memory to the kernel and fetches it again page by page at every operation, unless one large block
+# was freed before. This block is never written, so it takes no memory.
+torch.empty(30 << 20, dtype=torch.uint8)
 
 
 class Draw(NamedTuple):
-    """What a batch of n images undergoes in each of L layers.
+    """The operations of a batch of n images, in L layers.
 
-    `operation` (L, n): index into RandAugment.operations, -1 where the image passes. `magnitude` (L, n): in [-10, 10].
+    `operation` (L, n): index into OPERATIONS, -1 where the image is left as it is. `magnitude` (L, n): in [-10, 10].
     """
 
     operation: Tensor
@@ -30,13 +37,16 @@ class Draw(NamedTuple):
 class RandAugment(nn.Module):
     """Applies to each image `num_layers` operations drawn with replacement, each with probability `probability`.
 
-    Magnitudes are drawn from N(magnitude, magnitude_std) and clipped to [0, 10]; operations that have two directions
-    take one by a fair coin. `fill` (bytes) and `interpolation` are for the geometric operations. DeiT's recipe uses
-    bicubic, where timm without a hint tosses a coin between bilinear and bicubic.
+    Everything is drawn from the key of each image, so its neighbours in the batch do not matter. The batch is grouped
+    by operation, so the number of kernels launched on a GPU does not depend on the batch size; the host waits once per
+    call for the device, to learn the sizes of the groups.
 
-    All is drawn from the key of each image, so its neighbours in the batch do not matter. The batch is grouped by
-    operation, so the number of operations launched on a GPU does not depend on the batch; the host waits for the device
-    to learn the groups' sizes.
+    Args:
+        num_layers: operations per image.
+        magnitude, magnitude_std: magnitudes are drawn from this normal distribution and clipped to [0, 10]. Operations
+            that have two directions draw one with equal odds.
+        probability: of each operation to be applied.
+        interpolation: of geometric operations. DeiT uses bicubic; timm's default draws bilinear or bicubic.
     """
 
     def __init__(
@@ -44,11 +54,8 @@ class RandAugment(nn.Module):
         num_layers: int = 2,
         magnitude: float = 9.0,
         magnitude_std: float = 0.5,
-        increasing: bool = True,
         probability: float = 0.5,
-        fill: tuple[int, int, int] = IMAGENET_MEAN,
         interpolation: Interpolation = "bicubic",
-        inplace: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= magnitude <= FULL:
@@ -61,10 +68,7 @@ class RandAugment(nn.Module):
         self.magnitude = magnitude
         self.magnitude_std = magnitude_std
         self.probability = probability
-        self.operations = INCREASING if increasing else ORIGINAL
-        self.fill = fill
         self.interpolation = interpolation
-        self.inplace = inplace
 
     def extra_repr(self) -> str:
         return (
@@ -73,40 +77,52 @@ class RandAugment(nn.Module):
         )
 
     def draw(self, keys: Tensor) -> Draw:
-        """What the images with these keys (n,) undergo; see data/draws.py."""
-        layers, choices = self.num_layers, len(self.operations)
-        u = uniforms(keys, OPERATIONS, 3 * layers)
-        operation = (u[:layers] * choices).long()
-        passes = u[layers : 2 * layers] >= self.probability
-        normal = normals(keys, OPERATIONS + torch.arange(3 * layers, 4 * layers, device=keys.device).view(-1, 1))
+        """Returns the operations for images with these keys (n,); see data/draws.py."""
+        layers = self.num_layers
+        u = uniforms(keys, STREAM, 3 * layers)
+        operation = (u[:layers] * len(OPERATIONS)).long()
+        skipped = u[layers : 2 * layers] >= self.probability
+        normal = normals(keys, STREAM + torch.arange(3 * layers, 4 * layers, device=keys.device).view(-1, 1))
         magnitude = (self.magnitude + self.magnitude_std * normal).clamp_(0, FULL)
-        signed = torch.tensor([op.signed for op in self.operations], device=keys.device)[operation]
+        signed = torch.tensor([op.signed for op in OPERATIONS], device=keys.device)[operation]
         negative = signed & (u[2 * layers :] < 0.5)
-        return Draw(operation.masked_fill(passes, -1), torch.where(negative, -magnitude, magnitude))
+        return Draw(operation.masked_fill(skipped, -1), torch.where(negative, -magnitude, magnitude))
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: Tensor | None = None, draw: Draw | None = None) -> Tensor:
-        """Augments `images` (B, 3, H, W), uint8 in [0, 255] or floating in [0, 1]; gives the same shape and dtype.
+        """Augments uint8 images (B, 3, H, W) in place and returns them; a copy if they are not contiguous.
 
-        The work is done on bytes, as Pillow does it: uint8 is the fast way in, and floating values are rounded to the
-        nearest 1/255. With `inplace`, contiguous uint8 images are overwritten and returned. `keys` (B,) are those of
-        the images; without, they come from the default generator of the device. `draw` says what to do instead of
-        `self.draw(keys)`. Raises UsageError for another shape or dtype.
+        Args:
+            images: overwritten.
+            keys: (B,) int64, of the images; None draws keys from the device's default generator.
+            draw: operations to apply instead of `self.draw(keys)`.
+
+        Raises:
+            UsageError: another shape or dtype.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise UsageError(f"RandAugment got images of shape {tuple(images.shape)}; expected (B, 3, H, W).")
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise UsageError(
+                f"RandAugment got {images.dtype} images of shape {tuple(images.shape)}; expected uint8 (B, 3, H, W)."
+            )
+        images = images.contiguous()
         if draw is None:
             draw = self.draw(fresh_keys(len(images), images.device) if keys is None else keys)
-        if images.dtype == torch.uint8:
-            own = self.inplace and images.is_contiguous()
-            return self._augment(images if own else images.clone(memory_format=torch.contiguous_format), draw)
-        if images.is_floating_point():
-            rounded = to_bytes(images.float().mul(255).add_(0.5)).contiguous()
-            return self._augment(rounded, draw).to(images.dtype).div_(255)
-        raise UsageError(f"RandAugment got images of {images.dtype}; expected uint8, or floating in [0, 1].")
+        choices = torch.arange(-1, len(OPERATIONS), device=images.device)
+        sizes = (draw.operation.unsqueeze(2) == choices).sum(1).tolist()
+        for operation, magnitude, counts in zip(*draw, sizes, strict=True):
+            groups = operation.argsort(stable=True).split(counts)
+            for op, group in zip(OPERATIONS, groups[1:], strict=True):  # groups[0] is left as it is
+                for index in group.split(CHUNK if images.device.type == "cpu" else max(len(group), 1)):
+                    if len(index):
+                        changed = op(images.index_select(0, index), magnitude[index], self.interpolation)
+                        _put(images, index, changed)
+        return images
 
-    def _augment(self, images: Tensor, draw: Draw) -> Tensor:
-        def apply(layer: int, kind: int, chosen: Tensor, index: Tensor) -> Tensor:
-            return self.operations[kind](chosen, draw.magnitude[layer, index], self.fill, self.interpolation)
 
-        return apply_in_groups(images, draw.operation, len(self.operations), apply)
+def _put(images: Tensor, index: Tensor, changed: Tensor) -> None:
+    """Copies `changed` to the places `index` of contiguous `images`."""
+    # Copied element by element: the wider the elements, the faster; the widest type does not exist on every device.
+    wide = torch.complex128 if images.device.type == "cpu" else torch.int64
+    if images[0].numel() % wide.itemsize or images.storage_offset() % wide.itemsize:
+        wide = torch.uint8
+    images.flatten(1).view(wide).index_copy_(0, index, changed.flatten(1).view(wide))

@@ -1,8 +1,8 @@
-"""What FFCV runs for every image: decode, cut out, resize and mirror, into planes; the randomness is drawn outside.
+"""FFCV's operation for every image: decode, crop, resize and flip, into planes.
 
-FFCV's own random crop and flip draw from generators of its threads, so that no seed reaches them. Here the box and the
-flip of each image are numbers, drawn from the keys of the batch just before it is read. An image is worked on while it
-lies in the caches of its core, and the planes that the device wants are written in the same pass as the flip.
+FFCV's own random crop and flip draw from generators of its threads, which no seed reaches. Here the box and the flip of
+each image are inputs, drawn from the keys of the batch just before it is read. An image stays in the caches of its core
+from decoding to the end, and the flip and the change to planes are one pass.
 """
 
 import sys
@@ -25,14 +25,15 @@ from data.view import View
 
 
 class BoxDecoder(SimpleRGBImageDecoder):
-    """Decodes images into uint8 (B, 3, size, size), each cut to a box, resized by OpenCV's area filter and mirrored.
+    """Decodes images into uint8 (B, 3, size, size), each cropped to a box, resized by OpenCV's area filter and flipped.
 
-    The second of its memories holds (left, top, width, height, mirrored) of every image of the batch.
+    Its second buffer holds (left, top, width, height, flipped) of every image of the batch.
     """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
+        self.has_run = False  # whether it is compiled
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         shape, bytes_, words = (3, self.size, self.size), np.dtype("u1"), np.dtype("i8")
@@ -43,8 +44,8 @@ class BoxDecoder(SimpleRGBImageDecoder):
         jpg, size, threads = IMAGE_MODES["jpg"], self.size, Compiler.num_threads
         largest = 3 * int(self.metadata["width"].max()) * int(self.metadata["height"].max())
         read, each = self.memory_read, Compiler.get_iterator()
-        decoded_by, resized_by = Compiler.compile(imdecode), Compiler.compile(resize_crop)
-        separated = Compiler.compile(_into_planes)
+        decode_jpg, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+        to_planes = Compiler.compile(_to_planes)
 
         def decode(indices, memory, metadata, storage):  # type: ignore[no-untyped-def]
             planes, boxes = memory
@@ -56,26 +57,26 @@ class BoxDecoder(SimpleRGBImageDecoder):
                     stored = read(field["data_ptr"], storage)
                     height, width = np.uint32(field["height"]), np.uint32(field["width"])
                     if field["mode"] == jpg:
-                        decoded_by(stored, decoded, height, width, height, width, 0, 0, 1, 1, False, False)
+                        decode_jpg(stored, decoded, height, width, height, width, 0, 0, 1, 1, False, False)
                         pixels = decoded[: 3 * height * width].reshape(height, width, 3)
                     else:
                         pixels = stored.reshape(height, width, 3)
-                    left, top, w, h, mirrored = boxes[place]
-                    resized_by(pixels, top, top + h, left, left + w, square)
-                    separated(square, planes[place], mirrored)
+                    left, top, w, h, flipped = boxes[place]
+                    resize(pixels, top, top + h, left, left + w, square)
+                    to_planes(square, planes[place], flipped)
             return planes[: len(indices)]
 
         decode.is_parallel = True  # type: ignore[attr-defined]
         return decode
 
 
-def _into_planes(square, planes, mirrored):  # type: ignore[no-untyped-def]
-    """(h, w, 3) → (3, h, w), with left and right exchanged or not."""
-    # In flat places, which LLVM vectorises: eleven times as fast as with three indices.
+def _to_planes(square, planes, flipped):  # type: ignore[no-untyped-def]
+    """(h, w, 3) → (3, h, w), flipped horizontally or not."""
+    # With flat indices, which LLVM vectorises: eleven times as fast as with three.
     height, width, _ = square.shape
     source, destination, area = square.reshape(-1), planes.reshape(-1), height * width
     for y in range(height):
-        if mirrored:
+        if flipped:
             for x in range(width):
                 to, place = y * width + width - 1 - x, 3 * (y * width + x)
                 destination[to] = source[place]
@@ -90,13 +91,13 @@ def _into_planes(square, planes, mirrored):  # type: ignore[no-untyped-def]
 
 
 class Epoch(EpochIterator):
-    """FFCV's reading thread for one epoch, which draws boxes and flips batch by batch.
+    """FFCV's reading thread for one epoch; draws boxes and flips batch by batch.
 
     Args:
-        loader: whose image pipeline begins with `decoder`.
+        loader: its image pipeline begins with `decoder`.
         indices: (n,) the images in order.
-        keys: (n,) int64, what each is drawn from.
-        view: what is drawn.
+        keys: (n,) int64, from which the view draws the box and the flip of each.
+        view: the size, crop and flip.
         batch_size: images per batch; the last one may have fewer.
     """
 
@@ -105,12 +106,12 @@ class Epoch(EpochIterator):
     ) -> None:
         (self.node,) = loader.graph.operation_to_node[decoder]
         self.keys, self.view, self.fields = keys.split(batch_size), view, decoder.metadata
-        loader.batch_size = batch_size  # read while an epoch is made, not later
+        loader.batch_size = batch_size  # FFCV reads it in the constructor of the epoch only
         Compiler.set_num_threads(loader.num_workers)
         super().__init__(loader, indices.astype(np.uint64))
 
     def stop(self) -> None:
-        """Ends the thread, also while it waits for room, and then what it reads from."""
+        """Ends the thread, also while it waits for room in its queue, and closes what it reads from."""
         self.terminate_event.set()
         with self.output_queue.not_full:
             self.output_queue.maxsize = sys.maxsize
@@ -120,7 +121,7 @@ class Epoch(EpochIterator):
 
     def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
         if self.terminate_event.is_set():
-            raise StopIteration  # the end of an epoch, as FFCV tells it to its thread
+            raise StopIteration  # ends the epoch in FFCV's thread
         keys, fields = self.keys[b_ix], self.fields[batch_indices]
         widths, heights = (torch.from_numpy(fields[side].astype(np.int64)) for side in ("width", "height"))
         boxes = self.memory_allocations["operation"][self.node.id][1][batch_slot]

@@ -1,65 +1,62 @@
-"""Encodes images as FFCV stores them, by one process per core."""
+"""Encodes images as FFCV stores them, with one process per core."""
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import os
 import re
+import signal
+import sys
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.datasets.image_files import decoded
+from data.datasets.image_files import decode
 from data.datasets.source import ImageSet, Originals
 from infvit.errors import expect
-from infvit.measure.subprocess_case import end_with_parent
 
 Pieces = list[list[int]]
-"""Images by their indices, in the order of reading, those together that one process takes."""
+"""Indices of images in the order of reading; one process takes the images of a piece together."""
 
 BAD, CMYK, OTHER_FORMAT, ROTATED = 1, 2, 4, 8
 """Oddities: cannot be decoded (and was left out), CMYK, not the format that its name says, an EXIF rotation."""
 
-
-MODES = ("raw", "jpg", "proportion", "smart")
+PR_SET_PDEATHSIG = 1
+"""Linux's prctl: the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
 class BetonSettings:
-    """How images lie in the file: `raw` pixels or `jpg`, at most `max_resolution` pixels on a side (None: as they are).
+    """How images are stored: as `raw` pixels or as `jpg`, with at most `max_resolution` pixels on a side.
 
     ImageNet at 500 pixels and quality 90 takes about 90 GB, as raw pixels about 700 GB.
 
     Args:
-        mode: FFCV's: "raw", "jpg", "proportion" (a share of the images as JPEG) or "smart" (JPEG for large ones).
-        max_resolution: larger images are scaled down to it.
-        quality: of JPEGs.
-        jpg_share: with "proportion", the share of JPEGs.
-        smart_threshold: with "smart", the bytes of pixels above which an image becomes a JPEG.
+        mode: "raw" or "jpg".
+        max_resolution: larger images are scaled down to it; None keeps their size.
+        quality: of JPEGs, 1 to 100.
     """
 
-    mode: str = "raw"
+    mode: Literal["raw", "jpg"] = "raw"
     max_resolution: int | None = None
     quality: int = 90
-    jpg_share: float = 0.5
-    smart_threshold: int | None = None
 
     def __post_init__(self) -> None:
-        expect(self.mode in MODES, f"mode={self.mode}", f"one of {', '.join(MODES)}")
+        expect(self.mode in ("raw", "jpg"), f"mode={self.mode}", "one of raw, jpg")
         expect(1 <= self.quality <= 100, f"quality={self.quality}", "1 to 100")
         largest = self.max_resolution
         expect(largest is None or largest >= 1, f"max_resolution={largest}", "1 pixel or more, or null")
-        expect(0 <= self.jpg_share <= 1, f"jpg_share={self.jpg_share}", "a share, 0 to 1")
 
 
 class Encoded(NamedTuple):
-    """An image as it goes into the file, or the problem why it cannot."""
+    """An image as it is stored in the file, or the problem why it cannot be."""
 
     sample: int
     mode: int = 0
@@ -72,45 +69,46 @@ class Encoded(NamedTuple):
     problem: str = ""
 
 
-def encoded(images: ImageSet, settings: BetonSettings, pieces: Pieces) -> Generator[list[Encoded], None, None]:
-    """The images of each piece, encoded by one process per core, in order."""
-    yield from in_processes(_Encoder(images, settings), pieces)
+def encode_all(images: ImageSet, settings: BetonSettings, pieces: Pieces) -> Generator[list[Encoded], None, None]:
+    """Yields the encoded images of each piece, in order."""
+    yield from map_in_processes(_Encoder(images, settings), pieces)
 
 
-def in_processes(items: Dataset, pieces: Pieces) -> Generator[list, None, None]:
-    """The items of each piece, made by one process per core, in order."""
+def map_in_processes(items: Dataset, pieces: Pieces) -> Generator[list, None, None]:
+    """Yields the items of each piece, computed by one process per core, in order."""
     import ffcv.fields  # noqa: F401 - once here, not in every process
 
     if not pieces:
         return
-    made: Any = iter(
+    batches: Any = iter(
         DataLoader(
             items,
             batch_sampler=pieces,
             num_workers=min(len(os.sched_getaffinity(0)), len(pieces)),
             collate_fn=list,
             worker_init_fn=_begin,
-            generator=torch.Generator(),  # its seed must not come from the run's own randomness
-            multiprocessing_context="fork",  # a list of a million images is shared, not sent to every process
+            generator=torch.Generator(),  # its seed must not come from the run's own generator
+            multiprocessing_context="fork",  # shares a list of a million images instead of sending it
         )
     )
     try:
-        yield from made
+        yield from batches
     finally:
-        # Now, and not when the error that holds it is forgotten: that might be in a process forked later.
-        made._shutdown_workers()
+        # Now, and not when the error that refers to it is garbage-collected, possibly in a process forked later.
+        batches._shutdown_workers()
 
 
 def _begin(*_: int) -> None:
-    """In a new process: one thread, as there is a process for every core, and no life without the parent.
+    """Makes a new process use one thread, as there is a process per core, and end with its parent.
 
-    A process of torch that loses its parent may wait forever to hand over what it has, and would hold the lock of the
-    file that is being written.
+    A worker of torch that loses its parent may wait forever to hand over its batch, and would hold the lock of the file
+    that is being written.
     """
     import cv2
 
     cv2.setNumThreads(0)
-    end_with_parent()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Encoder(Dataset):
@@ -128,45 +126,39 @@ class _Encoder(Dataset):
         except OSError as error:
             return Encoded(index, problem=f"it cannot be read, {error.strerror or error}")
         try:
-            image, oddities = looked_at(original, self.images.title(index))
+            image, oddities = inspect(original, self.images.title(index))
             one = encode(image, self.settings, index)
         except Exception as error:
-            return Encoded(index, read=len(original), oddities=BAD, problem=f"no whole image, {_words(error)}")
+            # PIL's messages name the address of the buffer.
+            reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split())) or type(error).__name__
+            return Encoded(index, read=len(original), oddities=BAD, problem=f"not a whole image, {reason}")
         return one._replace(read=len(original), digest=hashlib.sha256(original).digest(), oddities=oddities)
 
 
-def _words(error: Exception) -> str:
-    # PIL names the buffer's address, which tells nobody anything.
-    return re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split())) or type(error).__name__
-
-
-def looked_at(content: bytes, name: str) -> tuple[Image.Image, int]:
-    """A file's bytes and its name → the image in RGB, and what is odd about it."""
+def inspect(content: bytes, name: str) -> tuple[Image.Image, int]:
+    """Returns the image of a file's bytes in RGB, and its oddities."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of EXIF, which is often broken and never needed
+        warnings.simplefilter("ignore")  # about EXIF, which is often broken and never needed
         with Image.open(io.BytesIO(content)) as image:
             named = Image.registered_extensions().get(os.path.splitext(name)[1].lower(), image.format)
             is_named = image.format == named or {image.format, named} == {"JPEG", "MPO"}
             oddities = CMYK * (image.mode == "CMYK") | OTHER_FORMAT * (not is_named)
             with contextlib.suppress(Exception):
                 oddities |= ROTATED * (image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
-        return decoded(content), oddities
+        return decode(content), oddities
 
 
 def encode(image: Image.Image, settings: BetonSettings, sample: int) -> Encoded:
-    """The image as FFCV stores it."""
+    """Returns the image as FFCV stores it."""
     from ffcv.fields import RGBImageField
 
-    field = RGBImageField(
-        settings.mode, settings.max_resolution, settings.smart_threshold, settings.quality, settings.jpg_share
-    )
-    np.random.seed(sample)  # FFCV draws from it which images of the mode `proportion` become JPEGs
-    about, given = np.zeros(1, field.metadata_type), []
+    field = RGBImageField(settings.mode, settings.max_resolution, jpeg_quality=settings.quality)
+    metadata, buffers = np.zeros(1, field.metadata_type), []
 
-    def give(size: int) -> tuple[int, np.ndarray]:
-        given.append(np.empty(size, np.uint8))
-        return 0, given[0]
+    def allocate(size: int) -> tuple[int, np.ndarray]:
+        buffers.append(np.empty(size, np.uint8))
+        return 0, buffers[0]
 
-    field.encode(about, np.asarray(image), give)
-    mode, width, height, _ = about[0].tolist()
-    return Encoded(sample, mode, width, height, given[0].tobytes())
+    field.encode(metadata, np.asarray(image), allocate)
+    mode, width, height, _ = metadata[0].tolist()
+    return Encoded(sample, mode, width, height, buffers[0].tobytes())

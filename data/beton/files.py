@@ -1,4 +1,4 @@
-"""FFCV's files: each split written once, under a name made of its content and settings, and checked before use."""
+"""FFCV's files: each split is written once, under a name made of its content and settings, and checked before use."""
 
 import hashlib
 import json
@@ -21,70 +21,69 @@ FORMAT = 2
 
 
 @runtime_checkable
-class Written(Protocol):
-    """Images that lie in a .beton file already."""
+class Prewritten(Protocol):
+    """Images that are stored in a .beton file already."""
 
     beton: Path
 
 
 def beton_path(images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> Path:
-    """Where the file of these images with these settings lies, or will; of prepared images, the prepared file."""
-    if isinstance(images, Written):
+    """Returns the path of the file of these images with these settings; for prepared images the prepared file."""
+    if isinstance(images, Prewritten):
         return images.beton
     identity = json.dumps([images.fingerprint(), asdict(settings), FORMAT], sort_keys=True)
     return cache_dir / "beton" / f"{name}-{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.beton"
 
 
 def write_beton(images: ImageSet, path: Path, settings: BetonSettings) -> None:
-    """Writes the images unless the file is there; other processes that want it wait."""
+    """Writes the images unless the file exists; other processes that need it wait."""
     if path.exists():
-        return  # also where nothing may be written, such as a lock
-    with create_once(path, keep_part=True) as beside:
-        if beside is None:
+        return  # before the lock: the folder may be read-only
+    with create_once(path, keep_part=True) as part:
+        if part is None:
             return
         print(f"writing {len(images):,} images to {path}", flush=True)
-        write_shards(images, beside, settings, path.stem, "writing")
-        about = {"fingerprint": images.fingerprint(), **about_labels(images.labels)}
+        write_shards(images, part, settings, path.stem, "writing")
+        about = {"fingerprint": images.fingerprint(), **describe_labels(images.labels)}
         about |= {"settings": asdict(settings), "format": FORMAT}
         atomic_write(path.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
-    shutil.rmtree(shards_of(beside))
+    shutil.rmtree(shards_of(part))
 
 
-def about_labels(labels: np.ndarray) -> dict:
-    """What a person wants to know of the labels."""
+def describe_labels(labels: np.ndarray) -> dict:
+    """Returns the number of images, in all and for each label."""
     found, counts = np.unique(labels, return_counts=True)
     return {"images": len(labels), "images_per_label": dict(zip(found.tolist(), counts.tolist(), strict=True))}
 
 
 def check_beton(path: Path, samples: int, labels: np.ndarray | None = None) -> None:
-    """Raises UsageError if the file is cut short, damaged or not the expected one.
+    """Raises UsageError if the file is truncated, damaged or not the expected one.
 
-    With `labels`, (samples,) int64, the file must hold exactly these.
-
-    FFCV's reader thread dies of such a file without a word, and its consumer waits forever.
+    With `labels`, (samples,) int64, the file must hold exactly these. Without this check FFCV's reading thread dies
+    silently on such a file, and its consumer waits forever.
     """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.reader import Reader
 
-    advice = f"delete it and it is written anew (rm '{path}')"
+    remedy = f"delete it and it is written again (rm '{path}')"
     try:
         reader = Reader(str(path))
         kinds = [(name, type(field)) for name, field in reader.handlers.items()]
-    except Exception as error:  # FFCV raises whatever numpy stumbles over
-        raise UsageError(f"{path} is no .beton file of FFCV ({type(error).__name__}): {advice}") from error
+    except Exception as error:  # whatever numpy raises on the bytes
+        raise UsageError(f"{path} is not a .beton file of FFCV ({type(error).__name__}): {remedy}") from error
     if kinds != [("image", RGBImageField), ("label", IntField)] or reader.num_samples != samples:
         raise UsageError(
             f"{path} holds {reader.num_samples} samples of {[name for name, _ in kinds]}, expected {samples} of "
-            f"['image', 'label']: {advice}"
+            f"['image', 'label']: {remedy}"
         )
     table = reader.alloc_table
     end = int(reader.header["alloc_table_ptr"])
     whole = end + table.nbytes == path.stat().st_size and len(np.unique(table["sample_id"])) == samples
     if not whole or int((table["ptr"] + table["size"]).max()) > end:
-        raise UsageError(f"{path} is cut short or damaged: {advice}")
+        raise UsageError(f"{path} is truncated or damaged: {remedy}")
     image, label = (reader.metadata[name] for name in reader.metadata.dtype.names)
-    # FFCV looks up sizes by address and reads whatever lies there: a wrong address is a crash, not an error.
+    # FFCV looks up sizes by address without a check: a wrong address is a crash, not an error.
     if not np.array_equal(np.sort(image["data_ptr"]), np.sort(table["ptr"])):
-        raise UsageError(f"{path} is damaged, its index does not match its images: {advice}")
+        raise UsageError(f"{path} is damaged, its index does not match its images: {remedy}")
     if labels is not None and not np.array_equal(label.reshape(-1), labels):
-        raise UsageError(f"{path} holds other labels than expected: {advice}")
+        raise UsageError(f"{path} holds other labels than expected: {remedy}")

@@ -1,4 +1,4 @@
-"""A file in FFCV's format that grows shard by shard: what is written, what is known of it, and its end."""
+"""A file in FFCV's format that grows shard by shard, and the record of its whole shards."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from data.beton.encoding import Encoded
 
 PAGE = 8 << 20
-"""Bytes of a page; FFCV's default. No image crosses the border of two."""
+"""Bytes of a page; FFCV's default. No image crosses the border of two pages."""
 
 ROW = np.dtype(
     [
@@ -27,7 +27,7 @@ ROW = np.dtype(
         ("oddities", "<u1"),
     ]
 )
-"""What is known of an image that was written: where it lies, and of the original the size and the sha256."""
+"""The record of a written image: its place in the file, and the size and sha256 of the original."""
 
 
 class Shards:
@@ -35,8 +35,8 @@ class Shards:
 
     Args:
         part: the file.
-        identity: of its content: what was begun with another one is thrown away.
-        images: how many there will be at most, which decides where the first one lies.
+        identity: of its content: a file that was begun with another one is discarded.
+        images: number of images at most, which determines the place of the first one.
     """
 
     def __init__(self, part: Path, identity: str, images: int) -> None:
@@ -48,63 +48,64 @@ class Shards:
         self.about = get_metadata_type(list(self.fields.values()))
         self.about_start = HeaderType.itemsize + len(self.fields) * FieldDescType.itemsize
         self.end = _next_page(self.about_start + images * self.about.itemsize)
-        self._kept = self._found(identity)
+        self._kept = self._load(identity)
         self._new: list[tuple] = []
         if self._kept:
             self.end = int((self._kept[-1]["start"] + self._kept[-1]["size"]).max())
 
     @property
     def done(self) -> int:
-        """Images in whole shards."""
+        """Number of images in whole shards."""
         return sum(len(rows) for rows in self._kept)
 
     @property
     def waiting(self) -> int:
-        """Images written since the last whole shard."""
+        """Number of images written since the last whole shard."""
         return len(self._new)
 
     def rows(self) -> np.ndarray:
-        """(n,) of ROW of all whole shards, by sample."""
+        """Returns the (n,) of ROW of all whole shards, sorted by sample."""
         return np.sort(np.concatenate([np.empty(0, ROW), *self._kept]), order="sample")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """The file is open, cut to its whole shards."""
+        """Opens the file, truncated to its whole shards."""
         with self.part.open("r+b" if self._kept else "w+b") as self.file:
             self.file.truncate(self.end)
             self.file.seek(self.end)
             yield
 
     def add(self, one: Encoded) -> None:
+        """Writes an image at the end of the file."""
         if len(one.content) > -self.end % PAGE:
             start = _next_page(self.end)
             self.file.write(bytes(start - self.end))
             self.end = start
         self.file.write(one.content)
-        about = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
-        self._new.append((*about, one.read, one.digest, one.oddities))
+        place = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
+        self._new.append((*place, one.read, one.digest, one.oddities))
         self.end += len(one.content)
 
     def keep(self) -> None:
-        """What was added becomes a whole shard: on the disk first, then known to be there."""
+        """Makes the added images a whole shard: syncs them to disk, then records them."""
         if not self._new:
             return
-        _synced(self.file)
+        _sync(self.file)
         path = self.folder / f"{len(self._kept):06}.npy"
-        beside = path.with_suffix(".part")
-        with beside.open("wb") as file:
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
             np.save(file, np.array(self._new, ROW))
-            _synced(file)
-        beside.replace(path)
+            _sync(file)
+        part.replace(path)
         self._kept.append(np.array(self._new, ROW))
         self._new = []
 
     def finish(self, labels: np.ndarray, rows: np.ndarray) -> None:
-        """Writes header and tables, after which FFCV can read the file.
+        """Writes the header and the tables, after which FFCV can read the file.
 
         Args:
-            labels: of the images, (n,) int64.
-            rows: of the images that are in the file, in their order there, (m,) of ROW.
+            labels: of all images, (n,) int64.
+            rows: (m,) of ROW of the images in the file, in their order there.
         """
         from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
 
@@ -128,18 +129,18 @@ class Shards:
         self.file.seek(0)
         self.file.write(header.tobytes() + described.tobytes() + about.tobytes())
 
-    def _found(self, identity: str) -> list[np.ndarray]:
-        known = self.folder / "identity"
-        if known.exists() and self.part.exists() and known.read_text() == identity:
+    def _load(self, identity: str) -> list[np.ndarray]:
+        stored = self.folder / "identity"
+        if stored.exists() and self.part.exists() and stored.read_text() == identity:
             return [np.load(path) for path in sorted(self.folder.glob("*.npy"))]
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        known.write_text(identity)
+        stored.write_text(identity)
         return []
 
 
 def shards_of(part: Path) -> Path:
-    """The folder in which is noted what of an unfinished file is whole."""
+    """Returns the folder that records the whole shards of an unfinished file."""
     return part.with_suffix(".shards")
 
 
@@ -147,6 +148,6 @@ def _next_page(place: int) -> int:
     return -(-place // PAGE) * PAGE
 
 
-def _synced(file: BinaryIO) -> None:
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

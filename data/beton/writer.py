@@ -1,8 +1,8 @@
-"""Writes FFCV's files in order and shard by shard: a job that is killed goes on after the last whole shard.
+"""Writes FFCV's files in order and shard by shard: a job that was killed resumes after the last whole shard.
 
-FFCV's own writer writes a file in one go, in the order in which its processes happen to finish, and waits forever for
-one that died. Here FFCV encodes the images and describes the fields; the file is filled front to back by one process,
-so that the same images give the same bytes however often the job was stopped.
+FFCV's own writer writes a file in one go, in the order in which its processes finish, and waits forever for one that
+died. Here FFCV encodes the images and describes the fields; one process fills the file front to back, so the same
+images give the same bytes however often the job was stopped.
 """
 
 import contextlib
@@ -11,26 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from data.beton.encoding import BAD, BetonSettings, Pieces, encoded
+from data.beton.encoding import BAD, BetonSettings, Pieces, encode_all
+from data.beton.progress import ImageProgress
 from data.beton.shards import PAGE, Shards
 from data.datasets.source import ImageSet, InPieces, Originals
-from data.progress import ImageProgress
 from infvit.errors import UsageError
 
 SHARD = 10_000
-"""Images per shard: what a killed job does again at most."""
+"""Images per shard, which a killed job loses at most."""
 
 PIECE = 64
-"""Images that a process takes at a time, where the images do not say how they lie."""
+"""Images that a process takes at a time, unless the image set gives pieces of its own."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What a user can do; the words differ between a training run and the command that prepares."""
+    """Remedies in error messages; they differ between a training run and `python -m data.prepare`."""
 
     room: str = "make room, or choose another folder with INFVIT_CACHE=DIR"
     smaller: str = "give a smaller data.module.beton.max_resolution, or data.module.beton.mode=jpg"
-    bad: str = "mend or remove it"
+    bad: str = "repair or remove it"
 
 
 TRAINING = Advice()
@@ -46,22 +46,22 @@ def write_shards(
     skip_bad: bool = False,
     advice: Advice = TRAINING,
 ) -> np.ndarray:
-    """Writes all images to `part` and gives (n,) of ROW, by sample.
+    """Writes all images to `part` and returns their (n,) of ROW, sorted by sample.
 
-    What is known of finished shards lies in the folder `shards_of(part)` until the caller removes it.
+    The record of whole shards stays in the folder `shards_of(part)` until the caller removes it.
 
     Args:
-        images: in the order of the samples; `pieces()`, where they have it, says in which order they are best read.
-        part: the file; what an earlier run left of it is gone on with.
+        images: in the order of the samples; they are read in the order of their `pieces()`, if they have these.
+        part: the file; writing resumes from what an earlier run left.
         settings: how images are encoded.
-        identity: of images and settings: what was begun with another one is thrown away.
-        title: of the progress.
+        identity: of images and settings: a file that was begun with another one is discarded.
+        title: of the progress bar.
         shard: images per shard.
-        skip_bad: leave out images that cannot be decoded (their rows say so) instead of stopping.
-        advice: what error messages recommend.
+        skip_bad: leave out images that cannot be decoded (their rows are marked BAD) instead of stopping.
+        advice: remedies in error messages.
 
     Raises:
-        UsageError: an image cannot be read or does not fit, the disk is full, or a writing process was killed.
+        UsageError: an image cannot be read or is too large, the disk is full, or a writing process was killed.
     """
     cannot = f"{part.with_suffix('')} cannot be written"
     shards = Shards(part, f"{identity} {shard} {PAGE}", len(images))
@@ -73,7 +73,7 @@ def write_shards(
             todo.append(piece)
     try:
         with (
-            contextlib.closing(encoded(images, settings, todo)) as stream,
+            contextlib.closing(encode_all(images, settings, todo)) as stream,
             shards.opened(),
             ImageProgress(title, len(images), shards.done) as progress,
         ):

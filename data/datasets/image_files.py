@@ -71,7 +71,7 @@ class ImageFiles:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         content = self.read(index)
         try:
-            return decoded(content), int(self.labels[index])
+            return decode(content), int(self.labels[index])
         except (OSError, SyntaxError, ValueError) as error:  # it could be decoded when the run began
             raise UsageError(
                 f"{self.title(index)} has changed while the run reads it ({error}): mend it and go on with resume=auto"
@@ -92,7 +92,7 @@ class ImageFiles:
         return self._fingerprint
 
 
-def decoded(content: bytes) -> Image.Image:
+def decode(content: bytes) -> Image.Image:
     """A file's bytes → RGB, whatever the file is named; EXIF rotation is left alone, as torchvision and timm do."""
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
@@ -172,7 +172,7 @@ def _digest(path: Path) -> str | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        decoded(content)
+        decode(content)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return hashlib.sha256(content).hexdigest()

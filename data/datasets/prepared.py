@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.datasets.image_files import ImageFiles, decoded
+from data.datasets.image_files import ImageFiles, decode
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import ImageNetV2
 from data.datasets.source import ImageSet, Source, Split
@@ -83,7 +83,7 @@ class PreparedImages:
                 file.seek(start)
                 content = file.read(int(sizes[index]))
             raw = len(content) == width * height * 3
-            image = Image.frombytes("RGB", (width, height), content) if raw else decoded(content)
+            image = Image.frombytes("RGB", (width, height), content) if raw else decode(content)
         return image, int(self.labels[index])
 
     def fingerprint(self) -> str:
@@ -116,7 +116,7 @@ class PreparedOriginals(PreparedImages):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         with _unchanged(self.originals):
-            return decoded(self.read(index)), int(self.labels[index])
+            return decode(self.read(index)), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
         """The image as it was published."""

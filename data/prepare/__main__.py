@@ -60,11 +60,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--source", required=True, metavar="DIR", help="where the data set lies, as folders, tars or Parquet files")
     add("--out", required=True, metavar="OUT", help="the folder to fill")
     add("--variant", choices=tuple(FOLDERS), help="of ImageNet-V2 (default: all that are there)")
-    add("--mode", choices=("jpg", "raw", "proportion", "smart"), default="jpg", help="FFCV's; default: jpg")
+    add("--mode", choices=("jpg", "raw"), default="jpg", help="how pixels are stored; default: jpg")
     add("--max-side", type=int, default=500, metavar="PX", help="scale larger images down; 0: never; default: 500")
     add("--quality", type=int, default=90, metavar="Q", help="of JPEGs; default: 90")
-    add("--jpg-share", type=float, default=0.5, metavar="P", help="of --mode proportion; default: 0.5")
-    add("--smart-kib", type=int, default=512, metavar="N", help="of --mode smart: more pixels than this become a JPEG")
     add("--shard", type=int, default=SHARD, metavar="N", help=f"images that a kill loses at most; default: {SHARD:,}")
     add("--skip-bad", action="store_true", help="leave out images that cannot be decoded, and name them")
     add("--allow-partial", action="store_true", help="take a data set that is not whole")
@@ -110,12 +108,11 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> BetonSettings:
-    for name, low, high in (("quality", 1, 100), ("max_side", 0, 65535), ("jpg_share", 0, 1), ("shard", 1, 10**9)):
+    for name, low, high in (("quality", 1, 100), ("max_side", 0, 65535), ("shard", 1, 10**9)):
         value = getattr(options, name)
         if not low <= value <= high:
             raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: expected {low} to {high:,}")
-    smart = options.smart_kib << 10 if options.mode == "smart" else None
-    return BetonSettings(options.mode, options.max_side or None, options.quality, options.jpg_share, smart)
+    return BetonSettings(options.mode, options.max_side or None, options.quality)
 
 
 def _found(

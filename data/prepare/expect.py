@@ -2,14 +2,13 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.beton.encoding import BetonSettings, encode, in_processes
-from data.datasets.image_files import decoded, some
+from data.beton.encoding import BetonSettings, encode, map_in_processes
+from data.datasets.image_files import decode, some
 from data.prepare.job import Job
 from data.prepare.originals import Published
 from infvit.errors import UsageError
@@ -79,7 +78,9 @@ def announce(jobs: Sequence[Job], out: Path) -> None:
 
 def _expected(images: Published, ways: list[BetonSettings]) -> list[int]:
     """Bytes of the originals, and what the images will take in each way, from a sample."""
-    found = [sizes for piece in in_processes(_Sizes(images, ways), spread(images, SAMPLE)) for sizes in piece if sizes]
+    found = [
+        sizes for piece in map_in_processes(_Sizes(images, ways), spread(images, SAMPLE)) for sizes in piece if sizes
+    ]
     if not found:
         raise UsageError(f"none of the images can be decoded, such as {images.title(0)}")
     return (np.mean(found, axis=0) * len(images)).astype(int).tolist()
@@ -92,16 +93,16 @@ class _Sizes(Dataset):
     def __getitem__(self, index: int) -> list[int]:
         try:
             content = self.images.read(index)
-            image = decoded(content)
+            image = decode(content)
         except Exception:
             return []  # told with its name when it is written
         return [len(content), *(len(encode(image, way, index).content) for way in self.ways)]
 
 
 def _other_ways(settings: BetonSettings) -> list[BetonSettings]:
-    ways = [("jpg", 500), ("jpg", None), ("raw", 500), ("raw", 256)]
-    others = [replace(settings, mode=mode, max_resolution=side) for mode, side in ways]
-    return [other for other in others if other != settings]
+    ways = [BetonSettings("jpg", 500, settings.quality), BetonSettings("jpg", None, settings.quality)]
+    ways += [BetonSettings("raw", side, settings.quality) for side in (500, 256)]
+    return [way for way in ways if way != settings]
 
 
 def _words(settings: BetonSettings) -> str:

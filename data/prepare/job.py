@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from data.beton.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
-from data.beton.files import FORMAT, about_labels
+from data.beton.files import FORMAT, describe_labels
+from data.beton.progress import ImageProgress
 from data.beton.shards import shards_of
 from data.beton.writer import Advice, write_shards
 from data.datasets.source import Split
 from data.prepare.originals import Published
-from data.progress import ImageProgress
 from infvit.errors import UsageError
 from infvit.run.files import create_once
 
@@ -120,7 +120,7 @@ class Job:
         content, labels = hashlib.sha256(), self.images.labels[good["sample"]]
         for digest, label in zip(good["digest"], labels.tolist(), strict=True):
             content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as data.datasets.image_files does it
-        about = {"fingerprint": content.hexdigest(), "classes": self.classes, **about_labels(labels)}
+        about = {"fingerprint": content.hexdigest(), "classes": self.classes, **describe_labels(labels)}
         about |= {"settings": asdict(self.settings), "format": FORMAT, "listing": self.images.listing()}
         return about | {"source": self.images.kind, "left_out": {i: self.images.title(i) for i in bad}}
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data.beton.writer import PIECE
-from data.datasets.image_files import decoded
+from data.datasets.image_files import decode
 from infvit.errors import UsageError
 
 
@@ -34,7 +34,7 @@ class Published:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return decoded(self.read(index)), int(self.labels[index])
+        return decode(self.read(index)), int(self.labels[index])
 
     def listing(self) -> str:
         """sha256 of names and labels, to recognise what was prepared."""

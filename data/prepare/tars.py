@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data.beton.progress import ImageProgress
 from data.datasets.image_files import SUFFIXES
-from data.progress import ImageProgress
 from infvit.errors import UsageError
 from infvit.run.files import create_once
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.beton.encoding import encoded
+from data.beton.encoding import encode_all
 from data.beton.files import check_beton
 from data.prepare.expect import spread
 from data.prepare.job import Job
@@ -31,7 +31,7 @@ def verify(job: Job) -> None:
     check_beton(job.path, len(kept), job.images.labels[kept])
     chosen = [[i for i in piece if i not in left_out] for piece in spread(job.images, SAMPLE)]
     file, worst, count = _Written(job.path), 0.0, 0
-    for piece in encoded(job.images, replace(job.settings, mode="raw"), chosen):
+    for piece in encode_all(job.images, replace(job.settings, mode="raw"), chosen):
         for one in piece:
             if one.problem:
                 raise UsageError(f"{job.images.title(one.sample)} cannot be compared with {job.path}: {one.problem}")

@@ -24,7 +24,7 @@ from infvit.timm_models import pretrained, published_view
 EXACT = {"_target_": "data.torch_loader.TorchReader"}
 """Reads the images themselves, so that a machine without FFCV can measure what was trained with it."""
 
-TIMM_VIEW = "data.timm_view.TimmView"
+TIMM_VIEW = "data.view.TimmView"
 
 
 class ConfigModelSource:

@@ -19,7 +19,7 @@ class EvaluationData(Protocol):
         fingerprint: hash of its content.
         classes: names of the classes, in the order of the labels.
         val_size: number of validation images.
-        seen: size, filter, crop and normalisation of the exact pipeline, in words.
+        evaluation_view: size, filter, crop and normalisation of the exact pipeline, in words.
     """
 
     name: str
@@ -28,13 +28,13 @@ class EvaluationData(Protocol):
     val_size: int
 
     @property
-    def seen(self) -> str: ...
+    def evaluation_view(self) -> str: ...
 
     @property
     def paths(self) -> Sequence[str]:
         """<class>/<name> of each image, in order; empty if the images are not files."""
 
-    def tested_by(self, reader: Any) -> LightningDataModule:
+    def test_with(self, reader: Any) -> LightningDataModule:
         """Returns itself after setting the reader of the test images."""
 
     def original_size(self, place: int) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class EvaluationData(Protocol):
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 images → the model's input."""
 
-    def placed(self, boxes: Tensor, width: int, height: int) -> Tensor:
+    def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes (n, 4) in an original image of that size → boxes in the image that `exact` yields."""
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from data.datasets.digits import Digits
 from data.order import EpochOrder
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
-from infvit.module import warmup_cosine
+from infvit.schedule import warmup_cosine
 from infvit.vit import VisionTransformer
 
 STEPS, BATCH, LEARNING_RATE = 55, 128, 4e-3

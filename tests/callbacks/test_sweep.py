@@ -67,7 +67,7 @@ def test_a_finished_job_of_another_configuration_does_not_count(cli):
     fixed = ["hydra.sweep.subdir=here", "model=vit", "seed=0"]
     assert cli("train", *QUICK, *fixed).code == 0
     assert "skipped" in cli("train", *QUICK, *fixed).out
-    other = cli("train", *QUICK, *fixed, "recipe.drop_path=0.1")
+    other = cli("train", *QUICK, *fixed, "recipe.model.drop_path=0.1")
     assert other.code == 0
     assert "skipped" not in other.out
 
@@ -189,7 +189,7 @@ SLICES = [
         "ablation_pooling",
         "cpu",
         ["model=vit"],
-        ["vit recipe.class_token=True", "vit recipe.class_token=False"],
+        ["vit recipe.model.class_token=True", "vit recipe.model.class_token=False"],
     ),
     (
         "ablation_positions",

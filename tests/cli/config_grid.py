@@ -35,7 +35,6 @@ from infvit.cli.devices import check_batch, check_devices
 from infvit.cli.entrypoint import NOISE, one_line
 from infvit.cli.targets import check_targets
 from infvit.cli.validation import check_values
-from infvit.module import warmup_cosine
 from train import PARTS, build
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -136,7 +135,7 @@ def _made(cfg: DictConfig, refused: list[tuple[str, str]]) -> None:
     if not isinstance(made, tuple):
         return
     data, module = made
-    tried("optimizer", lambda: warmup_cosine(module.make_optimizer(module.net, lr=module.lr), 1, 2, module.min_lr))
+    tried("optimizer", lambda: module.make_schedule(module.make_optimizer(module.net, lr=module.lr), 1, 2))
     watchers = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
     loggers = [instantiate(logger) for logger in cfg.logger.values()]
     trainer = tried("trainer", lambda: instantiate(cfg.trainer, callbacks=watchers, logger=loggers))

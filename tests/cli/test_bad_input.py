@@ -50,8 +50,12 @@ def format_config_error(outcome):
         (["+trainer.limit_train_batches=0"], ["limit_train_batches=0", "from 1"]),
         (["+progressive=from160"], ["begin=0.74 end=0.86", "the last of 1 epochs"]),
         (
-            ["+progressive=from160", "recipe.progressive.begin=0", "recipe.progressive.end=0"],
-            ["recipe.progressive.start=160", "size.image_size=8"],
+            [
+                "+progressive=from160",
+                "recipe.augmentation.progressive.begin=0",
+                "recipe.augmentation.progressive.end=0",
+            ],
+            ["recipe.augmentation.progressive.start=160", "size.image_size=8"],
         ),
         (["recipe.batch_sizes=5"], ["batch_sizes"]),
         (["trainer.devices=8"], ["trainer.devices=8", "found 0"]),

@@ -1,5 +1,7 @@
 """Every configuration composes, and every model it can describe is made as described."""
 
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,7 @@ def test_every_model_size_and_recipe(model, size, recipe):
         net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
     assert len(net.blocks) == cfg.backbone.depth == cfg.model.get("depth", cfg.size.depth)
     assert net.blocks[0].attn.num_heads == cfg.size.heads
-    assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.drop_path)
+    assert net.blocks[-1].drop_path.drop_prob == pytest.approx(cfg.recipe.model.drop_path)
     assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
 
 
@@ -49,7 +51,7 @@ def test_every_attention_is_a_model():
 
 
 def test_linformer_is_made_for_the_tokens_of_size_and_recipe():
-    sizes = (["size=large4"], ["size=tiny"], ["size=tiny", "recipe.class_token=false"])
+    sizes = (["size=large4"], ["size=tiny"], ["size=tiny", "recipe.model.class_token=false"])
     tokens = [composed("model=linformer", *size).model.attention.tokens for size in sizes]
     assert tokens == [197, 17, 16]
 
@@ -59,7 +61,7 @@ def test_a_model_of_timm_takes_the_recipes_stochastic_depth_and_the_size_of_the_
     with torch.device("meta"):
         net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
         assert net(torch.empty(1, 3, 64, 64)).shape == (1, 10)
-    assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.drop_path)
+    assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.model.drop_path)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -120,7 +122,6 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
         "data.module.cache_dir=elsewhere",
         "data.module.eval_batch_size=8",
         "trainer.num_sanity_val_steps=2",
-        "data/loader=ffcv_process",
         "name=other",
         "logger=csv",
         "threads=2",
@@ -130,7 +131,7 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
         "seed=1",
         "model=vit",
         "size.depth=3",
-        "recipe.drop_path=0.1",
+        "recipe.model.drop_path=0.1",
         "trainer.max_epochs=2",
         "data/loader=torch",
     ):
@@ -171,11 +172,12 @@ def test_the_default_is_the_papers_run():
     )
     recipe = cfg.recipe
     assert (recipe.epochs, recipe.batch_size, recipe.base_lr * recipe.batch_size / 512) == (300, 1024, 1e-3)
-    assert (recipe.optimizer.weight_decay, recipe.min_lr, recipe.warmup_epochs) == (0.05, 1e-5, 5)
-    assert (recipe.label_smoothing, recipe.drop_path, recipe.repeated_augmentation) == (0.1, 0.1, 3)
+    assert (recipe.optimizer.weight_decay, recipe.schedule.min_lr, recipe.warmup_epochs) == (0.05, 1e-5, 5)
+    assert (recipe.label_smoothing, recipe.model.drop_path, recipe.augmentation.repeats) == (0.1, 0.1, 3)
     assert (recipe.mixup.mixup_alpha, recipe.mixup.cutmix_alpha, recipe.mixup.switch_prob) == (0.8, 1.0, 0.5)
-    assert (recipe.augment.magnitude, recipe.augment.magnitude_std, recipe.erasing.probability) == (9, 0.5, 0.25)
-    assert (recipe.clip_grad, recipe.ema, recipe.progressive) == (None, None, None)
+    augment, erasing = recipe.augmentation.augment, recipe.augmentation.erasing
+    assert (augment.magnitude, augment.magnitude_std, erasing.probability) == (9, 0.5, 0.25)
+    assert (recipe.clip_grad, recipe.ema, recipe.augmentation.progressive) == (None, None, None)
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
@@ -183,7 +185,10 @@ def test_no_recipe_smooths_twice_and_all_say_the_same_things(recipe):
     cfg = composed(f"recipe={recipe}").recipe
     if cfg.mixup is not None:
         assert instantiate(cfg.mixup)(num_classes=10).label_smoothing == 0  # timm's default is 0.1; the loss smooths
-    assert set(cfg) | {"progressive"} == set(composed("recipe=deit").recipe)
+    deit = composed("recipe=deit").recipe
+    for section in ((), ("augmentation",), ("model",)):
+        ours, theirs = (reduce(getitem, section, recipe) for recipe in (cfg, deit))
+        assert set(ours) == set(theirs)
 
 
 def test_progressive_resolution_is_off_by_default_and_part_of_the_recipe():

@@ -91,7 +91,7 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
 
 
 def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_comparison(cli):
-    grows = ["+progressive=from160", "recipe.progressive.start=4"]
+    grows = ["+progressive=from160", "recipe.augmentation.progressive.start=4"]
     alone = ["data/loader=torch", "logger=csv", "model=vit", "seed=0", "dry_run=true"]
     outcome = cli("train", "-m", "experiment=digits", *grows, *alone)
     assert outcome.code == 0, outcome.err

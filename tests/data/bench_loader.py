@@ -1,13 +1,13 @@
 """How many images a second each way of reading gives, on 2,000 JPEGs of 500 x 375 made from real photographs.
 
-    python -m tests.data.bench_loader [--workers 1] [--rounds 7] [--batch-size 256] [--images 2000] [--caches]
+    python -m tests.data.bench_loader [--workers 1] [--rounds 7] [--batch-size 256] [--images 2000]
 
 Bare FFCV (its own decoder, random crop and flip, batches thrown away), our ImageDataModule on FFCV, the same JPEGs by a
 torch DataLoader with PIL and timm's transforms of DeiT's recipe, and the device's side of our augmentation alone
 (RandAugment, normalisation, random erasing). Whole epochs, with PIL two batches, in turns, so that what else the
 machine does falls on all; compiling and the first epoch are kept out. Prints medians of images a second and of the
-rounds' ratios to bare FFCV. `--caches` adds FFCV's process cache and the file in memory. With one worker the reading
-takes one core; leave another one to the process itself, which copies the batches.
+rounds' ratios to bare FFCV. With one worker the reading takes one core; leave another one to the process itself, which
+copies the batches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from data.augment import RandAugment, RandomErasing
-from data.beton.files import BetonSettings, beton_path
+from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path
 from data.beton.loader import FFCVReader
 from data.datamodule import ImageDataModule
 from data.datasets.imagefolder import ImageFolder
@@ -64,8 +65,8 @@ def datamodule(tree: Path, reader: FFCVReader, workers: int, batch_size: int) ->
         std=STD,
         workers=workers,
         beton=JPEG,
-        augment=RandAugment(inplace=True),
-        erasing=RandomErasing(inplace=True),
+        augment=RandAugment(),
+        erasing=RandomErasing(),
     )
     data.trainer = Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
     data.prepare_data()
@@ -79,7 +80,7 @@ def bare_ffcv(data: ImageDataModule, workers: int, batch_size: int) -> Iterable:
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor
 
-    path = beton_path(data.datasets.source.split("train"), data.name, "train", data.cache_dir, data.beton.files)
+    path = beton_path(data.source.split("train"), data.name, "train", data.cache_dir, data.beton)
     assert data.trainer is not None
     device = data.trainer.strategy.root_device
     last = [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]
@@ -128,7 +129,7 @@ def device_side(data: ImageDataModule, batches: Iterable) -> Callable[[], int]:
     return work
 
 
-def run(tree: Path, workers: int, batch_size: int, rounds: int, caches: bool) -> None:
+def run(tree: Path, workers: int, batch_size: int, rounds: int) -> None:
     """Prints one row per way."""
     ours = datamodule(tree, FFCVReader(), workers, batch_size)
     train = ours.train_dataloader()
@@ -136,10 +137,6 @@ def run(tree: Path, workers: int, batch_size: int, rounds: int, caches: bool) ->
         "bare FFCV": epoch(bare_ffcv(ours, workers, batch_size)),
         "ImageDataModule on FFCV": epoch(train),
     }
-    if caches:
-        for name in ("process", "memory"):
-            data = datamodule(tree, FFCVReader(name), workers, batch_size)
-            ways[f"ImageDataModule, cache={name}"] = epoch(data.train_dataloader())
     ways["torch DataLoader, PIL, timm"] = epoch(pillow(tree, workers, batch_size), most=2)
     ways["device side, one torch thread"] = device_side(ours, train)
     rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -161,14 +158,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--caches", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         make_tree(tree, arguments.images)
-        run(tree, arguments.workers, arguments.batch_size, arguments.rounds, arguments.caches)
+        run(tree, arguments.workers, arguments.batch_size, arguments.rounds)
 
 
 if __name__ == "__main__":

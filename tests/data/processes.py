@@ -15,6 +15,7 @@ from data.datasets.digits import Digits
 from data.torch_loader import TorchReader
 from data.view import View
 from infvit.module import Classifier
+from infvit.schedule import warmup_cosine
 
 VALIDATION = 361
 """Images to test on: a number that neither two nor three processes divide."""
@@ -47,11 +48,11 @@ def run(cache: Path, world: int = 1) -> dict:
         std=[0.5] * 3,
         eval_batch_size=50,
         workers=0,
-        augment=RandAugment(inplace=True),
-        erasing=RandomErasing(inplace=True),
+        augment=RandAugment(),
+        erasing=RandomErasing(),
         repeats=3,
     )
-    module = Classifier(net, 10, partial(sgd), epochs=1, batch_size=72, base_lr=0.0)
+    module = Classifier(net, 10, partial(sgd), warmup_cosine, epochs=1, batch_size=72, base_lr=0.0)
     trainer = Trainer(
         accelerator="cpu",
         devices=world,

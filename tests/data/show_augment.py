@@ -19,7 +19,7 @@ from timm.data.random_erasing import RandomErasing as TimmErasing
 from torch import Tensor
 
 from data.augment import RandAugment, RandomErasing
-from data.augment.operations import INCREASING
+from data.augment.operations import OPERATIONS
 from tests.data import timm_in_pillow
 from tests.data.photographs import photographs
 from tests.data.timm_in_pillow import to_pil, to_tensor
@@ -31,11 +31,11 @@ LABEL = 14
 
 def operations_page(image: Tensor) -> Image.Image:
     """One row of four pictures per operation, in two blocks."""
-    rows = -(-len(INCREASING) // 2)
+    rows = -(-len(OPERATIONS) // 2)
     block = 4 * (SIDE + GAP) + 3 * GAP
     page = Image.new("RGB", (2 * block, rows * (SIDE + GAP + LABEL)), "white")
     pen = ImageDraw.Draw(page)
-    for i, op in enumerate(INCREASING):
+    for i, op in enumerate(OPERATIONS):
         theirs = timm_in_pillow.operation(op.name, image, 9.0, "bicubic")
         # timm tosses a coin for the sign.
         ours = min(
@@ -73,7 +73,7 @@ def batch_page(images: Tensor) -> Image.Image:
                 "timm: RandAugment, normalisation, erasing",
                 TimmErasing(0.25, mode="pixel", device="cpu")(normalise(theirs)),
             ),
-            ("ours", RandomErasing()(normalise(RandAugment()(images)))),
+            ("ours", RandomErasing()(normalise(RandAugment()(images.clone())))),
         )
     ):
         pen.text((side * block, 0), label, "black")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.beton.files import BetonSettings, beton_path, check_beton, write_beton
+from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path, check_beton, write_beton
 from data.datasets.digits import Digits
 from data.datasets.imagefolder import ImageFolder
 from infvit.errors import UsageError
@@ -125,22 +126,6 @@ def test_ffcvs_own_writer_gives_the_same_images(tmp_path):
         return [(*map(int, about), lies[int(start)]) for *about, start in rows], reader.page_size, list(reader.handlers)
 
     assert read("ours.beton") == read("theirs.beton")
-
-
-def test_modes_of_ffcv(tmp_path):
-    from ffcv.reader import Reader
-
-    def modes(settings, name, images):
-        write_beton(images, tmp_path / name, settings)
-        reader = Reader(str(tmp_path / name))
-        return reader.metadata[reader.metadata.dtype.names[0]]["mode"].tolist()
-
-    digits = Digits().split("val")
-    half = modes(BetonSettings("proportion", jpg_share=0.25), "p.beton", digits)
-    assert 0.6 < np.mean(half) < 0.9
-    assert half == modes(BetonSettings("proportion", jpg_share=0.25), "again.beton", digits)
-    mixed = Made(lambda: Image.new("RGB", (99, 99)))
-    assert modes(BetonSettings("smart", smart_threshold=1000), "s.beton", mixed) == [1, 1, 0, 1]
 
 
 def test_processes_that_want_one_file_write_it_once(tmp_path, capfd):

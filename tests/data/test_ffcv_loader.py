@@ -11,13 +11,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from data.augment import RandAugment
-from data.beton.files import BetonSettings
+from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path
 from data.datamodule import ImageDataModule
 from data.datasets.digits import Digits
-from data.datasets.imagefolder import ImageFolder
 from data.order import EpochOrder
 from data.view import View
-from infvit.errors import UsageError
 
 pytest.importorskip("ffcv")
 from data.beton.decoder import Epoch
@@ -34,9 +33,10 @@ def cache(tmp_path_factory):
 
 def loader(cache, order=None, batch_size=32, view=None):
     images, reader = Digits().split("train"), FFCVReader()
-    reader.prepare(images, "d", "train", cache, RAW)
+    beton = beton_path(images, "d", "train", cache, RAW)
+    reader.prepare(images, beton, RAW)
     order = order or EpochOrder(len(images), batch_size)
-    return reader.loader(images, "d", "train", cache, RAW, view or View(8, 1.0), order, batch_size, 1, CPU)
+    return reader.loader(images, beton, view or View(8, 1.0), order, batch_size, 1, CPU)
 
 
 def test_torch_keeps_its_threads(cache):
@@ -55,11 +55,11 @@ def test_torch_keeps_its_threads(cache):
 def test_its_import_compiles_no_dictionary_and_leaves_numba_its_own():
     asked = (
         "from data.beton.loader import FFCVReader; FFCVReader()\n"
-        "from ffcv.fields.rgb_image import IMAGE_MODES; from numba.typed import Dict\n"
-        "print(type(IMAGE_MODES) is dict, Dict is dict)"
+        "from ffcv.fields.rgb_image import IMAGE_MODES; from numba import config\n"
+        "print(type(IMAGE_MODES) is dict, config.DISABLE_JIT)"
     )
     told = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["True", "False"]
+    assert told.stdout.split() == ["True", "0"]
 
 
 @pytest.mark.parametrize("batch_size", [32, 400])  # of 45 batches, and of so few that all lie ready
@@ -121,7 +121,7 @@ class Sees(LightningModule):
 
 
 def datamodule(cache):
-    view, scale, augment = View(8, crop_scale=(0.3, 1.0), flip=True), [0.5] * 3, RandAugment(inplace=True)
+    view, scale, augment = View(8, crop_scale=(0.3, 1.0), flip=True), [0.5] * 3, RandAugment()
     return ImageDataModule("d", Digits(), FFCVReader(), view, 128, str(cache), 0, scale, scale, augment=augment)
 
 
@@ -150,9 +150,3 @@ def test_a_run_that_only_tests_writes_no_beton(tmp_path):
     trainer(tmp_path).test(seen, datamodule=datamodule(tmp_path), verbose=False)
     assert sum(len(found) for found in seen.seen["test"]) == 360
     assert not list(tmp_path.rglob("*.beton"))
-
-
-def test_an_image_that_cannot_be_read_is_named(tree, tmp_path):
-    (tree / "train" / "apple" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(UsageError, match=r"apple/gone.png cannot be read"):
-        ImageFolder(str(tree), str(tmp_path))

@@ -75,3 +75,9 @@ def test_a_tree_that_cannot_be_used(tree, tmp_path):
         (tree / split).mkdir()
     with pytest.raises(UsageError, match="has no class folders"):
         folder(tree, tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named(tree, tmp_path):
+    (tree / "train" / "apple" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UsageError, match=r"apple/gone.png cannot be read"):
+        ImageFolder(str(tree), str(tmp_path))

@@ -1,16 +1,14 @@
 """The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Trainer
-from omegaconf import OmegaConf
 
-from data.beton.files import BetonSettings, beton_path, check_beton, write_beton
+from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path, check_beton, write_beton
 from data.datamodule import ImageDataModule
 from data.datasets.digits import Digits
 from data.datasets.imagefolder import ImageFolder
@@ -37,8 +35,9 @@ def ffcv():
 
 
 def loader(reader, images, cache, view, order, batch_size=64, workers=2, settings=RAW):
-    reader.prepare(images, "test", "train", cache, settings)
-    return reader.loader(images, "test", "train", cache, settings, view, order, batch_size, workers, CPU)
+    beton = beton_path(images, "test", "train", cache, settings)
+    reader.prepare(images, beton, settings)
+    return reader.loader(images, beton, view, order, batch_size, workers, CPU)
 
 
 def test_both_give_the_same_digits_in_the_same_order(ffcv, cache):
@@ -103,30 +102,6 @@ def test_both_cut_the_same_boxes_and_mirror_the_same_images(ffcv, tree, tmp_path
         means = torch.cat([x.float().mean((1, 2, 3)) for x, *_ in batches])
         brightness = torch.tensor(images.labels[order.indices()]).float() * 60 + 31  # as the tree's classes are made
         assert (means - brightness).abs().max() < 12
-
-
-@pytest.mark.parametrize("cache_of", ["process", "memory"])
-def test_every_cache_gives_what_the_operating_systems_gives(ffcv, cache, cache_of):
-    images, view, order = Digits().split("train"), View(8, 1.0), EpochOrder(1437, 128, seed=3)
-    expected = [batch[0] for batch in loader(ffcv, images, cache, view, order)]
-    other = loader(type(ffcv)(cache=cache_of), images, cache, view, order)
-    for _ in range(2):
-        assert all(torch.equal(a, b[0]) for a, b in zip(expected, other, strict=True))
-
-
-@pytest.mark.usefixtures("ffcv")
-def test_each_cache_is_a_choice_of_conf():
-    files = (Path(__file__).parents[2] / "conf/data/loader").glob("ffcv*.yaml")
-    assert sorted(instantiate(OmegaConf.load(file)).cache for file in files) == ["memory", "os", "process"]
-
-
-def test_a_cache_that_is_unknown_or_does_not_fit_is_told(ffcv, cache, monkeypatch):
-    with pytest.raises(UsageError, match=r"data.loader.cache=disk is unknown: expected one of os, process, memory"):
-        type(ffcv)(cache="disk")
-    monkeypatch.setattr("data.beton.loader._free_memory", lambda: 1e4)
-    images, order = Digits().split("val"), EpochOrder(360, 64)
-    with pytest.raises(UsageError, match=r"has 0.\d GB and 0.0 GB of memory are free: .* data/loader=ffcv leaves"):
-        loader(type(ffcv)(cache="memory"), images, cache, View(8, 1.0), order)
 
 
 def test_the_exact_view_is_timms():
@@ -236,7 +211,7 @@ def test_a_begun_epoch_goes_on_with_the_next_batch_and_the_next_one_is_whole(req
     whole = labels()
     order.set_epoch(3)
     following = labels()
-    order.begin(2, 4 * 128)
+    order.resume(2, 4 * 128)
     batches = loader(reader, images, cache, View(8, 1.0), order, batch_size=128, workers=workers)
     assert len(batches) == len(whole)
     assert labels() == whole[4:]

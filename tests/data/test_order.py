@@ -54,7 +54,7 @@ def test_an_epoch_that_was_begun_goes_on_with_the_next_image_and_the_next_epoch_
         seen = 3 * 12 // world
         order.set_epoch(1)
         following = order.indices()
-        order.begin(0, seen)
+        order.resume(0, seen)
         assert len(order) == size  # Lightning counts the batches of before
         assert np.array_equal(order.indices(), whole[seen:])
         assert list(order) == draws[seen:]

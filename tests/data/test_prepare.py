@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from data.beton.files import BetonSettings
+from data.beton.encoding import BetonSettings
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import FOLDERS, synsets
 from data.datasets.prepared import Prepared, imagefolder

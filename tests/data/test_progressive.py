@@ -95,7 +95,10 @@ def test_each_epoch_has_its_side_also_after_a_resumption_and_evaluation_the_full
 
 def test_a_growing_run_is_another_recipe_says_so_and_is_evaluated_at_the_full_side(cli):
     ramp = {"start": 4, "begin": 0.3, "end": 0.6}
-    grows = ["+progressive=from160", *(f"recipe.progressive.{name}={value}" for name, value in ramp.items())]
+    grows = [
+        "+progressive=from160",
+        *(f"recipe.augmentation.progressive.{name}={value}" for name, value in ramp.items()),
+    ]
     short = ["recipe.epochs=3", "recipe.warmup_epochs=1"]
     outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", *short, *grows)
     assert outcome.code == 0, outcome.err

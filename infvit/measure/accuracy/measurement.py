@@ -65,9 +65,9 @@ def accuracy(
     evaluations = []
     for label, run in zip(_labels(runs), runs, strict=True):
         if trainer.is_global_zero:
-            print(f"{label}: {run.checkpoint or run.weights}\n  {run.data.seen}", flush=True)
+            print(f"{label}: {run.checkpoint or run.weights}\n  {run.data.evaluation_view}", flush=True)
         for name, reader in made.items():
-            records = record(run.model, run.data.tested_by(reader), trainer, label)
+            records = record(run.model, run.data.test_with(reader), trainer, label)
             evaluation = Evaluation(label, name, run, records)
             evaluations.append(evaluation)
             if trainer.is_global_zero:
@@ -116,7 +116,7 @@ def _report(evaluations: list[Evaluation], precision: str, several_data: bool, o
         real = Real.of(one.records, run.data.paths, names)
         found, by_class = scores(one.records, real)
         row: dict[str, Any] = {"name": one.label, "model": run.name, "ckpt": run.checkpoint, "weights": run.weights}
-        row |= {"data": run.data.name, "fingerprint": run.data.fingerprint, "view": run.data.seen}
+        row |= {"data": run.data.name, "fingerprint": run.data.fingerprint, "view": run.data.evaluation_view}
         row |= {"precision": precision, "pipeline": one.pipeline, "images": len(one.records)}
         for name in ("top1", "top5", "loss", "ece", "real_top1", "real_top5"):
             score = found.get(name, (None, None, None))

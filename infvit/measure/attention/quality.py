@@ -240,7 +240,7 @@ def _boxes(studied: LoadedRun, setting: Setting) -> Boxes | None:
         return None
     if not images.paths:
         raise UsageError(f"boxes={setting.boxes}: the images of {studied.data.name} lie in no files: use boxes=ink")
-    return AnnotatedBoxes(setting.boxes, images.paths, images.original_size, images.placed)
+    return AnnotatedBoxes(setting.boxes, images.paths, images.original_size, images.boxes_in_view)
 
 
 def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:

@@ -42,7 +42,7 @@ def module(tree: Path, size: int = 56, crop_ratio: float = 0.875) -> ImageDataMo
 
 
 def masks(data: ImageDataModule, root: Path) -> tuple[torch.Tensor, torch.Tensor, AnnotatedBoxes]:
-    boxes = AnnotatedBoxes(root, data.paths, data.original_size, data.placed)
+    boxes = AnnotatedBoxes(root, data.paths, data.original_size, data.boxes_in_view)
     ((images, _, places),) = data.exact(None, 3)
     return images, boxes(images, places), boxes
 
@@ -73,7 +73,7 @@ def test_the_scaling_is_that_of_the_view_to_a_tenth_of_a_pixel(size, crop_ratio)
         shown = view._centre(Image.fromarray(values))  # the same resizing and crop on floats
         at = np.asarray(shown)[size // 2] if axis == 0 else np.asarray(shown)[:, size // 2]
         box = torch.tensor([[60.0, 50.0, 140.0, 90.0]])
-        left, right = view.placed(box, width, height)[0, [axis, axis + 2]].tolist()
+        left, right = view.boxes_in_view(box, width, height)[0, [axis, axis + 2]].tolist()
         centres = np.arange(size) + 0.5
         assert np.interp(left, centres, at) == pytest.approx(float(box[0, axis]), abs=0.1 * width / size)
         assert np.interp(right, centres, at) == pytest.approx(float(box[0, axis + 2]), abs=0.1 * width / size)
@@ -114,7 +114,7 @@ def test_a_missing_annotation_is_counted_and_none_at_all_is_told_in_a_line(tree)
     assert boxes.notes() == ["1 images without an annotation"]
     data = module(tree)
     with pytest.raises(UsageError, match=r"boxes=.*cache holds no annotation of 3 images, such as ILSVRC.*\.xml"):
-        AnnotatedBoxes(tree / "cache", data.paths, data.original_size, data.placed)
+        AnnotatedBoxes(tree / "cache", data.paths, data.original_size, data.boxes_in_view)
 
 
 def test_annotations_in_folders_of_their_class_are_found(tree):

@@ -106,7 +106,7 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
 
 def test_the_start_is_what_training_started_from(cli, tmp_path):
     """Without a step the layers are after training as they were before."""
-    still = ("recipe.base_lr=0", "recipe.min_lr=0", "recipe.optimizer.weight_decay=0")
+    still = ("recipe.base_lr=0", "recipe.schedule.min_lr=0", "recipe.optimizer.weight_decay=0")
     trained = cli("train", "experiment=digits", "model=infvit", "seed=3", *SMALL, *still)
     assert trained.code == 0, trained.err
     (run,) = trained.runs()
