@@ -1,4 +1,4 @@
-"""Images of any size, read a window at a time: tiled TIFF and NumPy files never whole, others decoded once."""
+"""Reads images of any size in windows: tiled TIFF and NumPy files never whole, others decoded once."""
 
 import warnings
 from collections import OrderedDict
@@ -16,24 +16,24 @@ from torch.nn import functional as F
 from infvit.errors import UsageError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
-"""Endings of the files in a folder that are taken for images; a file that is named may have any."""
+"""Suffixes of the images in a folder; a file given by name may have any."""
 
 TILES_KEPT = 64 * 2**20
-"""Bytes of decoded tiles that a TIFF keeps beyond one row of them: a block of patches cuts through tiles."""
+"""Bytes of decoded tiles that a TIFF caches (at least one row of tiles), since blocks of patches cut through tiles."""
 
 
 class Image(Protocol):
-    """Pixels of an RGB image, by windows."""
+    """An RGB image that is read in windows."""
 
     height: int
     width: int
 
     def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """Rows top to bottom, columns left to right, the ends excluded: uint8 (3, bottom - top, right - left)."""
+        """Rows [top, bottom), columns [left, right): uint8 (3, bottom - top, right - left)."""
 
 
 class InMemory:
-    """An image that is there already: uint8 (3, height, width)."""
+    """An image in memory: uint8 (3, height, width)."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -44,7 +44,7 @@ class InMemory:
 
 
 class NumpyFile:
-    """A .npy file of uint8 (height, width, 3), mapped anew for each window so that pages read do not add up."""
+    """A .npy file of uint8 (height, width, 3), mapped again for each window so that its pages do not stay in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class NumpyFile:
 
 
 class TiffTiles:
-    """A TIFF's first page, decoded a tile (or strip) at a time; as many tiles are kept as a row of them needs."""
+    """A TIFF's first page, decoded a tile (or strip) at a time; at least one row of tiles is cached."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,8 +79,8 @@ class TiffTiles:
         self.tile_height, self.tile_width = page.chunks[:2]
         self.across = -(-self.width // self.tile_width)
         size = self.tile_height * self.tile_width * 3
-        self.room = max(self.across, TILES_KEPT // size)
-        self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.capacity = max(self.across, TILES_KEPT // size)
+        self.cache: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         out = np.empty((bottom - top, right - left, 3), np.uint8)
@@ -97,9 +97,9 @@ class TiffTiles:
 
     def _tile(self, i: int, j: int) -> np.ndarray:
         index = i * self.across + j
-        if index in self.kept:
-            self.kept.move_to_end(index)
-            return self.kept[index]
+        if index in self.cache:
+            self.cache.move_to_end(index)
+            return self.cache[index]
         try:
             handle = self.file.filehandle
             handle.seek(self.page.dataoffsets[index])
@@ -109,17 +109,17 @@ class TiffTiles:
         except Exception as error:  # each codec raises its own
             raise UsageError(
                 f"{self.path}: the tile in row {i}, column {j} (of {self.tile_height} × {self.tile_width} pixels) "
-                f"cannot be read ({error}): write the file anew, or install imagecodecs if a codec is missing"
+                f"cannot be read ({error}): write the file again, or install imagecodecs if a codec is missing"
             ) from error
         tile = np.broadcast_to(segment[0], (*segment.shape[1:3], 3))
-        self.kept[index] = tile
-        while len(self.kept) > self.room:
-            self.kept.popitem(last=False)
+        self.cache[index] = tile
+        while len(self.cache) > self.capacity:
+            self.cache.popitem(last=False)
         return tile
 
 
 class Padded:
-    """An image with black below and to the right, so that its sides are multiples of a patch."""
+    """An image padded with black below and to the right, so that its sides are multiples of a patch."""
 
     def __init__(self, image: Image, multiple: int) -> None:
         self.image = image
@@ -132,14 +132,14 @@ class Padded:
 
 
 def open_image(path: str | Path, allow_huge: bool = False) -> Image:
-    """An image file, to be read by windows.
+    """Opens an image file to be read in windows.
 
     Args:
-        path: TIFF and .npy are read a window at a time; what Pillow reads besides (JPEG, PNG, ...) is decoded whole.
-        allow_huge: decode also what is larger than Pillow's limit against decompression bombs.
+        path: TIFF and .npy are read in windows; other formats that Pillow reads (JPEG, PNG, ...) are decoded whole.
+        allow_huge: also decode images larger than Pillow's limit against decompression bombs.
 
     Raises:
-        UsageError: if there is no such file, it is no image, or it is larger than that limit.
+        UsageError: if the file does not exist, is not an image, or is larger than that limit.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,7 +152,7 @@ def open_image(path: str | Path, allow_huge: bool = False) -> Image:
 
 
 def decode(path: Path, allow_huge: bool = False) -> Tensor:
-    """A whole image by Pillow: uint8 (3, height, width); raises as `open_image`."""
+    """A whole image, decoded by Pillow: uint8 (3, height, width). Raises as `open_image`."""
     limit = Pillow.MAX_IMAGE_PIXELS
     try:
         with warnings.catch_warnings():
@@ -163,7 +163,7 @@ def decode(path: Path, allow_huge: bool = False) -> Tensor:
     except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
         raise UsageError(
             f"{path} has more than {limit:,} pixels, Pillow's limit against decompression bombs: if you trust the "
-            "file, say allow_huge=true"
+            "file, set allow_huge=true"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as an image ({error}): replace the file") from error
@@ -172,7 +172,7 @@ def decode(path: Path, allow_huge: bool = False) -> Tensor:
 
 
 def write_test_image(path: Path, height: int, width: int, tile: int = 512) -> None:
-    """An uncompressed tiled TIFF of gradients and noise, written a tile at a time, whatever its size."""
+    """Writes an uncompressed tiled TIFF of gradients and noise, a tile at a time, of any size."""
     rng = np.random.default_rng(0)
 
     def tiles() -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Classifies one image of any size: chunked, where the token states stay, and streamed, where nothing does."""
+"""Classifies one image of any size: chunked, with token states in memory, or streamed, without."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,15 +16,15 @@ from infvit.highres.tokens import Tokens
 from infvit.vit import Block
 
 Progress = Callable[[int], object]
-"""Told how many tokens have passed a block's MLP since it was last told."""
+"""Called with the number of tokens that have passed a block's MLP since the last call."""
 
 
 class Prediction(NamedTuple):
-    """What an image was found to be.
+    """The result of one image.
 
     Attributes:
         logits: (1, classes).
-        centrality: the weight of each patch in the last layer, mean over heads, (rows, columns); None if not asked for.
+        centrality: the weight of each patch in the last layer, mean over heads, (rows, columns); None unless requested.
     """
 
     logits: Tensor
@@ -32,64 +32,64 @@ class Prediction(NamedTuple):
 
 
 class States(Protocol):
-    """The states of all tokens at the layer that was reached, a chunk at a time, in the model's order."""
+    """The tokens at the current layer, a chunk at a time, in the model's order."""
 
     def visit(self) -> Iterator[Tensor]:
-        """Each chunk's states, (1, n, D), the class token first."""
+        """Yields each chunk, (1, n, D), the class token first."""
 
-    def leave(self, block: Block, added: Tensor) -> None:
-        """Goes on behind `block`, which adds the row `added`."""
+    def advance(self, block: Block, added: Tensor) -> None:
+        """Moves on to the output of `block`, whose attention adds the row `added`."""
 
-    def first(self) -> Tensor:
-        """The class token's state, (1, 1, D)."""
+    def class_token(self) -> Tensor:
+        """The class token, (1, 1, D)."""
 
 
 def chunked(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
-    """One image through the model; token states stay in memory, all else is formed for a chunk at a time.
+    """Classifies one image with all token states in memory and everything else computed a chunk at a time.
 
-    Equal to the dense model to rounding.
+    Equal to the dense model up to rounding.
 
     Raises:
-        UsageError: if a layer of the model is not Linear-InfSA, or computes something that is not a number.
+        UsageError: if a layer of the model is not Linear-InfSA, or computes NaN or infinity.
     """
-    return _predicted(tokens, Kept, progress, centrality)
+    return _predicted(tokens, StoredStates, progress, centrality)
 
 
 def streamed(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
-    """One image through the model, in memory that does not depend on its size.
+    """Classifies one image in memory that does not depend on its size.
 
-    A token's state behind layer l follows from its pixels and the l rows that the layers before have added, so it is
-    made anew whenever it is wanted, twice in each layer. Equal to `chunked`; L (L - 1) passes through the MLP for its
-    L - 1. `centrality` alone holds something for every token: H numbers.
+    A token's state after layer l depends only on its pixels and on the l rows that the layers have added, so it is
+    recomputed when needed, twice in each layer. Equal to `chunked`, with L (L - 1) passes through the MLP instead of
+    L - 1. Only `centrality` stores anything per token: H numbers.
 
     Raises:
         UsageError: as `chunked`.
     """
-    return _predicted(tokens, Remade, progress, centrality)
+    return _predicted(tokens, RecomputedStates, progress, centrality)
 
 
 def mlp_passes(model_depth: int, streaming: bool, class_token: bool) -> int:
-    """How often all tokens pass an MLP: what `progress` adds up to, over the number of tokens."""
+    """Passes of all tokens through an MLP: the sum of all `progress` calls over the number of tokens."""
     once = model_depth - 1 if class_token else model_depth
     return sum(2 * i for i in range(model_depth)) + (0 if class_token else model_depth) if streaming else once
 
 
 @contextmanager
 def bar(tokens: Tokens, title: str, streaming: bool = False) -> Iterator[Progress]:
-    """A progress bar for `chunked` or `streamed`, on a terminal; small images are done before it shows."""
+    """A progress bar for `chunked` or `streamed`, on a terminal; appears after a second."""
     rows, columns = tokens.grid
     passes = mlp_passes(len(tokens.model.blocks), streaming, tokens.model.cls_token is not None)
     options: dict[str, Any] = {"unit": "token", "unit_scale": True, "ncols": 79, "leave": False}
-    options |= {"delay": 1, "disable": None}  # None: where there is no terminal
+    options |= {"delay": 1, "disable": None}  # None: only on a terminal
     with tqdm(total=rows * columns * passes, desc=title[:24], **options) as shown:
         yield shown.update
 
 
-class Kept:
-    """Token states in memory, advanced in place at the first visit after a layer."""
+class StoredStates:
+    """Token states in memory, updated in place at the first visit after a layer."""
 
     def __init__(self, tokens: Tokens, progress: Progress) -> None:
-        self.progress, first = progress, tokens.first()
+        self.progress, first = progress, tokens.class_token()
         rows, columns = tokens.grid
         prefix = 0 if first is None else 1
         self.x = tokens.model.pos_embed.new_empty(1, prefix + rows * columns, tokens.model.embed_dim)
@@ -100,35 +100,35 @@ class Kept:
             start = prefix + patches.top * columns + patches.left
             self.x[:, start : start + states.shape[1]] = states
         self.chunk = tokens.chunk
-        self.left: tuple[Block, Tensor] | None = None
+        self.pending: tuple[Block, Tensor] | None = None
 
     def visit(self) -> Iterator[Tensor]:
         for start in range(0, self.x.shape[1], self.chunk):
             piece = self.x[:, start : start + self.chunk]
-            if self.left is not None:
-                _advance_in_place(piece, *self.left)
+            if self.pending is not None:
+                _advance_in_place(piece, *self.pending)
                 self.progress(piece.shape[1])
             yield piece
-        self.left = None
+        self.pending = None
 
-    def leave(self, block: Block, added: Tensor) -> None:
-        self.left = block, added
+    def advance(self, block: Block, added: Tensor) -> None:
+        self.pending = block, added
 
-    def first(self) -> Tensor:
+    def class_token(self) -> Tensor:
         return self.x[:, :1]
 
 
-class Remade:
-    """Token states made anew from the image at every visit; only the rows added so far are kept."""
+class RecomputedStates:
+    """Token states recomputed from the image at every visit; only the rows added so far are stored."""
 
     def __init__(self, tokens: Tokens, progress: Progress) -> None:
         self.tokens, self.progress = tokens, progress
-        self.class_token = tokens.first()
+        self.class_state = tokens.class_token()
         self.passed: list[tuple[Block, Tensor]] = []
 
     def visit(self) -> Iterator[Tensor]:
-        if self.class_token is not None:
-            yield self.class_token
+        if self.class_state is not None:
+            yield self.class_state
         for patches in self.tokens.blocks():
             x = self.tokens.embed(patches)
             for block, added in self.passed:
@@ -136,14 +136,14 @@ class Remade:
                 self.progress(x.shape[1])
             yield x
 
-    def leave(self, block: Block, added: Tensor) -> None:
+    def advance(self, block: Block, added: Tensor) -> None:
         self.passed.append((block, added))
-        if self.class_token is not None:
-            self.class_token = stages.advance(block, self.class_token, added)
+        if self.class_state is not None:
+            self.class_state = stages.advance(block, self.class_state, added)
 
-    def first(self) -> Tensor:
-        assert self.class_token is not None
-        return self.class_token
+    def class_token(self) -> Tensor:
+        assert self.class_state is not None
+        return self.class_state
 
 
 @torch.inference_mode()
@@ -155,19 +155,19 @@ def _predicted(
     scores: list[Tensor] = []
     for i, block in enumerate(blocks):
         queries = _total(stages.query_sums(block, x) for x in states.visit())
-        stages.finite(queries.weighted, f"layer {i} (blocks.{i}) or the MLP before it")
+        stages.check_finite(queries.weighted, f"layer {i} (blocks.{i}) or the MLP before it")
         qbar = stages.attention(block).qbar(queries)
         kept = scores if centrality and block is blocks[-1] else None
         values = _total(_token_sums(states, block, qbar, kept))
         added = stages.row(block, values, model.pos_embed.dtype)
         if block is blocks[-1] and model.cls_token is not None:
-            pooled = model.norm(stages.advance(block, states.first(), added))[:, 0]
+            pooled = model.norm(stages.advance(block, states.class_token(), added))[:, 0]
         else:
-            states.leave(block, added)
+            states.advance(block, added)
     if model.cls_token is None:
         pooled = _mean(model.norm(x) for x in states.visit())
     logits = model.head(model.pre_logits(pooled))
-    stages.finite(logits, f"layer {len(blocks) - 1} (blocks.{len(blocks) - 1}) or the head behind it")
+    stages.check_finite(logits, f"layer {len(blocks) - 1} (blocks.{len(blocks) - 1}) or the head after it")
     if not centrality:
         return Prediction(logits, None)
     weights = torch.cat(scores, -1)[0, :, model.num_prefix_tokens :] / (values.weight[0, :, None] + EPS)
@@ -175,7 +175,7 @@ def _predicted(
 
 
 def _token_sums(states: States, block: Block, qbar: Tensor, kept: list[Tensor] | None) -> Iterator[stages.Sums]:
-    """Each chunk's second sums; its scores are put into `kept` if that is given."""
+    """The token sums of each chunk; appends its scores to `kept` unless that is None."""
     for x in states.visit():
         if kept is not None:
             kept.append(stages.scores(block, x, qbar))
@@ -183,7 +183,7 @@ def _token_sums(states: States, block: Block, qbar: Tensor, kept: list[Tensor] |
 
 
 def _mean(pieces: Iterable[Tensor]) -> Tensor:
-    """Over all tokens, (1, n, D) each → (1, D), summed in float64."""
+    """The mean over all tokens, (1, n, D) each → (1, D), accumulated in float64."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for x in pieces:
         total, count, dtype = total + x.sum(1, dtype=torch.float64).cpu(), count + x.shape[1], x
@@ -195,6 +195,6 @@ def _total(parts: Iterable[stages.Sums]) -> stages.Sums:
 
 
 def _advance_in_place(x: Tensor, block: Block, added: Tensor) -> None:
-    """`stages.advance` for states that nobody else holds."""
+    """`stages.advance` in place."""
     x += added
     x += block.mlp(block.norm2(x))

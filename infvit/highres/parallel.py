@@ -1,4 +1,4 @@
-"""The tokens of one image over several processes: two small all-reduces a layer, whatever the number of tokens."""
+"""Runs one image over several ranks: two small all-reduces per layer for any number of tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,54 +15,54 @@ from infvit.vit import VisionTransformer
 
 
 class TokenParallel(nn.Module):
-    """A model whose images are cut into horizontal bands, one for each process of a device mesh.
+    """A model whose images are split into horizontal bands, one per rank of a device mesh.
 
-    Each process gives its band and gets the logits of the whole image. Every process holds the class token, but only
-    the first counts it in the sums. The gradients of one process are the mean over the processes of theirs, which is
-    what DistributedDataParallel makes of them: wrap this module in it to train.
+    Each rank passes its band and gets the logits of the whole image. Every rank has the class token, but only rank zero
+    includes it in the sums. The gradient of the whole image is the mean of the ranks' gradients, which
+    DistributedDataParallel computes: wrap this module in it to train.
 
     Args:
-        model: a VisionTransformer of Linear-InfSA layers, with equal weights in all processes.
+        model: a VisionTransformer of Linear-InfSA layers, with equal weights on all ranks.
         mesh: one-dimensional, e.g. `init_device_mesh("cuda", (8,))`.
 
     Attributes:
-        communicated: bytes that this process has put into all-reduces for the sums, forward and backward.
+        communicated: bytes that this rank has all-reduced for the sums, forward and backward.
 
     Raises:
-        UsageError: if a layer is not Linear-InfSA, or the model trains with stochastic depth, whose processes would
-            skip different branches.
+        UsageError: if a layer is not Linear-InfSA, or the model trains with stochastic depth (ranks would skip
+            different branches).
     """
 
     def __init__(self, model: VisionTransformer, mesh: DeviceMesh) -> None:
         super().__init__()
         self.model, self.group, self.rank = model, mesh.get_group(), mesh.get_local_rank()
-        self.processes, self.communicated = mesh.size(), 0
+        self.world_size, self.communicated = mesh.size(), 0
 
     def forward(self, band: Tensor) -> Tensor:
-        """This process's band of the images, (B, C, h, width), the bands in order of the processes → (B, classes)."""
+        """This rank's band of the images, (B, C, h, width), bands ordered by rank → (B, classes)."""
         model = self.model
         blocks = stages.blocks_of(model)
         if model.training and any(getattr(block.drop_path, "drop_prob", 0) for block in blocks):
-            raise UsageError("the model trains with stochastic depth: tokens in parallel expect drop_path_rate=0")
+            raise UsageError("the model trains with stochastic depth: token-parallel training expects drop_path_rate=0")
         x, patches = self._embed(band)
-        # Tokens that count here: the first process has the class token, the others only their patches.
+        # Rank zero counts the class token, the others only their patches.
         counted = slice(None) if self.rank == 0 else slice(model.num_prefix_tokens, None)
         for block in blocks:
             queries = self._all(stages.query_sums(block, x[:, counted]))
             qbar = stages.attention(block).qbar(queries)
             values = self._all(stages.token_sums(block, x[:, counted], qbar))
             if block is blocks[-1] and model.cls_token is not None:
-                x = x[:, :1]  # nothing else reaches the head
+                x = x[:, :1]  # the head reads nothing else
             x = stages.advance(block, x, stages.row(block, values, x.dtype))
         x = model.norm(x)
         pooled = x[:, 0] if model.cls_token is not None else self._summed(x.sum(1)) / patches
         return model.head(model.pre_logits(pooled))
 
     def _embed(self, band: Tensor) -> tuple[Tensor, int]:
-        """The band's tokens, the class token first, and how many patches the whole image has."""
+        """The band's tokens, the class token first, and the number of patches in the whole image."""
         model = self.model
         rows, columns = model.grid(*band.shape[-2:])
-        all_rows = torch.zeros(self.processes, dtype=torch.int64, device=band.device)
+        all_rows = torch.zeros(self.world_size, dtype=torch.int64, device=band.device)
         all_rows[self.rank] = rows
         distributed.all_reduce(all_rows, group=self.group)
         grid = int(all_rows.sum()), columns
@@ -75,7 +75,7 @@ class TokenParallel(nn.Module):
         return x, grid[0] * columns
 
     def _all(self, part: Sums) -> Sums:
-        """The sums of all processes' tokens from those of this one's, in one all-reduce."""
+        """The sums over all ranks' tokens, by one all-reduce."""
         both = self._summed(torch.cat([part.weight.unsqueeze(-1), part.weighted], dim=-1))
         return Sums(both[..., 0], both[..., 1:])
 
@@ -87,7 +87,7 @@ class TokenParallel(nn.Module):
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over processes; each part's gradient is the sum over processes of the gradients of the whole."""
+    """All-reduce (sum) whose backward pass all-reduces the gradient."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Any, count: Callable[[Tensor], None]) -> Tensor:
@@ -106,15 +106,15 @@ def _reduced(part: Tensor, group: Any, count: Callable[[Tensor], None]) -> Tenso
     return total
 
 
-def band(height: int, patch: int, process: int, processes: int) -> tuple[int, int]:
-    """First and last-but-one pixel row of a process's band: whole rows of patches, as equal as they go.
+def band(height: int, patch: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Pixel rows [top, bottom) of a rank's band: whole rows of patches, as equal as possible.
 
     Raises:
-        UsageError: if the height is not a multiple of the patch, or there are more processes than rows of patches.
+        UsageError: if the height is not a multiple of the patch, or there are more ranks than rows of patches.
     """
     rows, rest = divmod(height, patch)
     if rest:
         raise UsageError(f"height {height} is not a multiple of the patch size {patch}: use {height - rest}")
-    if processes > rows:
-        raise UsageError(f"{processes} processes for {rows} rows of patches: use at most {rows}")
-    return process * rows // processes * patch, (process + 1) * rows // processes * patch
+    if world_size > rows:
+        raise UsageError(f"{world_size} ranks for {rows} rows of patches: use at most {rows}")
+    return rank * rows // world_size * patch, (rank + 1) * rows // world_size * patch

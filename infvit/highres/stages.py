@@ -1,7 +1,6 @@
-"""A VisionTransformer of Linear-InfSA layers, cut where its tokens meet.
+"""A VisionTransformer of Linear-InfSA layers, split at the points where its tokens interact.
 
-Between two cuts a token is alone: `query_sums` and `token_sums` are all that a layer wants from it, `row` is all that
-it gets back.
+A layer needs only `query_sums` and `token_sums` from its tokens and returns one `row`, which `advance` adds to each.
 """
 
 from typing import TypeGuard, cast
@@ -39,32 +38,32 @@ def attention(block: Block) -> SummedAttention:
 
 
 def query_sums(block: Block, x: Tensor) -> Sums:
-    """The layer's first sums over the states x (B, n, D) of some tokens."""
+    """The layer's query sums over some tokens x (B, n, D)."""
     return attention(block).query_sums(block.norm1(x))
 
 
 def token_sums(block: Block, x: Tensor, qbar: Tensor) -> Sums:
-    """Its second sums, once the first of all tokens have given qbar."""
+    """The layer's token sums over some tokens, with qbar from the query sums of all."""
     return attention(block).token_sums(block.norm1(x), qbar)
 
 
 def scores(block: Block, x: Tensor, qbar: Tensor) -> Tensor:
-    """The weights of these tokens, (B, H, n), before they are divided by those of all."""
+    """The weights of some tokens before normalisation, (B, H, n)."""
     return attention(block).scores(block.norm1(x), qbar)
 
 
 def row(block: Block, total: Sums, dtype: torch.dtype) -> Tensor:
-    """What the layer adds to every token, from the second sums of all: (B, 1, D)."""
+    """What the layer adds to every token, from the token sums of all: (B, 1, D)."""
     return block.extra_proj(attention(block).output(total, dtype))
 
 
 def advance(block: Block, x: Tensor, added: Tensor) -> Tensor:
-    """States of tokens behind the block, (B, n, D), from those before it and the layer's row."""
+    """Tokens after the block, (B, n, D), from those before it and the layer's row."""
     x = x + added
     return x + block.mlp(block.norm2(x))
 
 
-def finite(values: Tensor, where: str) -> None:
-    """UsageError saying where the values that are not numbers were computed."""
+def check_finite(values: Tensor, where: str) -> None:
+    """Raises UsageError, naming `where`, if a value is NaN or infinite."""
     if not torch.isfinite(values).all():
         raise UsageError(f"{where} computed NaN or infinity in {values.dtype}: look at the checkpoint's weights")

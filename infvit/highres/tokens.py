@@ -1,4 +1,4 @@
-"""The tokens of an image of any size, a block of patches at a time: pixels, embedding, positions."""
+"""Embeds the tokens of an image of any size, a block of patches at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Patches:
-    """A rectangle of patches: rows `top` to `bottom`, columns `left` to `right`, the ends excluded."""
+    """A rectangle of patches: rows [top, bottom), columns [left, right)."""
 
     top: int
     bottom: int
@@ -27,16 +27,16 @@ class Patches:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens that an image gives a model, without ever holding more than a block of them.
+    """The tokens of an image before the first layer, never more than a block of them in memory.
 
     Args:
         model: the model.
-        image: the image; a side that is no multiple of the patch is refused.
-        chunk: at most so many tokens in a block.
+        image: its sides must be multiples of the patch.
+        chunk: largest number of tokens in a block.
         mean, std: of the channels on the scale [0, 1], as in training.
 
     Raises:
-        UsageError: if the image's sides do not fit.
+        UsageError: if a side does not fit or chunk is below 1.
     """
 
     model: VisionTransformer
@@ -48,7 +48,7 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise UsageError(f"chunk={self.chunk}: expected at least 1 token at a time")
-        _ = self.grid  # refuses an image that does not fit
+        _ = self.grid  # raises if the image does not fit
 
     @cached_property
     def grid(self) -> tuple[int, int]:
@@ -57,25 +57,25 @@ class Tokens:
 
     @cached_property
     def positions(self) -> "Positions":
-        """Those of this grid."""
+        """Position embeddings for this grid."""
         return Positions(self.model, self.grid)
 
     def blocks(self) -> Iterator[Patches]:
-        """Whole rows of patches as far as they fit into a chunk, otherwise pieces of a row; in the model's order."""
+        """The image in blocks of at most `chunk` patches, in the model's order: whole rows, or pieces of a row."""
         rows, columns = self.grid
         high, wide = max(self.chunk // columns, 1), min(self.chunk, columns)
         for top in range(0, rows, high):
             for left in range(0, columns, wide):
                 yield Patches(top, min(top + high, rows), left, min(left + wide, columns))
 
-    def first(self) -> Tensor | None:
-        """The state of the class token before the first layer, (1, 1, D); None where there is none."""
+    def class_token(self) -> Tensor | None:
+        """The class token before the first layer, (1, 1, D); None without one."""
         if self.model.cls_token is None:
             return None
         return self.model.cls_token + self.model.pos_embed[:, :1]
 
     def embed(self, block: Patches) -> Tensor:
-        """The states of a block's tokens before the first layer: (1, n, D)."""
+        """The tokens of a block before the first layer: (1, n, D)."""
         side = self.model.patch_size
         pixels = self.image.read(block.top * side, block.bottom * side, block.left * side, block.right * side)
         weight = self.model.pos_embed
@@ -92,10 +92,10 @@ def normalise(
 
 
 class Positions:
-    """Positions interpolated to another grid, a block at a time: at 9216 × 9216 pixels all of them take 1.4 GB.
+    """Position embeddings interpolated to a grid, a block at a time: at 9216 × 9216 pixels all of them take 1.4 GB.
 
     Bicubic interpolation is linear and separable: row r, column c is Σ_ij rows[r, i] columns[c, j] P[i, j], with the
-    weights of either axis found by interpolating unit vectors. The same numbers as `infvit.positions.resample`.
+    weights of each axis found by interpolating unit vectors. Equal to `infvit.positions.resample`.
     """
 
     def __init__(self, model: VisionTransformer, grid: tuple[int, int]) -> None:
@@ -113,6 +113,6 @@ class Positions:
 
 
 def _weights(old: int, new: int) -> Tensor:
-    """What each of `old` places gives to each of `new`: (new, old)."""
+    """The weight of each of `old` positions in each of `new`: (new, old)."""
     units = torch.eye(old)[None, None]  # the second axis keeps its length
     return F.interpolate(units, size=(new, old), mode="bicubic", antialias=True)[0, 0]

@@ -1,4 +1,4 @@
-"""Training on images whose activations do not fit: a chunk of tokens at a time, also backward."""
+"""Trains on images whose activations do not fit in memory: a chunk of tokens at a time, also backward."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from infvit.vit import Block, VisionTransformer
 
 
 class ChunkedTraining(nn.Module):
-    """The same model, of which a training step keeps two states of every token and layer, and nothing else.
+    """The same model, but a training step stores only two states per token and layer.
 
-    Norms, MLP and attention are formed anew for each chunk in the backward pass (activation checkpointing), at the
-    price of one more forward pass. Parameters are the model's own: train this module in its place.
+    Norms, MLP and attention are recomputed for each chunk in the backward pass (activation checkpointing), at the cost
+    of one more forward pass. Parameters are the model's own: train this module in its place.
 
     Args:
         model: a VisionTransformer of Linear-InfSA layers.
-        chunk: tokens of an image that are worked on at a time.
+        chunk: tokens of an image at a time.
 
     Raises:
         UsageError: if a layer is not Linear-InfSA or chunk is not positive.
@@ -46,17 +46,17 @@ class ChunkedTraining(nn.Module):
         return model.forward_head(model.norm(x))
 
     def _row(self, block: Block, x: Tensor) -> Tensor:
-        """What the layer adds to every token, (B, 1, D), from its two sums in chunks."""
+        """What the layer adds to every token, (B, 1, D), from its sums in chunks."""
         attention = stages.attention(block)
         total = attention.chunked_sums(block.norm1(x), self.chunk)
         return block.extra_proj(attention.output(total, x.dtype))
 
 
 def _checkpointed(block: Block, x: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`stages.advance` with stochastic depth, of which the inputs alone are held for the backward pass."""
-    return checkpoint(_behind, block, x, added, kept, use_reentrant=False, preserve_rng_state=False)
+    """`stages.advance` with stochastic depth; only its inputs are stored for the backward pass."""
+    return checkpoint(_advance, block, x, added, kept, use_reentrant=False, preserve_rng_state=False)
 
 
-def _behind(block: Block, x: Tensor, added: Tensor, kept: Tensor) -> Tensor:
+def _advance(block: Block, x: Tensor, added: Tensor, kept: Tensor) -> Tensor:
     x = x + added
     return x + kept * block.mlp(block.norm2(x))

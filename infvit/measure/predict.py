@@ -14,13 +14,13 @@ from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
 from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
-from infvit.highres.stages import finite, runs_in_pieces
+from infvit.highres.stages import check_finite, runs_in_pieces
 from infvit.highres.tokens import normalise
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.vit import VisionTransformer
 
 MAP_SIDE = 512
-"""Pixels that the shorter side of a written map has at least."""
+"""Least pixels of the shorter side of a written map."""
 
 
 def predict(
@@ -34,10 +34,10 @@ def predict(
     centrality: bool,
     chunk: int,
 ) -> None:
-    """Prints the five likeliest classes of every image and writes predictions.json, and a PNG for each map asked for.
+    """Prints the five most probable classes of every image; writes predictions.json and, with `centrality`, PNGs.
 
     Raises:
-        UsageError: if there is no image, one cannot be read or does not fit, or maps are asked of another attention.
+        UsageError: if there is no image, one cannot be read or does not fit, or the model cannot give the maps.
     """
     files = image_files(Path(image))
     network = source.load(checkpoint)
@@ -56,8 +56,8 @@ def predict(
                 logits, weights = chunked(tokens, progress, centrality)
         else:
             logits, weights = _dense(network, opened), None
-        likeliest = logits[0].softmax(-1).topk(min(5, len(names)))
-        found = [(names[i], p) for p, i in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)]
+        top5 = logits[0].softmax(-1).topk(min(5, len(names)))
+        found = [(names[i], p) for p, i in zip(top5.values.tolist(), top5.indices.tolist(), strict=True)]
         print(f"{file}  {opened.height} × {opened.width}")
         print("".join(f"  {100 * p:5.1f}%  {name}\n" for name, p in found), end="", flush=True)
         row = {"image": str(file), "height": opened.height, "width": opened.width}
@@ -71,12 +71,12 @@ def predict(
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file, or the images in the folder and below it; UsageError if there are none."""
+    """The file, or the images in the folder and its subfolders; UsageError if there are none."""
     if path.is_file():
         return [path]
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
     if not files:
-        raise UsageError(f"image={path} is no file and no folder with images ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"image={path} is neither a file nor a folder with images ({', '.join(sorted(SUFFIXES))})")
     return files
 
 
@@ -91,13 +91,13 @@ def _dense(network: LoadedRun, image: Image) -> Tensor:
     logits = network.model(pixels)
     if isinstance(network.model, VisionTransformer) and not logits.isfinite().all():
         for name, values in network.model.features(pixels).items():
-            finite(values, name)
-    finite(logits, "the model")
+            check_finite(values, name)
+    check_finite(logits, "the model")
     return logits
 
 
 def _picture(weights: Tensor) -> Pillow.Image:
-    """The map in grey, its largest weight white, a square of pixels for each patch: (rows, columns)."""
+    """A grey map, the largest weight white, a square of pixels per patch: (rows, columns)."""
     scale = max(-(-MAP_SIDE // min(weights.shape)), 1)
     grey = (255 * weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).byte().numpy()
     return Pillow.fromarray(np.kron(grey, np.ones((scale, scale), np.uint8)))

@@ -1,4 +1,4 @@
-"""How deep and wide a model is, as its row in a table says: asked of the model itself."""
+"""Depth, width, heads and patch of a model, for its row in a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Blocks, width of the last features, heads and patch in pixels; None for what a model has none or several of."""
+    """Blocks, width of the last features, heads and patch in pixels; None if a model has none or several values."""
 
     depth: int | None
     dim: int | None
@@ -17,20 +17,20 @@ class Shape:
 
 
 def shape(net: nn.Module) -> Shape:
-    """The shape of a VisionTransformer of this package or of a model of timm, whose stages count together."""
+    """The shape of a VisionTransformer or of a timm model, the blocks of whose stages are added."""
     blocks = sum(_length(m) for name, m in net.named_modules() if name.rpartition(".")[2] == "blocks")
     patch = getattr(net, "patch_size", None) or getattr(getattr(net, "patch_embed", None), "patch_size", None)
     sides = patch if isinstance(patch, tuple) else (patch,)
     return Shape(
         depth=blocks or None,
-        dim=_one([getattr(net, "num_features", None)]),
-        heads=_one([getattr(m, "num_heads", None) for m in net.modules()]),
-        patch=_one(sides),
+        dim=_single([getattr(net, "num_features", None)]),
+        heads=_single([getattr(m, "num_heads", None) for m in net.modules()]),
+        patch=_single(sides),
     )
 
 
-def _one(found: Iterable[object]) -> int | None:
-    """The one whole number among what was found."""
+def _single(found: Iterable[object]) -> int | None:
+    """The whole number among the values if there is exactly one."""
     numbers = {number for number in found if isinstance(number, int)}
     return numbers.pop() if len(numbers) == 1 else None
 

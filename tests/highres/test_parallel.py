@@ -50,5 +50,5 @@ def test_bands_cover_the_image_in_whole_patches():
 
 
 def test_more_processes_than_rows_of_patches_are_refused():
-    with pytest.raises(UsageError, match="8 processes for 7 rows of patches: use at most 7"):
+    with pytest.raises(UsageError, match="8 ranks for 7 rows of patches: use at most 7"):
         band(28, 4, 0, 8)

@@ -78,7 +78,7 @@ def test_bad_input_is_told_before_anything_runs(cli):
         assert line in done.err
         assert len(done.err.splitlines()) == 1
     done = cli("eval", "eval=highres", "size=tiny", "resolution=16", "ways=[parallel]", "processes=9")
-    assert "9 processes for 8 rows of patches" in done.err
+    assert "9 ranks for 8 rows of patches" in done.err
 
 
 @pytest.fixture
