@@ -1,1 +1,1 @@
-"""What the tokens mean: maps of centrality, their quality, and the claims about them."""
+"""Attention maps: where a model looks, how good its maps are, and how its heads behave."""

@@ -1,6 +1,6 @@
-"""The blocks of a model one after another, and what each weighs tokens with: the backbone here, and timm's ViTs.
+"""Runs a Vision Transformer of infvit or timm block by block and computes the weights of each block's attention.
 
-Nothing is hooked or replaced: weights are computed from a block's own modules and the tokens it is given.
+Without hooks or replaced modules: weights are computed from a block's own modules and its input tokens.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from infvit.vit import VisionTransformer
 DIFFERENTIAL = tuple(
     getattr(timm_vit, name) for name in ("DiffAttention", "DiffParallelScalingBlock") if hasattr(timm_vit, name)
 )
-"""timm's attention that takes one softmax from another (arXiv:2410.05258), which older versions lack."""
+"""timm's attention that takes one softmax from another (arXiv:2410.05258), absent from older versions."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Operator:
 
     Attributes:
         name: of its class.
-        heads: how many weigh tokens, H.
-        weighs: tokens with a "matrix" (N, N) per head, with a "vector" (N) that serves all tokens, or with "nothing".
+        heads: H in the shape of `weights`.
+        weighs: tokens with a "matrix" (N, N) per head, a "vector" (N) for all tokens, or "nothing".
         weights: (B, N, D) → (B, H, N, N) or (B, H, N), of either sign for some operators.
-        output: (weights, tokens) → what the attention gives the block, (B, N, D), as a function of its weights alone;
-            None where the block does not show what its attention gives.
+        output: (weights, tokens) → the attention's output, (B, N, D), as a function of its weights; None if the block
+            does not expose it.
         layer: the layer of `infvit.attention`, None for one of timm.
     """
 
@@ -50,9 +50,8 @@ class Operator:
         return None if self.layer is None else self.layer.discounts
 
 
-class Step(NamedTuple):
-    """One block at work, each (B, N, D): what its attention was given, what that gave (None where it does not show),
-    and what the block returned."""
+class BlockOutput(NamedTuple):
+    """Values of one block, each (B, N, D): its attention's input and output (None if not exposed), and its output."""
 
     tokens: Tensor
     attended: Tensor | None
@@ -64,25 +63,25 @@ class Backbone(Protocol):
 
     operators: list[Operator]
     prefix: int
-    """Tokens before the patches."""
+    """Number of tokens before the patches."""
     by_class_token: bool
-    """Whether the head reads the first token; otherwise it reads the patches, all alike."""
+    """Whether the head reads the first token; otherwise it reads the mean of the patches."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]: ...
     def embed(self, images: Tensor) -> Tensor: ...
-    def step(self, block: int, x: Tensor) -> Step: ...
+    def step(self, block: int, x: Tensor) -> BlockOutput: ...
     def logits(self, x: Tensor) -> Tensor: ...
 
 
 def backbone(model: nn.Module) -> Backbone:
-    """The model as its maps read it; UsageError if its blocks are not known here."""
+    """The model as a `Backbone`; UsageError if it is neither infvit's nor timm's VisionTransformer."""
     if isinstance(model, VisionTransformer):
         return _Own(model)
     if isinstance(model, timm_vit.VisionTransformer):
         return _Timm(model)
     raise UsageError(
-        f"{type(model).__name__} does not say what its blocks weigh tokens with: expected the VisionTransformer of "
-        "infvit or of timm"
+        f"{type(model).__name__} does not give the weights of its blocks: expected the VisionTransformer of infvit or "
+        "of timm"
     )
 
 
@@ -93,20 +92,20 @@ class _Own:
         self.operators = [operator(block.attn, after=block.extra_proj) for block in model.blocks]
         self.grid, self.embed = model.grid, model.embed
 
-    def step(self, block: int, x: Tensor) -> Step:
+    def step(self, block: int, x: Tensor) -> BlockOutput:
         named: dict[str, Tensor] = {}
         out = self.model.blocks[block](x, named, "block")
-        return Step(named["block.norm1"], named["block.attn"], out)
+        return BlockOutput(named["block.norm1"], named["block.attn"], out)
 
     def logits(self, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.norm(x))
 
 
 class _Timm:
-    """timm's, also with registers, without a class token, and converted by `infvit.convert`.
+    """timm's ViT, also with registers, without a class token, and converted by `infvit.convert`.
 
-    The head reads the class token unless the model pools its patches; weights of a pooling that attends (`map`) are no
-    part of a map. Of the blocks, `Block` and `ResPostBlock` are run in their parts, the parallel ones as they are.
+    The head reads the class token unless the model pools its patches; the weights of attention pooling (`map`) are not
+    part of a map. `Block` and `ResPostBlock` are run part by part, parallel blocks as a whole.
     """
 
     def __init__(self, model: timm_vit.VisionTransformer) -> None:
@@ -123,18 +122,18 @@ class _Timm:
         model = self.model
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
-    def step(self, block: int, x: Tensor) -> Step:
+    def step(self, block: int, x: Tensor) -> BlockOutput:
         b = self.model.blocks[block]
         if type(b) is timm_vit.Block:
             tokens = b.norm1(x)
             attended = b.attn(tokens)
             x = x + b.drop_path1(b.ls1(attended))
-            return Step(tokens, attended, x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
+            return BlockOutput(tokens, attended, x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
         if type(b) is timm_vit.ResPostBlock:
             attended = b.attn(x)
             after = x + b.drop_path1(b.norm1(attended))
-            return Step(x, attended, after + b.drop_path2(b.norm2(b.mlp(after))))
-        return Step(x, None, b(x))
+            return BlockOutput(x, attended, after + b.drop_path2(b.norm2(b.mlp(after))))
+        return BlockOutput(x, None, b(x))
 
     def logits(self, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.norm(x))
@@ -161,7 +160,7 @@ class _Timm:
 
 
 def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
-    """What an attention module weighs tokens with; `after` is what its block applies to what it gives."""
+    """The `Operator` of an attention module; `after` is what its block applies to its output."""
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
     if type(layer) in (timm_vit.Attention, *DIFFERENTIAL):
         return _of_timm(layer)
@@ -177,13 +176,13 @@ def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
 
 def _unknown(module: nn.Module) -> Operator:
     def weights(_: Tensor) -> Tensor:
-        raise UsageError(f"{type(module).__name__} weighs no tokens that are known here")
+        raise UsageError(f"{type(module).__name__} has no weights of tokens that are known here")
 
     return Operator(type(module).__name__, getattr(module, "num_heads", 1), "nothing", weights, None)
 
 
 def _of_timm(attn: Any) -> Operator:
-    """timm's softmax attention, with what its versions add: norms of q and k, a norm and a gate of the result."""
+    """timm's softmax attention with its options: norms of q and k, a norm and a gate of the output."""
 
     def weights(x: Tensor) -> Tensor:
         return _of_packed(attn, *attn.qkv(x).chunk(3, dim=-1)[:2])
@@ -199,7 +198,7 @@ def _of_timm(attn: Any) -> Operator:
 
 
 def _of_packed(module: Any, Q: Tensor, K: Tensor) -> Tensor:
-    """The weights that a module of timm makes of its q and k of all heads, (B, N, D) each: (B, H, N, N)."""
+    """The weights that a timm module computes from its packed q and k, (B, N, D) each: (B, H, N, N)."""
     differs = type(module) in DIFFERENTIAL
     heads = 2 * module.num_heads if differs else module.num_heads
     Q, K = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (Q, K))

@@ -1,4 +1,4 @@
-"""Where the object of an image is: ImageNet's bounding boxes as they are published, or the box around the ink."""
+"""Bounding boxes of the objects in images: ImageNet's published ones, or the box around the ink."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -16,34 +16,34 @@ Placed = Callable[[Tensor, int, int], Tensor]
 Size = Callable[[int], tuple[int, int]]
 
 FOLDERS = ("", "val", "CLS-LOC/val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
-"""Where the files of the validation images lie in what ImageNet's archives unpack to."""
+"""Folders of the validation annotations in ImageNet's unpacked archives."""
 
 
 class Boxes(Protocol):
-    """Where the objects of images are."""
+    """Finds the objects of images."""
 
     name: str
 
     def __call__(self, images: Tensor, places: Tensor) -> Tensor:
-        """The pixels that lie in a box.
+        """Which pixels are in a box.
 
         Args:
-            images: as the model sees them but for normalisation, uint8 (B, 3, H, W).
-            places: (B,), where they stand in the set.
+            images: model input before normalisation, uint8 (B, 3, H, W).
+            places: (B,), their indices in the data set.
 
         Returns:
             bool (B, H, W).
         """
 
     def notes(self) -> list[str]:
-        """What was wrong with the boxes given out so far, and what was done about it."""
+        """Problems with the boxes so far and how they were handled."""
 
 
 class Annotation(NamedTuple):
-    """What one XML file says.
+    """The content of one XML file.
 
     Attributes:
-        width, height: of the image that was annotated, 0 if not said.
+        width, height: of the annotated image, 0 if missing.
         boxes: (n, 4), the edges of the pixels from `xmin` to `xmax` and `ymin` to `ymax`, both included.
     """
 
@@ -70,17 +70,17 @@ class InkBoxes:
 class AnnotatedBoxes:
     """ImageNet's XML annotations (PASCAL VOC's format), all boxes of an image together.
 
-    Where an annotation tells another size than its image has, its boxes are scaled with it. An image without an
-    annotation, or none of whose boxes has an area inside the image, has no pixel in a box.
+    If an annotation has another size than its image, its boxes are scaled to the image. An image without an annotation,
+    or without a box of positive area inside the image, has no pixel in a box.
 
     Args:
         root: the folder of the archive, or one of `FOLDERS` in it; files <image>.xml, or <class>/<image>.xml.
-        paths: of the images, by their places, <class>/<name> at the end.
-        size: the place of an image → its (width, height).
-        placed: how boxes come into the view.
+        paths: of the images by index, ending in <class>/<name>.
+        size: the index of an image → its (width, height).
+        placed: maps boxes to the view.
 
     Raises:
-        UsageError: if no image has an annotation there; in use, for a file that is none.
+        UsageError: if no image has an annotation there; later, for a file that is not an annotation.
     """
 
     name = "ImageNet's"
@@ -108,12 +108,12 @@ class AnnotatedBoxes:
         return inside.to(images.device)
 
     def notes(self) -> list[str]:
-        said = {
+        counts = {
             "images without an annotation": self.missing,
             "annotations of another size than their image, whose boxes were scaled": self.rescaled,
-            "boxes that are empty or lie outside of their image, left out": self.empty,
+            "boxes that are empty or outside of their image, left out": self.empty,
         }
-        return [f"{count:,} {what}" for what, count in said.items() if count]
+        return [f"{count:,} {what}" for what, count in counts.items() if count]
 
     def _in_view(self, place: int) -> Tensor:
         """The boxes of an image in its view, (n, 4)."""
@@ -135,7 +135,7 @@ class AnnotatedBoxes:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """One XML file; UsageError if it is no annotation."""
+    """Reads one XML file; UsageError if it is not an annotation."""
     try:
         root = ElementTree.parse(path).getroot()
         width, height = (int(root.findtext(f"size/{name}") or 0) for name in ("width", "height"))
@@ -145,7 +145,8 @@ def read_annotation(path: Path) -> Annotation:
         ]
     except (ElementTree.ParseError, OSError, ValueError) as error:
         raise UsageError(
-            f"{path} is no annotation ({error}): expected XML with <size> and <object><bndbox><xmin>..., as ImageNet's"
+            f"{path} is not an annotation ({error}): expected XML with <size> and <object><bndbox><xmin>..., "
+            "as ImageNet's"
         ) from error
     edges = torch.tensor(boxes).view(-1, 4)
     edges[:, 2:] += 1
@@ -153,12 +154,12 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def _annotation_of(file: PurePath, folders: Sequence[Path]) -> Path | None:
-    """The annotation of an image, beside others or in a folder of its class."""
+    """The annotation of an image, in one of the folders or in a folder of its class there."""
     name = f"{file.stem}.xml"
-    places = (folder / part for folder in folders for part in (name, f"{file.parent.name}/{name}"))
-    return next((place for place in places if place.is_file()), None)
+    candidates = (folder / part for folder in folders for part in (name, f"{file.parent.name}/{name}"))
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _spanned(marked: Tensor) -> Tensor:
-    """All places between the first and the last marked one: bool (B, n) → bool (B, n)."""
+    """Marks all entries between the first and the last marked one: bool (B, n) → bool (B, n)."""
     return marked.cummax(1).values & marked.flip(1).cummax(1).values.flip(1)

@@ -1,4 +1,4 @@
-"""A figure for a paper: images in rows, models and methods in columns, as PDF with text that stays text, and as PNG."""
+"""Draws a figure for a paper: images in rows, models and methods in columns, as PDF (with real text) and PNG."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ from infvit.measure.attention.maps import token_map
 from infvit.measure.model_source import LoadedRun, ModelSource
 
 CELL, GAP, GROUP_GAP = 72, 3, 9
-"""Points: the width of a picture, the space between two, and between two models."""
+"""Points: width of a picture, gap between two, and gap between two models."""
 
 PIXELS = 288
-"""Of a picture's width at most: 288 an inch, where the figure is printed as wide as it is."""
+"""Largest width of a picture: 288 per inch at the figure's natural size."""
 
 LETTER = 8
-"""Points, as of a caption."""
+"""Font size in points."""
 
 THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, Arial, Liberation Sans, sans-serif"}
 
@@ -38,7 +38,7 @@ def figure(
     methods: Sequence[str] | None,
     block: int | None,
 ) -> None:
-    """Writes figure.pdf and figure.png of what is shown and says where they are."""
+    """Writes figure.pdf and figure.png and prints their paths."""
     networks, pixels, names = shown(source)
     for file in write_figure(out, networks, pixels, names, methods, block):
         print(file)
@@ -52,22 +52,22 @@ def write_figure(
     methods: Sequence[str] | None = None,
     block: int | None = -1,
 ) -> list[Path]:
-    """Writes figure.pdf and figure.png: the images, and beside each what the models weigh it with.
+    """Writes figure.pdf and figure.png: the images, and beside each its maps.
 
-    A picture is an inch wide and letters have 8 points, so three images and six methods fill a page's width.
+    A picture is an inch wide and text has 8 points: an image and six methods fill the width of a page.
 
     Args:
-        folder: where to.
+        folder: output folder.
         networks, images, names, methods: as for `infvit.measure.attention.gallery.write_gallery`.
-        block: its number, from the end if negative; None for all together.
+        block: its index, from the end if negative; None for all together.
 
     Raises:
-        UsageError: for a method, model or block that is not there, or a map that is not finite.
+        UsageError: for an unknown method, model or block, or a map that is not finite.
     """
     shown = columns(networks, methods)
     height, width = images.shape[2:]
     tall = CELL * height / width
-    # An image that has about as many pixels is left as it is.
+    # An image of about this size is not resized.
     across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
     plain = [enlarged(picture(image), across, round(across * height / width)) for image in images]
     several = len(shown) > 1
@@ -129,7 +129,7 @@ def _words(
     angle: float = 0,
     bold: bool = False,
 ) -> alt.Chart:
-    """Text at a place, shortened to the room there is."""
+    """Text at (x, y), truncated to `room` points."""
     return _at(x, y).mark_text(
         text=text,
         align=align,
@@ -147,7 +147,7 @@ def _line(start: float, end: float, y: float) -> alt.Chart:
 
 
 def _at(x: float, y: float) -> alt.Chart:
-    """One mark at a place in points."""
+    """One mark at (x, y) in points."""
     return alt.Chart(alt.InlineData(values=[{}])).encode(
         x=alt.XDatum(x, scale=None, axis=None), y=alt.YDatum(y, scale=None, axis=None)
     )

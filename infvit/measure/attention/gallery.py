@@ -1,4 +1,4 @@
-"""The gallery: what models look at, as one HTML page that needs nothing beside it and asks no network."""
+"""The gallery: attention maps of models in one self-contained HTML page that works offline."""
 
 import base64
 import io
@@ -22,16 +22,16 @@ from infvit.tables.html import environment
 
 TEMPLATE = "gallery.html.jinja"
 STRONGEST = 5
-"""Neighbours that are named of a token."""
+"""Number of neighbours listed for a token."""
 
 LOWEST = 1e-16
-"""Of a map's largest share, what is still told from less; see `codes`."""
+"""Smallest share of a map's largest value that `codes` distinguishes from 0."""
 
 MOST_BYTES = 20_000_000
-"""Of a page; a browser takes seconds to open more."""
+"""Largest size of a page; browsers take seconds to open more."""
 
 SMALL = 96
-"""Pixels of a side up to which an image is kept to the last pixel."""
+"""Largest side in pixels of images that are stored losslessly."""
 
 
 def gallery(
@@ -40,10 +40,10 @@ def gallery(
     shown: Callable[[ModelSource], GalleryInput],
     methods: Sequence[str] | None,
 ) -> None:
-    """Writes gallery.html of what is shown and says where it is."""
+    """Writes gallery.html and prints its path."""
     networks, pixels, names = shown(source)
     file = write_gallery(out / "gallery.html", networks, pixels, names, methods)
-    print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, to be opened in any browser")
+    print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
 def write_gallery(
@@ -55,21 +55,21 @@ def write_gallery(
 ) -> Path:
     """Writes the page: images in rows, models and their methods in columns, a slider for the block and the opacity.
 
-    Every block and all of them together are in the page: B × (L + 1) maps for each method, and for each token its
-    `STRONGEST` neighbours; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
+    The page has every block and all of them together: B × (L + 1) maps per method, and the `STRONGEST` neighbours of
+    each token; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
 
     Args:
-        file: where to.
-        networks: models in evaluation mode, each under the name that it is shown by.
-        images: uint8 (B, 3, height, width), as all the models' evaluation crops them; `data.examples(B)` gives them.
-        names: B words, one for each row.
-        methods: of `METHODS`, left out where a model does not offer them; None: all that it offers.
+        file: output file.
+        networks: models in evaluation mode by display name.
+        images: uint8 (B, 3, height, width), as every model's evaluation crops them, e.g. `data.examples(B)`.
+        names: B row labels.
+        methods: of `METHODS`, those that a model supports; None for all that it supports.
 
     Returns:
         `file`.
 
     Raises:
-        UsageError: if a method is unknown or no model offers it, a map is not finite, or the page would be too large.
+        UsageError: if a method is unknown or no model supports it, a map is not finite, or the page would be too large.
     """
     shown = columns(networks, methods)
     pictures = [_inlined(image) for image in images]
@@ -107,14 +107,14 @@ def write_gallery(
 def codes(shares: Tensor) -> np.ndarray:
     """Shares of the largest, 0 to 1, as 16-bit logarithms: 0 is 0, 65,535 is 1, in between exp(step · (code − 65535)).
 
-    The step is ln(1 / LOWEST) / 65,534, so a share is off by 3 in 10,000 of itself at most; 1 is LOWEST or less.
+    The step is ln(1 / LOWEST) / 65,534, so the relative error is at most 3 in 10,000; code 1 is LOWEST or less.
     """
     places = 1 - shares.double().clamp_min(LOWEST).log() / math.log(LOWEST)
     return torch.where(shares > 0, 1 + (65534 * places).round(), 0).cpu().numpy().astype("<u2")
 
 
 def _model(name: str, network: LoadedRun, inputs: Tensor, methods: Sequence[str]) -> dict[str, Any]:
-    """Everything that the page knows of a model, and how many `bytes` the maps and neighbours of it take."""
+    """The page's data of a model, and the size in `bytes` of its maps and neighbours."""
     model = network.model
     blocks = [torch.cat((layer_maps(model, inputs, m), token_map(model, inputs, m, block=None)[None])) for m in methods]
     maps = torch.stack(blocks).float()  # (methods, depth + 1, B, h, w)
@@ -144,9 +144,9 @@ def _model(name: str, network: LoadedRun, inputs: Tensor, methods: Sequence[str]
 
 @torch.no_grad()
 def _neighbours(network: LoadedRun, inputs: Tensor) -> list[dict[str, Any] | None]:
-    """What each patch weighs most, for every block and for their mean; None where an attention weighs no tokens.
+    """The largest weights of each patch, for every block and for their mean; None if an attention has no weights.
 
-    `own` tells whether each patch has a row of its own; otherwise an image has one, whose weights serve all of them.
+    `own` is whether each patch has a row of its own; otherwise one row serves all patches of an image.
     """
     found = [_weights(network, image[None]) for image in inputs]
     blocks: list[Tensor | None] = [
@@ -159,7 +159,7 @@ def _neighbours(network: LoadedRun, inputs: Tensor) -> list[dict[str, Any] | Non
 
 
 def _weights(network: LoadedRun, image: Tensor) -> list[Tensor | None]:
-    """What each block weighs its patches with, the mean over heads: (1, h · w, h · w), (1, h · w) or nothing."""
+    """Each block's weights of patches, mean over heads: (1, h · w, h · w), (1, h · w) or None."""
     net = backbone(network.model)
     x = net.embed(image)
     blocks: list[Tensor | None] = []
@@ -174,7 +174,7 @@ def _weights(network: LoadedRun, image: Tensor) -> list[Tensor | None]:
 
 
 def _strongest(weights: Tensor) -> dict[str, Any]:
-    """The places and shares of the largest weights of each row: (B, N, N) or, one row for all, (B, N)."""
+    """Indices and shares of the largest weights of each row: (B, N, N) or, one row for all, (B, N)."""
     rows = weights[:, None] if weights.ndim == 2 else weights
     shares = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     top = shares.topk(min(STRONGEST, shares.shape[-1]))
@@ -187,7 +187,7 @@ def _packed(numbers: np.ndarray) -> str:
 
 
 def _inlined(image: Tensor) -> str:
-    """uint8 (3, height, width) as a data URI: small ones to the last pixel, photographs as JPEG."""
+    """uint8 (3, height, width) as a data URI: small images as PNG, photographs as JPEG."""
     kept = io.BytesIO()
     form = "png" if max(image.shape[1:]) <= SMALL else "jpeg"
     picture(image).save(kept, form, quality=88)

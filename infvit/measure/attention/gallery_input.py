@@ -1,4 +1,4 @@
-"""What a gallery or a figure shows: the models of checkpoints, and the images that all of them see."""
+"""Loads the input of a gallery or figure: models of checkpoints and the images for all of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,25 +16,25 @@ from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.measure.predict import image_files
 
 WORDS = {
-    "attention": "What the class token, or the mean of all patches without one, weighs the patches with.",
-    "rollout": "The same through this block and all before it, half of each step staying (Abnar and Zuidema).",
-    "katz_in": "Katz centrality: the discounted paths of the walk on the tokens that arrive at a token.",
-    "katz_out": "Katz centrality: the discounted paths that leave a token.",
+    "attention": "The weights of the patches for the class token or, without one, for the mean of all patches.",
+    "rollout": "The same through this and all earlier blocks, half of each step the identity (Abnar and Zuidema).",
+    "katz_in": "Katz centrality: the discounted paths of the walk on tokens that end at a token.",
+    "katz_out": "Katz centrality: the discounted paths that start at a token.",
     "visits": "Expected visits of a walk from the class token, or from a patch at random, before it is absorbed.",
-    "eigenvector": "The left Perron vector of the weights: where a walk that is never absorbed is found in the end.",
-    "weights": "The one weight of each token that Linear-InfSA gives it for all tokens.",
-    "gradient_attention": "The weights times how the predicted class's logit grows with them, where it grows.",
-    "random": "Uniform numbers: the floor that a map must beat.",
+    "eigenvector": "The left Perron vector of the weights: where a walk that is never absorbed is in the long run.",
+    "weights": "Linear-InfSA's one weight per token, the same for all tokens.",
+    "gradient_attention": "The weights times the positive part of the predicted class's gradient with respect to them.",
+    "random": "Uniform numbers: the lower bound for a map.",
 }
-"""Each of `METHODS` for a reader who sees its maps."""
+"""Explanations of `METHODS` for readers of the maps."""
 
 
 class GalleryInput(NamedTuple):
-    """Models and images that they are shown with.
+    """Models and the images to show them with.
 
     Attributes:
-        networks: each under the name that it is shown by.
-        images: uint8 (B, 3, height, width), as every network's evaluation crops them.
+        networks: by display name.
+        images: uint8 (B, 3, height, width), as every model's evaluation crops them.
         names: of the images.
     """
 
@@ -43,21 +43,21 @@ class GalleryInput(NamedTuple):
     names: list[str]
 
 
-def exhibit(
+def gallery_input(
     source: ModelSource,
     checkpoints: str | Sequence[str],
     count: int,
     image: str | None = None,
     allow_huge: bool = False,
 ) -> GalleryInput:
-    """The models of checkpoints with `count` test images of the first one's data, or with own images.
+    """Loads the models of checkpoints with `count` test images of the first one's data, or with given images.
 
     Args:
-        image: a file, or a folder of which the first `count` images are taken.
-        allow_huge: decode also what is larger than Pillow's limit against decompression bombs.
+        image: a file, or a folder, of which the first `count` images are used.
+        allow_huge: also decode images larger than Pillow's limit against decompression bombs.
 
     Raises:
-        UsageError: if nothing is to be shown, an image cannot be read, or the models take images of different sizes.
+        UsageError: if there is nothing to show, an image cannot be read, or the models' image sizes differ.
     """
     paths = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not paths or count < 1:
@@ -77,31 +77,33 @@ def exhibit(
 
 
 def _named(loaded: list[LoadedRun], checkpoints: list[str]) -> dict[str, LoadedRun]:
-    """Each by its name, shared ones with the folder of their run too, and a number if that is not enough."""
+    """Models by name; equal names get the name of their run folder, then a number."""
     names = [network.name for network in loaded]
     runs = [Path(path).absolute().parent.parent.name for path in checkpoints]
-    told = [f"{name} ({run})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-    told = [f"{name} {told[:i].count(name) + 1}" if told.count(name) > 1 else name for i, name in enumerate(told)]
+    labels = [f"{name} ({run})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    labels = [
+        f"{name} {labels[:i].count(name) + 1}" if labels.count(name) > 1 else name for i, name in enumerate(labels)
+    ]
     sizes = [network.view(Pillow.new("RGB", (64, 64))).shape[1:] for network in loaded]
     if len(set(sizes)) > 1:
-        each = ", ".join(f"{name} {size[0]} × {size[1]}" for name, size in zip(told, sizes, strict=True))
+        each = ", ".join(f"{name} {size[0]} × {size[1]}" for name, size in zip(labels, sizes, strict=True))
         raise UsageError(f"the models take images of different sizes ({each}): show them one by one")
-    return dict(zip(told, loaded, strict=True))
+    return dict(zip(labels, loaded, strict=True))
 
 
 def normalised(network: LoadedRun, images: Tensor) -> Tensor:
-    """uint8 (B, 3, height, width) on the CPU → what the network's model takes, where that is."""
+    """uint8 (B, 3, height, width) on the CPU → input of the model on its device."""
     device = next(network.model.parameters()).device
     return normalise(images.to(device), torch.float32, network.mean, network.std)
 
 
 def columns(networks: Mapping[str, LoadedRun], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
-    """The methods that each model is shown with: those asked for as far as it offers them, or all that it offers.
+    """The methods shown for each model: the requested ones that it supports, or all that it supports.
 
-    A model that offers none of them is left out.
+    A model without any is left out.
 
     Raises:
-        UsageError: if a method is unknown, or no model offers it.
+        UsageError: if a method is unknown, or no model supports it.
     """
     offers = {name: offered(network.model) for name, network in networks.items()}
     for method in methods or ():

@@ -1,7 +1,7 @@
-"""How the heads of a model fare: which are off, how widely they look, and how near they come to one vector.
+"""Statistics of a model's heads: which are off, how many tokens they attend to, and how close they are to rank one.
 
-Every number belongs to one block, head and image, so that means and intervals are over images. Weights are taken by
-their size |W|; arXiv:2603.00175 is the source of the operators.
+Every number belongs to one block, head and image, so that means and intervals are over images. They use absolute
+weights |W|; the operators are from arXiv:2603.00175.
 """
 
 import math
@@ -16,29 +16,29 @@ from infvit.graph import ahat, eigenvector_centrality, perron_cosine, spectral_r
 from infvit.measure.attention.blocks import Operator, backbone
 
 TOLERANCE = 1e-5
-"""Of power iteration: more digits than spreads over images leave."""
+"""Of power iteration, below the spread over images."""
 
 MOST_WEIGHTS = 2**26
-"""Numbers of the matrices of one block that are held at a time: a quarter of a gigabyte."""
+"""Entries of weight matrices in memory at a time: a quarter of a gigabyte."""
 
 
 @dataclass(frozen=True, eq=False)
 class Health:
-    """What `health` finds, each (depth, H, B) in float32 or better.
+    """The result of `health`, each (depth, H, B) in float32 or better.
 
-    NaN where a number means nothing: for all operators but those named, and where a head is off, for all but `off` and
-    `gamma`. W is the matrix of weights of a head; for Linear-InfSA W = 1 aᵀ in the first six, and in the others the
-    quadratic operator Ahat of the same Q and K (Pure InfSA's), so that both InfSA are measured alike.
+    NaN where undefined: for other operators than those in parentheses and, except for `off` and `gamma`, if a head is
+    off. W is the weight matrix of a head; for Linear-InfSA W = 1 aᵀ in the first six, and in the others the quadratic
+    operator Ahat of the same Q and K (Pure InfSA's), so that both InfSA are compared by the same quantity.
 
     Attributes:
-        off: 1 where all weights are 0, so that the head adds nothing; otherwise 0.
-        entropy: in nats, the mean over rows of −Σ_j p_j ln p_j, p a row of |W| over its sum; rows of zeros left out.
+        off: 1 if all weights are 0, so that the head adds nothing; otherwise 0.
+        entropy: in nats, the mean over rows of −Σ_j p_j ln p_j, p a row of |W| over its sum, without rows of zeros.
         entropy_share: of the largest possible, entropy / ln N (0 for one token).
-        effective_tokens: the mean over rows of exp(entropy): how many tokens weigh in, from 1 to N.
+        effective_tokens: the mean over rows of exp(entropy), the effective number of tokens, 1 to N.
         gamma: the discount (InfSA).
         spectral_radius: of gamma |W| for InfSA, which must stay below 1, and of |W| for others.
         rank_one: the share of W's variance that its best rank-one approximation explains, σ₁² / ‖W‖_F².
-        rank_one_linear: the share that the best multiple of Linear-InfSA's operator 1 aᵀ explains, a being of the same
+        rank_one_linear: the share that the best multiple of Linear-InfSA's operator 1 aᵀ explains, with a from the same
             Q and K: (Σ_ij W_ij a_j)² / (‖W‖_F² N ‖a‖²), at most rank_one (InfSA).
         cosine_left: of Linear-InfSA's weights a with the left Perron vector of W (InfSA; published: 0.985).
         cosine_right: with the right one.
@@ -56,9 +56,9 @@ class Health:
     cosine_right: Tensor
 
     def summary(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard deviation over images, each (depth, H), of all that is a number somewhere.
+        """Mean and standard deviation over images, each (depth, H), of every field that is not NaN everywhere.
 
-        The deviation of one image is NaN.
+        The deviation of a single image is NaN.
         """
         found = {}
         for field in fields(self):
@@ -73,17 +73,17 @@ class Health:
 
 @torch.no_grad()
 def health(model: nn.Module, images: Tensor, spectra: bool = True) -> Health:
-    """The health of every block and head for every image.
+    """Computes the statistics of every block and head for every image.
 
-    The weights of one block are held at a time, of as many images as fit into `MOST_WEIGHTS` numbers (at least one).
+    Holds the weights of one block at a time, of as many images as fit into `MOST_WEIGHTS` entries (at least one).
 
     Args:
         model: infvit's VisionTransformer or timm's, in evaluation mode.
         images: (B, C, height, width), as `model` takes them.
-        spectra: whether to measure what takes power iteration, from `spectral_radius` on; otherwise these are NaN.
+        spectra: whether to compute what needs power iteration, from `spectral_radius` on; otherwise these are NaN.
 
     Raises:
-        UsageError: if the model is another, or its attention weighs no tokens.
+        UsageError: if the model is another, or its attention has no weights.
     """
     net = backbone(model)
     x = net.embed(images)
@@ -98,7 +98,7 @@ def health(model: nn.Module, images: Tensor, spectra: bool = True) -> Health:
 
 
 def _of_block(found: Operator, x: Tensor, spectra: bool) -> Tensor:
-    """The numbers of `Health` in their order: (B, N, D) → (10, H, B)."""
+    """The fields of `Health` in order: (B, N, D) → (10, H, B)."""
     weights = precise(found.weights(x)).abs()
     rows = weights if weights.ndim == 4 else weights.unsqueeze(-2)
     off = (rows == 0).flatten(2).all(-1)
@@ -117,12 +117,12 @@ def _of_block(found: Operator, x: Tensor, spectra: bool) -> Tensor:
 
 
 def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """What takes power iteration, each (B, H)."""
+    """The fields that need power iteration, each (B, H)."""
     layer = found.layer
     W = weights if layer is None or weights.ndim == 4 else ahat(layer, x)
     size = torch.linalg.matrix_norm(W, keepdim=True)
     W = W / torch.where(size == 0, 1, size)
-    # Exactly, because power iteration is slow where two singular values are close. LAPACK refuses NaN: put back.
+    # By SVD, because power iteration is slow where two singular values are close. LAPACK refuses NaN: restored below.
     known = W.isfinite().flatten(2).all(-1)
     largest = torch.linalg.svdvals(W.where(known[..., None, None], 0))[..., 0]
     numbers = {"rank_one": largest.square().where(known, torch.nan)}
@@ -139,10 +139,10 @@ def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
 
 
 def _linear_weights(layer: Attention, x: Tensor) -> Tensor:
-    """Linear-InfSA's weights of the Q and K of a layer: (B, N, D) → (B, H, N)."""
+    """Linear-InfSA's weights for the Q and K of a layer: (B, N, D) → (B, H, N)."""
     if layer.weighs == "vector":
         return precise(layer.weights(x))
-    with torch.device("meta"):  # draws no random numbers: training goes on as if nothing had been measured
+    with torch.device("meta"):  # draws no random numbers, so that training is not affected
         twin = LinearInfSA(layer.dim, layer.num_heads)
     twin.qkv = layer.qkv
     return precise(twin.weights(x))

@@ -1,4 +1,4 @@
-"""A map in colours, over its image."""
+"""Draws a map in colours over its image."""
 
 import numpy as np
 import torch
@@ -6,10 +6,10 @@ from PIL import Image
 from torch import Tensor
 
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
-"""Colours from nothing to the largest weight, with rising lightness (matplotlib's inferno at five places)."""
+"""Colours from 0 to the largest weight, with increasing lightness (matplotlib's inferno at five points)."""
 
 OPACITY = 0.65
-"""Of the colours over the image in grey, where nothing else is chosen."""
+"""Default opacity of the colours over the grey image."""
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -18,19 +18,19 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def coloured(weights: Tensor) -> Image.Image:
-    """A map (h, w), nonnegative → h × w pixels, lightest where it is largest."""
+    """A nonnegative map (h, w) → h × w pixels, lightest at its largest value."""
     places = (weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).numpy() * (len(HEAT) - 1)
     channels = [np.interp(places, range(len(HEAT)), [colour[c] for colour in HEAT]) for c in range(3)]
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
 def enlarged(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The image in so many pixels; where it has few, each of them stays a square."""
+    """Resizes the image; small ones keep square pixels."""
     how = Image.Resampling.NEAREST if 2 * image.width <= width else Image.Resampling.LANCZOS
     return image.resize((width, height), how)
 
 
 def over(image: Image.Image, weights: Tensor, opacity: float = OPACITY) -> Image.Image:
-    """The image in grey under the colours of a map (h, w), one square of pixels for each token."""
+    """The grey image under the colours of a map (h, w), one square of pixels per token."""
     heat = coloured(weights).resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(image.convert("L").convert("RGB"), heat, opacity)

@@ -1,4 +1,4 @@
-"""Whether a map lies on the object: against bounding boxes, pixel by pixel."""
+"""Compares maps with bounding boxes, pixel by pixel."""
 
 from typing import NamedTuple
 
@@ -9,23 +9,22 @@ from torchmetrics.functional.classification import multilabel_auroc, multilabel_
 from infvit.measure.attention.patch_removal import enlarged
 
 THRESHOLDS = tuple(i / 20 for i in range(20))
-"""Shares of a map's largest value among which the best one is looked for."""
+"""Candidate thresholds, as shares of a map's largest value, for the best overlap."""
 
 
 class Localisation(NamedTuple):
-    """Of each image, (B,) unless said; all lie in [0, 1].
+    """Values per image, (B,) unless noted, all in [0, 1].
 
-    A map of equal values (of zeros, say) has ROC-AUC 0.5 and in the rest the share of the pixels that lie in a box:
-    what guessing would have.
+    A map of equal values (such as zeros) gets chance level: ROC-AUC 0.5, and the share of pixels in a box otherwise.
 
     Attributes:
-        roc_auc: the chance that a pixel in a box has more than one outside, ties counting half.
+        roc_auc: probability that a pixel in a box has a larger value than one outside, ties counting half.
         pr_auc: average precision, Σ (recall_i − recall_i−1) precision_i over the map's values.
-        pointing: whether the map's largest value lies in a box; where several pixels share it, the part that does.
+        pointing: whether the map's largest value is in a box; if several pixels share it, the fraction in a box.
         iou: (B, thresholds), the overlap of the pixels of at least that share of the map's largest value with the
             pixels in boxes: intersection over union.
         flat: whether all values of the map are equal, as in a map of zeros.
-        boxed: the share of pixels that lie in a box.
+        boxed: the share of pixels in a box.
     """
 
     roc_auc: Tensor
@@ -44,14 +43,14 @@ def localisation(
 
     Args:
         maps: (B, h, w), nonnegative.
-        inside: bool (B, H, W), the pixels of the view that lie in any box; some but not all of each image's.
-        thresholds: of `iou`, shares of a map's largest value.
-        upsampling: from patches to pixels, see `removal.enlarged`.
+        inside: bool (B, H, W), pixels of the view in any box; neither none nor all of an image.
+        thresholds: for `iou`, shares of a map's largest value.
+        upsampling: from patches to pixels, see `patch_removal.enlarged`.
     """
     size = (int(inside.shape[-2]), int(inside.shape[-1]))
     flat = maps.flatten(1).amin(1) == maps.flatten(1).amax(1)
     pixels = enlarged(maps.double(), size, upsampling).flatten(1)
-    # In [0, 1], where torchmetrics takes values as they are; equal values stay equal, and zeros count as any others.
+    # Scaled to [0, 1], where torchmetrics does not apply a sigmoid; equal values stay equal.
     pixels = torch.where(flat[:, None], 1, pixels / pixels.amax(1, keepdim=True))
     target, peaks = inside.flatten(1), pixels == 1
     # Images as labels and pixels as samples: one call for the batch.

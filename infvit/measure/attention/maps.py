@@ -1,8 +1,8 @@
-"""Where a model looks: what its blocks weigh each patch with, read in nine ways, as maps over the image.
+"""Attention maps: the weights of a model's blocks on each patch, by nine methods.
 
-A map begins with the weights W of the heads of a block, a matrix (N, N) each, or one vector a (Linear-InfSA), taken by
-their size, since those of some operators have either sign. It is read by p, a distribution over tokens: all on the
-class token, or uniform over the patches where the model pools these. arXiv:2603.00175 unless another is named.
+A map starts from the absolute weights |W| of the heads of a block, a matrix (N, N) each or one vector a (Linear-InfSA);
+some operators have negative weights. It is read out by p, a distribution over tokens: all on the class token, or
+uniform over the patches if the model pools these. Source: arXiv:2603.00175 unless another is named.
 
 | method               | of a matrix W                                  | of a vector a, W = 1 aᵀ |
 |----------------------|------------------------------------------------|-------------------------|
@@ -16,15 +16,15 @@ class token, or uniform over the patches where the model pools these. arXiv:2603
 | `gradient_attention` | pᵀ (W ⊙ ∂y/∂W)⁺                                | (a ⊙ ∂y/∂a)⁺            |
 | `random`             | uniform numbers                                | uniform numbers         |
 
-- For InfSA M = gamma W with the discount of each head, what the layer applies; g = gamma / (1 − gamma Σa).
-- Other operators have no discount, and where rows sum to 1 there is no F without one. They are read as M = 0.95 W with
-  rows summing to 1: InfSA's own gamma starts at 0.95, and a walk then takes 20 steps on average before absorption.
-  Every walk lasts equally long, so their `katz_out` is flat but for rows of zeros.
-- `rollout` (arXiv:2005.00928) takes the mean of the heads in the blocks below, and of a block's own the head that is
-  asked for, or the mean.
+- For InfSA M = gamma W with the discount of each head, as the layer applies it; g = gamma / (1 − gamma Σa).
+- Other operators have no discount, and F does not exist without one where rows sum to 1. They are read as M = 0.95 W
+  with rows summing to 1: InfSA's gamma starts at 0.95, and a walk then takes 20 steps on average before absorption.
+  All walks have the same length, so their `katz_out` is flat except for rows of zeros.
+- `rollout` (arXiv:2005.00928) takes the mean over heads in the blocks before, and in the block itself the requested
+  head or the mean.
 - `gradient_attention` explains y, the logit of a class. Over all blocks it is propagated (arXiv:2103.15679):
   R ← R + (mean of heads (W ⊙ ∂y/∂W)⁺) R from R = I, read as pᵀ (R − I).
-- `random` is the floor: it depends on the image and the seed alone, not on batch, block or head.
+- `random` is the lower bound: it depends only on the image and the seed, not on batch, block or head.
 """
 
 import warnings
@@ -56,10 +56,10 @@ METHODS = (
 )
 
 DISCOUNT = 0.95
-"""Of walks over the weights of an operator without a discount of its own."""
+"""gamma for operators without a discount of their own."""
 
 ROUNDING = 1e-5
-"""Maps whose values differ by less, relative to the largest, are flat: a ranking would be one of rounding errors."""
+"""Maps whose values differ by less, relative to the largest, count as flat: their ranking would be rounding errors."""
 
 HAS = {
     "matrix": "an N × N matrix of weights",
@@ -68,14 +68,14 @@ HAS = {
 }
 
 Heads = int | None | Literal["each"]
-"""One head, the mean over heads, or each."""
+"""The index of a head, None for the mean over heads, or "each"."""
 
 
 def offered(model: nn.Module) -> tuple[str, ...]:
-    """The methods that the attentions of a model allow, in the order of `METHODS`.
+    """The methods that a model's attentions support, in the order of `METHODS`.
 
     Raises:
-        UsageError: if the model is neither a VisionTransformer of infvit nor one of timm.
+        UsageError: if the model is neither infvit's nor timm's VisionTransformer.
     """
     return _offered(backbone(model))
 
@@ -93,28 +93,29 @@ def token_map(
 ) -> Tensor:
     """A map of each image over its grid of patches: (B, C, height, width) → (B, h, w), summing to 1.
 
-    An image has a map of zeros where the heads that count are off (or, for `gradient_attention`, speak against the
-    class). NaN in an image stays in its map. Memory is a few times the weights of one block, (B, H, N, N); for
-    `gradient_attention` also what a training step holds.
+    A map is zero if its heads are off (for `gradient_attention`: if they speak against the class). NaN in an image
+    stays in its map. Memory is a few times the weights of one block, (B, H, N, N), plus a training step's for
+    `gradient_attention`.
 
     Args:
-        model: in evaluation mode, unless dropout and stochastic depth are meant to be seen.
+        model: in evaluation mode, unless dropout and stochastic depth are to be included.
         images: as `model` takes them.
         method: one of `offered(model)`.
-        block: its number, from the end if negative; None for all: the mean of their maps, or what propagates through
-            them for `rollout` (which begins at the first block and ends at `block` otherwise) and, where the weights
-            are matrices, `gradient_attention`.
-        head: its number; None for the mean over heads, each counting by its size.
+        block: its index, from the end if negative; None for all: the mean of their maps, or propagation through them
+            for `rollout` (otherwise from the first block to `block`) and, for matrices, `gradient_attention`.
+        head: its index; None for the mean over heads, weighted by their size.
         target: the classes that `gradient_attention` explains, integers (B,); None for the predicted ones.
         seed: of `random`.
 
     Raises:
-        UsageError: for a model, method, block, head or target that is not there.
+        UsageError: for an unknown model, method, block, head or target.
     """
     net = backbone(model)
     depth = len(net.operators)
     if block is not None and not -depth <= block < depth:
-        raise UsageError(f"block={block} is none of the model's {depth}: expected {-depth} to {depth - 1}")
+        raise UsageError(
+            f"block={block} is out of range: the model has {depth} blocks, expected {-depth} to {depth - 1}"
+        )
     _check(net, method, head)
     grid = net.grid(*images.shape[-2:])
     if method == "random":
@@ -123,7 +124,7 @@ def token_map(
         shares = _shares(net, _propagated(net, images, target, head))
     elif block is None and method != "rollout":
         layers = [_shares(net, layer) for layer in _layers(net, images, method, target, head)]
-        shares = _to_one(torch.stack(layers).mean(0))  # below 1 where a block is off
+        shares = _sum_to_one(torch.stack(layers).mean(0))  # the sum is below 1 if a block is off
     else:
         last = depth - 1 if block is None else block % depth
         shares = _shares(net, next(islice(_layers(net, images, method, target, head), last, None)))
@@ -166,7 +167,7 @@ def _offered(net: Backbone) -> tuple[str, ...]:
 
 
 def _lacking(net: Backbone, method: str) -> list[Operator]:
-    """The operators that a method cannot read."""
+    """The operators that a method does not support."""
     readable = {"rollout": ("matrix",), "weights": ("vector",), "random": ("matrix", "vector", "nothing")}
     takes = readable.get(method, ("matrix", "vector"))
     needs_output = method == "gradient_attention"
@@ -183,25 +184,25 @@ def _check(net: Backbone, method: str, head: int | None = None) -> None:
         )
     heads = min(found.heads for found in net.operators)
     if head is not None and not 0 <= head < heads:
-        raise UsageError(f"head={head} is none of the model's {heads}: expected 0 to {heads - 1}")
+        raise UsageError(f"head={head} is out of range: the model has {heads} heads, expected 0 to {heads - 1}")
 
 
 def _layers(net: Backbone, images: Tensor, method: str, target: Tensor | None, heads: Heads) -> Iterator[Tensor]:
-    """Block by block what a method reads of each token, not normalised: (B, H, N) for "each", otherwise (B, 1, N)."""
+    """Yields a method's value of each token per block, not normalised: (B, H, N) for "each", otherwise (B, 1, N)."""
     if method == "rollout":
         yield from _rollout(net, images, heads)
     elif method == "gradient_attention":
         for relevance in relevances(net, images, target):
-            yield _picked(_read(net, relevance), heads)
+            yield _select(_read(net, relevance), heads)
     else:
         for found, W in _weights(net, images):
             off = (W == 0).flatten(2).all(-1, keepdim=True)
             measure = _of_vector if found.weighs == "vector" else _of_matrix
-            yield _picked(measure(net, found, W, method).masked_fill(off, 0), heads)
+            yield _select(measure(net, found, W, method).masked_fill(off, 0), heads)
 
 
 def _weights(net: Backbone, images: Tensor) -> Iterator[tuple[Operator, Tensor]]:
-    """Block by block the operator and the size of its weights, (B, H, N, N) or (B, H, N), in float32 or better."""
+    """Yields each block's operator and absolute weights, (B, H, N, N) or (B, H, N), in float32 or better."""
     x = net.embed(images)
     for i, found in enumerate(net.operators):
         step = net.step(i, x)
@@ -223,13 +224,13 @@ def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor
     if method != "visits":
         return katz(W, gamma, "in" if method == "katz_in" else "out")
     with warnings.catch_warnings():
-        # Rows of Pure InfSA's M may sum to more than 1: what is counted are then weights of paths, and still a map.
+        # Rows of Pure InfSA's M may sum to more than 1: visits are then path weights, which still make a map.
         warnings.simplefilter("ignore", RuntimeWarning)
         return _read(net, absorbing_chain(W, gamma).visits)
 
 
 def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor:
-    """`_of_matrix` of W = 1 aᵀ in closed form: (B, H, N) → (B, H, N)."""
+    """`_of_matrix` for W = 1 aᵀ in closed form: (B, H, N) → (B, H, N)."""
     if method in ("attention", "weights", "eigenvector"):
         return a
     assert found.discounts is not None
@@ -247,41 +248,41 @@ def _rollout(net: Backbone, images: Tensor, heads: Heads) -> Iterator[Tensor]:
     off: Tensor | bool = True
     for _, W in _weights(net, images):
         identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-        row = _read(net, _stochastic(identity + _picked(W, heads)))
+        row = _read(net, _stochastic(identity + _select(W, heads)))
         off = off & (W == 0).flatten(1).all(-1)[:, None, None]
         yield (row if below is None else row @ below[:, 0]).masked_fill(off, 0)
-        R = _stochastic(identity + _picked(W, None))
+        R = _stochastic(identity + _select(W, None))
         below = R if below is None else R @ below
 
 
 def _propagated(net: Backbone, images: Tensor, target: Tensor | None, head: int | None) -> Tensor:
-    """pᵀ (R − I) behind the last block, (B, 1, N)."""
+    """pᵀ (R − I) after the last block, (B, 1, N)."""
     R: Tensor | float = 0.0
     for relevance in relevances(net, images, target):
-        A = _picked(relevance, head)
+        A = _select(relevance, head)
         R = R + A + A @ R if isinstance(R, Tensor) else A
     assert isinstance(R, Tensor)
     return _read(net, R)
 
 
 def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
-    """Uniform numbers drawn for each image from its content and the seed: (B, h, w)."""
+    """Uniform numbers that depend on each image's content and the seed: (B, h, w)."""
     maps = []
     for image in images:
         content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
         maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
-    return _to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
+    return _sum_to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
-    """pᵀ W: (..., N, N) → (..., N); a vector of weights is the same from everywhere."""
+    """pᵀ W: (..., N, N) → (..., N); a vector is returned as it is."""
     if W.ndim == 3:
         return W
     return W[..., 0, :] if net.by_class_token else W[..., net.prefix :, :].mean(-2)
 
 
-def _picked(W: Tensor, heads: Heads) -> Tensor:
-    """(B, H, ...) → (B, 1, ...), or as it is."""
+def _select(W: Tensor, heads: Heads) -> Tensor:
+    """(B, H, ...) → (B, 1, ...), or unchanged for "each"."""
     if heads == "each":
         return W
     return W.mean(1, keepdim=True) if heads is None else W[:, heads : heads + 1]
@@ -294,14 +295,14 @@ def _stochastic(W: Tensor) -> Tensor:
 
 
 def _shares(net: Backbone, read: Tensor) -> Tensor:
-    """What each patch has of what was read, (..., N) → (..., h · w): nonnegative, and summing to 1 or 0."""
+    """Values of tokens as shares of the patches, nonnegative and summing to 1 or 0: (..., N) → (..., h · w)."""
     patches = read[..., net.prefix :].clamp_min(0)
     low, peak = patches.aminmax(dim=-1, keepdim=True)
-    return _to_one(torch.where(peak - low <= ROUNDING * peak, peak, patches))
+    return _sum_to_one(torch.where(peak - low <= ROUNDING * peak, peak, patches))
 
 
-def _to_one(shares: Tensor) -> Tensor:
-    """Over their sum, which may be 0; by the largest first, since a sum of the least numbers may leave their range."""
+def _sum_to_one(shares: Tensor) -> Tensor:
+    """Divides by the sum, which may be 0; by the largest value first, because the sum of tiny numbers may underflow."""
     peak = shares.amax(-1, keepdim=True)
     shares = shares / torch.where(peak == 0, 1, peak)
     return shares / torch.where(peak == 0, 1, shares.sum(-1, keepdim=True))

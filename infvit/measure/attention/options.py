@@ -1,4 +1,4 @@
-"""What `infvit.measure.attention.quality` measures, and how."""
+"""The options of `infvit.measure.attention.quality`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from infvit.measure.attention.patch_removal import REMOVALS, shares
 
 
 @dataclass
-class Setting:
-    """As conf/eval/attention.yaml says it.
+class Options:
+    """The options in conf/eval/attention.yaml.
 
     Args:
-        methods: of `METHODS`, one or several; None for all that a model offers.
-        block: whose maps, from the end if negative; None for all together.
-        images: how many, evenly spread; None for all.
-        removal: of `REMOVALS`.
-        step: the share of the patches that is removed at a time.
+        methods: one or several of `METHODS`; None for all that a model supports.
+        block: index of the block, from the end if negative; None for all together.
+        images: number of images, evenly spread; None for all.
+        removal: one of `REMOVALS`.
+        step: share of the patches removed at a time.
         boxes: a folder of ImageNet's annotations, or "ink"; None for the ink of images without files of their own.
-        upsampling: of a map to pixels, "nearest" or "bilinear".
-        threshold: of the overlap with boxes, a share of the map's largest value.
-        batch_size: images at a time.
-        device: None for a GPU where there is one.
+        upsampling: from patches to pixels, "nearest" or "bilinear".
+        threshold: for the overlap with boxes, a share of the map's largest value.
+        batch_size: images per batch.
+        device: None for a GPU if there is one.
 
     Raises:
-        UsageError: for what there is not.
+        UsageError: for unknown names and values out of range.
     """
 
     methods: str | Sequence[str] | None
@@ -51,9 +51,9 @@ class Setting:
             if value not in options:
                 raise UsageError(f"{name}={value} is unknown: expected one of {', '.join(options)}")
         if not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold={self.threshold} is no share of a map's largest value: expected 0 to 1")
+            raise UsageError(f"threshold={self.threshold} is not a share of a map's largest value: expected 0 to 1")
         for name, number in (("images", self.images), ("batch_size", self.batch_size)):
             if number is not None and number < 1:
-                raise UsageError(f"{name}={number} is no number of images: expected 1 or more")
+                raise UsageError(f"{name}={number} is not a number of images: expected 1 or more")
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.at = shares(self.step)

@@ -1,7 +1,7 @@
-"""How fast a model forgets its answer when patches are taken away, the most or the least relevant first.
+"""Faithfulness of maps: how fast the prediction degrades as patches are removed, most or least relevant first.
 
-A map is faithful if the answer goes early when what it calls most relevant goes first (MoRF), and late when that goes
-last (LeRF): arXiv:1509.06321, and for whole patches of a Vision Transformer arXiv:2012.09838.
+A map is faithful if the prediction degrades early with the most relevant patches first (MoRF) and late with the least
+relevant first (LeRF): arXiv:1509.06321; for whole patches of a Vision Transformer arXiv:2012.09838.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from infvit.measure.attention.blocks import backbone
 
 
 class Remove(Protocol):
-    """The logits (B, classes) of the images without some of their patches, as many of each: bool (B, h, w)."""
+    """Logits (B, classes) of the images without some patches, the same number in each: bool (B, h, w)."""
 
     def __call__(self, removed: Tensor) -> Tensor: ...
 
 
 class Curves(NamedTuple):
-    """What is left of each image's answer after every share of patches removed, (B, shares).
+    """The prediction for each image after every share of removed patches, (B, shares).
 
     Attributes:
-        kept: the probability of the class predicted for the intact image, over its probability there; 1 at share 0. It
-            may rise above 1.
+        kept: the probability of the class predicted for the intact image, divided by its probability there; 1 at share
+            0, and may exceed 1.
         correct: whether the most probable class is the label.
     """
 
@@ -43,12 +43,12 @@ class Faithfulness(NamedTuple):
 
 
 class Repainted:
-    """Puts other pixels in the place of removed patches, for any model.
+    """Replaces the pixels of removed patches, for any model.
 
     Args:
         model: logits of normalised images.
         images: (B, C, H, W), normalised.
-        others: what the pixels become, of a shape that broadcasts to that of `images`.
+        others: replacement pixels, broadcast to the shape of `images`.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, others: Tensor) -> None:
@@ -60,14 +60,13 @@ class Repainted:
 
 
 class Dropped:
-    """Takes the tokens of removed patches out of the sequence before the first block; the others keep their positions.
+    """Removes the tokens of patches from the sequence before the first block; the others keep their positions.
 
-    No operator then sees anything of them, whether it takes masks or not, because all images of a batch lose equally
-    many. (Some operators refuse `key_padding_mask`, and timm's have none.) One that weighs a token by its place in the
-    sequence, such as cosFormer, sees places in the shorter one.
+    Works for operators with and without masks, because all images of a batch lose equally many tokens. Operators that
+    depend on the index in the sequence, such as cosFormer, see the index in the shorter one.
 
     Raises:
-        UsageError: without a class token to read, which alone is left when every patch is gone.
+        UsageError: without a class token, which alone is left when all patches are removed.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -89,12 +88,12 @@ class Dropped:
 
 @torch.no_grad()
 def remover(removal: str, model: nn.Module, images: Tensor, grid: tuple[int, int]) -> Remove:
-    """How patches are taken from these images, by a name of `REMOVALS`.
+    """The removal of patches from these images that has a name in `REMOVALS`.
 
-    Under the blur, whose standard deviation is the side of a patch, no detail of the size of a patch is left.
+    The blur has the side of a patch as its standard deviation, which leaves no detail of that size.
 
     Args:
-        removal: "mean": a patch gets the mean colour of its own image. "blur": it shows its image blurred. "tokens":
+        removal: "mean": a patch gets the mean colour of its image. "blur": it is blurred with its image. "tokens":
             see `Dropped`.
         model: in evaluation mode.
         images: (B, C, H, W), normalised.
@@ -109,7 +108,7 @@ def remover(removal: str, model: nn.Module, images: Tensor, grid: tuple[int, int
         return Repainted(model, images, images.mean((2, 3), keepdim=True))
     sides = (int(images.shape[-2]), int(images.shape[-1]))
     sigma = [side / cells for side, cells in zip(sides, grid, strict=True)]
-    # Reflected at the borders, so it reaches one pixel less than a side at most.
+    # Reflection at the borders limits the kernel to one pixel less than a side.
     kernel = [2 * min(round(3 * s), side - 1) + 1 for s, side in zip(sigma, sides, strict=True)]
     return Repainted(model, images, gaussian_blur(images, kernel[::-1], sigma[::-1]))
 
@@ -119,13 +118,13 @@ REMOVALS = {
     "blur": "blurred away",
     "tokens": "dropped as tokens",
 }
-"""The names of what can happen to patches, and the words for it."""
+"""Ways to remove patches, each with its description."""
 
 
 def shares(step: float) -> list[float]:
-    """0, step, 2 step, ..., 1; UsageError if step is no share. The last step may be a shorter one."""
+    """0, step, 2 step, ..., 1, the last step possibly shorter; UsageError unless 0 < step ≤ 1."""
     if not 0 < step <= 1:
-        raise UsageError(f"step={step} is no share of the patches: expected 0 < step ≤ 1, such as 0.1")
+        raise UsageError(f"step={step} is not a share of the patches: expected 0 < step ≤ 1, such as 0.1")
     count = int(1 / step + 1e-9)
     inner = [round(i * step, 9) for i in range(count + 1)]
     return inner if inner[-1] > 1 - 1e-9 else [*inner, 1.0]
@@ -136,16 +135,16 @@ def faithfulness(remove: Remove, relevance: Tensor, labels: Tensor, at: Sequence
     """Removes patches by their relevance, in both orders.
 
     Args:
-        remove: of one of `REMOVALS`.
+        remove: from `remover`.
         relevance: a map over the patches, (B, h, w).
         labels: (B,).
-        at: shares of the patches to have removed, from 0 to 1; each is rounded to a number of patches.
-        seed: patches of equal relevance go in random order, not row by row.
+        at: shares of removed patches from 0 to 1, each rounded to a number of patches.
+        seed: of the random order among patches of equal relevance.
     """
     ranks = _ranks(relevance, seed)
     N = ranks[0].numel()
     counts = [round(share * N) for share in at]
-    # Nothing and everything are the same in both orders.
+    # No patch and all patches are the same in both orders.
     ends = {0: remove(ranks < 0), N: remove(ranks < N)}
     first = ends[0].float().softmax(-1)
     predicted = first.argmax(-1, keepdim=True)
@@ -169,10 +168,10 @@ def area_under(curves: Curves, at: Sequence[float]) -> Tensor:
 def morf_aoc(found: Faithfulness, at: Sequence[float]) -> Tensor:
     """The area over the MoRF curve of each image, 1 − ∫ p(share) / p(0) d(share): (B,), at most 1, higher is better.
 
-    p is the probability of the class that the model predicts for the intact image, so a map is measured by what moves
-    the model's own answer, right or wrong. 0 is a map whose removal changes nothing, and below 0 the answer becomes
-    surer. arXiv:2603.00175 reports the mean over images in per cent, "MoRF-AOC", without saying what it removes patches
-    by, nor whether its curve is relative to the intact image; this is our reading.
+    p is the probability of the class predicted for the intact image, right or wrong. 0 means that removal changes
+    nothing; below 0 the prediction becomes more confident. arXiv:2603.00175 reports the mean over images in per cent,
+    "MoRF-AOC", but neither how patches are removed nor whether the curve is relative to the intact image; this is our
+    interpretation.
     """
     return 1 - area_under(found.morf, at)
 
@@ -186,14 +185,14 @@ def enlarged(maps: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tens
     """Maps over patches as maps over pixels: (B, h, w) → (B, *size) of the same dtype.
 
     Args:
-        mode: "nearest", each pixel has its patch's value, or "bilinear" between the centres of patches.
+        mode: "nearest" (the value of the patch) or "bilinear" (between the centres of patches).
     """
     like = maps[:, None].float() if maps.dtype == torch.bool else maps[:, None]
     return F.interpolate(like, size, mode=mode)[:, 0].to(maps.dtype)
 
 
 def _ranks(relevance: Tensor, seed: int) -> Tensor:
-    """The place of each patch when the most relevant comes first, from 0: (B, h, w)."""
+    """The rank of each patch, 0 for the most relevant: (B, h, w)."""
     values = relevance.flatten(1)
     draw = torch.Generator().manual_seed(seed)
     shuffled = torch.rand(values.shape, generator=draw).argsort(1).to(values.device)

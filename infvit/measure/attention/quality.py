@@ -1,4 +1,4 @@
-"""How good the maps of trained models are, and what their layers do: removal of patches, boxes, centrality, health."""
+"""Measures the maps and layers of trained models: removal of patches, boxes, statistics of heads."""
 
 import glob
 import json
@@ -22,7 +22,7 @@ from infvit.measure.attention.gallery import write_gallery
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, Localisation, localisation
 from infvit.measure.attention.maps import offered, token_map
-from infvit.measure.attention.options import Setting
+from infvit.measure.attention.options import Options
 from infvit.measure.attention.patch_removal import REMOVALS, Curves, Faithfulness, Remove, faithfulness, remover
 from infvit.measure.attention.quality_plots import write_curves
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
@@ -33,14 +33,14 @@ from infvit.run.files import atomic_write
 from infvit.run.result import RESULT_FILE, Result
 
 IN_GALLERY = 8
-"""Images of the gallery."""
+"""Number of images in the gallery."""
 
 OWN = "attention"
-"""The method that every model offers: what its attention weighs tokens with."""
+"""The method that every model with weights supports."""
 
 
 class Measured(NamedTuple):
-    """One run: rows on its maps, points of their curves, rows on its layers, whose boxes, and what is said beside."""
+    """One run: rows of its maps, points of their curves, rows of its layers, the source of boxes, and notes."""
 
     run: Result
     maps: Rows
@@ -50,16 +50,16 @@ class Measured(NamedTuple):
     notes: list[str]
 
 
-def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], setting: Setting) -> float:
+def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], options: Options) -> float:
     """Measures maps and layers of trained models; writes attention.json and .md, curves, layers, and a gallery.
 
-    Seeds of one configuration become a mean with its interval; one seed has the interval over its images.
+    Several seeds of one configuration give a mean with its interval; a single seed has the interval over its images.
 
     Returns:
         The MoRF-AOC of the first run's first method, a fraction.
 
     Raises:
-        UsageError: for a method or block that a model does not have, no checkpoint, boxes that are none.
+        UsageError: for a method or block that a model does not have, a missing checkpoint, or invalid boxes.
     """
     paths = _paths(checkpoints)
     measured: list[Measured] = []
@@ -70,87 +70,88 @@ def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], 
         assert studied.run_dir is not None
         run = Result.read(studied.run_dir / RESULT_FILE)
         if any(m.run.config_key == run.config_key and m.run.seed == run.seed for m in measured):
-            raise UsageError(f"ckpt={path} is of seed {run.seed} of {run.model} again: give each seed once")
+            raise UsageError(f"ckpt={path} repeats seed {run.seed} of {run.model}: give each seed once")
         label = f"{i + 1}/{len(paths)} {run.model} seed {run.seed}"
         if OWN not in offered(studied.model) and len(paths) > 1:
-            print(f"{label}: its attention weighs no tokens, left out", flush=True)
+            print(f"{label}: its attention has no weights of tokens, left out", flush=True)
             continue
-        found = _measured(run, studied, source.initial(path), setting, label, len(paths) == 1)
+        found = _measured(run, studied, source.initial(path), options, label, len(paths) == 1)
         measured.append(found)
         shown_in_gallery.setdefault(run.config_key, studied)
-        shown = _write(out, measured, setting)
-        kept += _keep(studied, found, setting)
+        shown = _write(out, measured, options)
+        kept += _keep(studied, found, options)
     if not measured:
-        raise UsageError(f"ckpt={', '.join(paths)}: none of these models has an attention that weighs tokens")
-    print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(shown_in_gallery.values()), setting)}")
+        raise UsageError(f"ckpt={', '.join(paths)}: none of these models has an attention with weights of tokens")
+    print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(shown_in_gallery.values()), options)}")
     if kept:
         print(f"kept in {len(kept)} run folders, as columns of python -m infvit.compare RUN_DIRS")
     return float(measured[0].maps[0]["morf_aoc"])
 
 
 def _paths(checkpoints: str | Sequence[str]) -> list[str]:
-    """The files of patterns and names; a name without a file is left for the reader of checkpoints to tell."""
+    """Expands patterns to files; other names are kept, for the checkpoint reader to report if missing."""
     given = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     paths = [path for name in given for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
     if not paths:
-        raise UsageError(f"ckpt={', '.join(given)} fits no file: give .ckpt files, such as RUN/*/checkpoints/last.ckpt")
+        raise UsageError(
+            f"ckpt={', '.join(given)} matches no file: give .ckpt files, such as RUN/*/checkpoints/last.ckpt"
+        )
     return list(dict.fromkeys(paths))
 
 
 class _Batches:
-    """What was found of one model so far, batch by batch; `telling` counts images with pixels in boxes and outside."""
+    """Accumulates one model's measurements; `boxed` counts images with pixels inside and outside boxes."""
 
     def __init__(
-        self, studied: LoadedRun, initial: nn.Module, setting: Setting, methods: Sequence[str], boxes: Boxes | None
+        self, studied: LoadedRun, initial: nn.Module, options: Options, methods: Sequence[str], boxes: Boxes | None
     ) -> None:
-        self.model, self.start = studied.model.to(setting.device), initial.to(setting.device)
-        self.studied, self.setting, self.methods, self.boxes = studied, setting, methods, boxes
+        self.model, self.start = studied.model.to(options.device), initial.to(options.device)
+        self.studied, self.options, self.methods, self.boxes = studied, options, methods, boxes
         self.removed: dict[str, list[Faithfulness]] = {method: [] for method in methods}
         self.located: dict[str, list[Localisation]] = {method: [] for method in methods}
         self.healths: dict[str, list[Health]] = {"start": [], "trained": []}
         self.zeros = dict.fromkeys(methods, 0)
-        self.telling, self.stalled = 0, False
+        self.boxed, self.stalled = 0, False
 
     def add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        """Takes what `EvaluationData.exact` gives; keeps to one note what is warned of in every batch."""
-        with warnings.catch_warnings(record=True) as said:
+        """Adds a batch of `EvaluationData.exact`; turns a warning that every batch repeats into one note."""
+        with warnings.catch_warnings(record=True) as caught:
             self._add(images, labels, places)
-        for warning in said:
+        for warning in caught:
             if str(warning.message).startswith("power iteration stopped"):
                 self.stalled = True
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def _add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        setting, device = self.setting, self.setting.device
+        options, device = self.options, self.options.device
         pixels = self.studied.data.normalised(images.to(device))
         remove: Remove | None = None
         if self.boxes is not None:
             inside = self.boxes(images, places).to(device)
-            telling = inside.flatten(1).any(1) & ~inside.flatten(1).all(1)
-            self.telling += int(telling.sum())
+            boxed = inside.flatten(1).any(1) & ~inside.flatten(1).all(1)
+            self.boxed += int(boxed.sum())
         for method in self.methods:
-            maps = token_map(self.model, pixels, method, block=setting.block)
+            maps = token_map(self.model, pixels, method, block=options.block)
             self.zeros[method] += int((maps == 0).flatten(1).all(1).sum())
-            remove = remove or remover(setting.removal, self.model, pixels, (maps.shape[-2], maps.shape[-1]))
-            self.removed[method].append(faithfulness(remove, maps, labels.to(device), setting.at))
-            if self.boxes is not None and telling.any():
-                at = (*THRESHOLDS, setting.threshold)
-                self.located[method].append(localisation(maps[telling], inside[telling], at, setting.upsampling))
+            remove = remove or remover(options.removal, self.model, pixels, (maps.shape[-2], maps.shape[-1]))
+            self.removed[method].append(faithfulness(remove, maps, labels.to(device), options.at))
+            if self.boxes is not None and boxed.any():
+                at = (*THRESHOLDS, options.threshold)
+                self.located[method].append(localisation(maps[boxed], inside[boxed], at, options.upsampling))
         for when, net in (("start", self.start), ("trained", self.model)):
             self.healths[when].append(health(net, pixels))
 
 
 def _measured(
-    run: Result, studied: LoadedRun, initial: nn.Module, setting: Setting, label: str, only: bool
+    run: Result, studied: LoadedRun, initial: nn.Module, options: Options, label: str, only: bool
 ) -> Measured:
-    methods, notes = _methods(studied, setting, only)
-    boxes = _boxes(studied, setting)
-    found = _Batches(studied, initial, setting, methods, boxes)
-    total = min(setting.images or studied.data.val_size, studied.data.val_size)
-    options: dict[str, Any] = {"unit": "image", "ncols": 79, "leave": False, "disable": None}
-    with tqdm(total=total, desc=label[:32], **options) as bar:
-        for batch in studied.data.exact(setting.images, setting.batch_size):
+    methods, notes = _methods(studied, options, only)
+    boxes = _boxes(studied, options)
+    found = _Batches(studied, initial, options, methods, boxes)
+    total = min(options.images or studied.data.val_size, studied.data.val_size)
+    with tqdm(total=total, desc=label[:32], unit="image", ncols=79, leave=False, disable=None) as bar:
+        for batch in studied.data.exact(options.images, options.batch_size):
             found.add(*batch)
             bar.update(len(batch[0]))
     print(f"{label}: {total:,} images, {', '.join(methods)}"[:79], flush=True)
@@ -162,51 +163,51 @@ def _measured(
     for method in methods:
         removed = Faithfulness(*(_joined(Curves, orders) for orders in zip(*found.removed[method], strict=True)))
         located = _joined(Localisation, found.located[method]) if boxes is not None else None
-        maps.append(map_row(first | {"method": method}, removed, located, setting.at, found.zeros[method]))
-        curves += curve_rows(first | {"method": method}, removed, setting.at)
+        maps.append(map_row(first | {"method": method}, removed, located, options.at, found.zeros[method]))
+        curves += curve_rows(first | {"method": method}, removed, options.at)
     layers = [row for when, parts in found.healths.items() for row in layer_rows(first, when, parts)]
     return Measured(run, maps, curves, layers, "" if boxes is None else boxes.name, notes)
 
 
 def _left_out(found: _Batches, total: int) -> list[str]:
-    """What must be said of the images; UsageError if none of them could be compared with boxes."""
+    """Notes about the images; UsageError if none of them could be compared with boxes."""
     notes = [f"{method}: {count:,} maps of zeros" for method, count in found.zeros.items() if count]
     if found.stalled:
         notes.append("power iteration did not end for some heads, whose spectra and centralities are approximate")
     if found.boxes is None:
         return [*notes, "no localisation: boxes=DIR names the folder of ImageNet's XML annotations"]
-    if not found.telling:
-        raise UsageError(f"boxes={found.setting.boxes}: no image has pixels in a box and others outside")
-    if found.telling < total:
-        left_out = total - found.telling
+    if not found.boxed:
+        raise UsageError(f"boxes={found.options.boxes}: no image has pixels in a box and others outside")
+    if found.boxed < total:
+        left_out = total - found.boxed
         notes.append(f"{left_out:,} images left out of localisation: nothing or everything is in a box")
     return [*notes, *found.boxes.notes()]
 
 
 def _joined(kind: Any, parts: Sequence[Any]) -> Any:
-    """Tuples of the batches as one of all images."""
+    """Concatenates the tuples of all batches."""
     return kind(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _keep(studied: LoadedRun, found: Measured, setting: Setting) -> list[Path]:
-    """For the tables of runs: the maps of the model's own attention, if all images were measured."""
+def _keep(studied: LoadedRun, found: Measured, options: Options) -> list[Path]:
+    """Stores the figures of the `attention` maps in the run folder, if all images were measured."""
     own = [row for row in found.maps if row["method"] == OWN]
-    if not own or setting.images is not None:
+    if not own or options.images is not None:
         return []
     if not studied.is_last:
         print(f"{studied.checkpoint} is not its run's last checkpoint: no columns of the run's table", flush=True)
         return []
-    how = f"block {setting.block}, patches {REMOVALS[setting.removal]} in steps of {setting.step:.0%}"
+    how = f"block {options.block}, patches {REMOVALS[options.removal]} in steps of {options.step:.0%}"
     if found.boxes:
-        how += f", against {found.boxes} boxes ({setting.upsampling})"
+        how += f", against {found.boxes} boxes ({options.upsampling})"
     figures = {name: own[0][name] for name in MAP_FIGURES}
     assert studied.run_dir is not None
     path = keep_maps(studied.run_dir, figures, studied.data.fingerprint, how)
     return [] if path is None else [path]
 
 
-def _gallery(out: Path, studied: Sequence[LoadedRun], setting: Setting) -> str:
-    """Writes gallery.html, a seed of each configuration that sees the first one's images; says where, or why not."""
+def _gallery(out: Path, studied: Sequence[LoadedRun], options: Options) -> str:
+    """Writes gallery.html with one seed of each configuration; returns its path, or the reason why not."""
     images = studied[0].data.examples(IN_GALLERY)
     networks: dict[str, LoadedRun] = {}
     for one in studied:
@@ -216,15 +217,15 @@ def _gallery(out: Path, studied: Sequence[LoadedRun], setting: Setting) -> str:
             networks[one.run_dir.name if one.name in networks else one.name] = one
     names = [f"image {i}" for i in range(1, len(images) + 1)]
     try:
-        return str(write_gallery(out / "gallery.html", networks, images, names, setting.methods))
+        return str(write_gallery(out / "gallery.html", networks, images, names, options.methods))
     except UsageError as error:
         return f"no gallery: {error}"
 
 
-def _methods(studied: LoadedRun, setting: Setting, only: bool) -> tuple[list[str], list[str]]:
-    """The methods to measure, and a line about those that this model does not offer beside others that may."""
+def _methods(studied: LoadedRun, options: Options, only: bool) -> tuple[list[str], list[str]]:
+    """The methods to measure, and a note about requested ones that this model does not support."""
     there = offered(studied.model)
-    asked = list(there if setting.methods is None else dict.fromkeys(setting.methods))
+    asked = list(there if options.methods is None else dict.fromkeys(options.methods))
     absent = [method for method in asked if method not in there]
     line = f"{', '.join(absent)} not offered: it offers {', '.join(there)}"
     if absent and (only or len(absent) == len(asked)):
@@ -232,19 +233,19 @@ def _methods(studied: LoadedRun, setting: Setting, only: bool) -> tuple[list[str
     return [method for method in asked if method in there], [line] if absent else []
 
 
-def _boxes(studied: LoadedRun, setting: Setting) -> Boxes | None:
+def _boxes(studied: LoadedRun, options: Options) -> Boxes | None:
     images = studied.data
-    if setting.boxes == "ink" or (setting.boxes is None and not images.paths):
+    if options.boxes == "ink" or (options.boxes is None and not images.paths):
         return InkBoxes()
-    if setting.boxes is None:
+    if options.boxes is None:
         return None
     if not images.paths:
-        raise UsageError(f"boxes={setting.boxes}: the images of {studied.data.name} lie in no files: use boxes=ink")
-    return AnnotatedBoxes(setting.boxes, images.paths, images.original_size, images.boxes_in_view)
+        raise UsageError(f"boxes={options.boxes}: the images of {studied.data.name} are not files: use boxes=ink")
+    return AnnotatedBoxes(options.boxes, images.paths, images.original_size, images.boxes_in_view)
 
 
-def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:
-    """Writes all that was measured so far; returns the tables as text for a terminal."""
+def _write(out: Path, measured: Sequence[Measured], options: Options) -> str:
+    """Writes all measurements so far; returns the tables as text for a terminal."""
     groups = group(m.run for m in measured)
     configs = [best_known(runs) for runs in groups]
     names = names_of(configs, shared_overrides(configs))
@@ -255,21 +256,21 @@ def _write(out: Path, measured: Sequence[Measured], setting: Setting) -> str:
 
     maps, curves, layers = named("maps"), named("curves"), named("layers")
     for stem, rows in (("attention", maps), ("attention_curves", curves), ("attention_layers", layers)):
-        content = asdict(setting) | {"command": command(), "rows": rows}
+        content = asdict(options) | {"command": command(), "rows": rows}
         atomic_write(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     others = {name: asdict(found) for name, config in zip(names, configs, strict=True) if (found := published(config))}
-    words, boxes = REMOVALS[setting.removal], " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
+    words, boxes = REMOVALS[options.removal], " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
     write_curves(curves, words, out / "attention_curves.png")
-    shown = [*map_tables(maps, setting, boxes, others), *layer_tables(layers)]
-    notes = [explained(setting, [m.run for m in measured])]
+    shown = [*map_tables(maps, options, boxes, others), *layer_tables(layers)]
+    notes = [explained(options, [m.run for m in measured])]
     notes += [f"published: others' numbers, not measured here: {found['source']}." for found in others.values()]
-    notes = [*dict.fromkeys(notes), *_told(measured)]
+    notes = [*dict.fromkeys(notes), *_notes(measured)]
     atomic_write(out / "attention.md", "\n\n".join([*(table.markdown() for table in shown), *notes]) + "\n")
     return "\n\n".join([*(table.text() for table in shown), *("\n".join(textwrap.wrap(note, 79)) for note in notes)])
 
 
-def _told(measured: Sequence[Measured]) -> list[str]:
-    """The notes of all runs, each once, with the runs that it is about where it is not about all."""
+def _notes(measured: Sequence[Measured]) -> list[str]:
+    """The notes of all runs, each once, prefixed by its runs unless it concerns all."""
     about: dict[str, dict[str, list[int]]] = {}
     for m in measured:
         for note in m.notes:

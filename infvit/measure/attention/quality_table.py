@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infvit.measure.attention.options import Setting
+from infvit.measure.attention.options import Options
 from infvit.measure.attention.patch_removal import REMOVALS
 from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows
 from infvit.run.result import Result
@@ -63,19 +63,19 @@ def _widths(cells: list[list[str]]) -> list[int]:
 
 
 def map_tables(
-    rows: Rows, setting: Setting, boxes: str, published: Mapping[str, Mapping[str, float | None]]
+    rows: Rows, options: Options, boxes: str, published: Mapping[str, Mapping[str, float | None]]
 ) -> list[Table]:
     """Faithfulness and localisation, every method of every configuration, in per cent.
 
     Args:
         rows: of `quality_rows.map_row`, each with the "name" of its configuration.
-        setting: of the measurement.
+        options: of the measurement.
         boxes: whose they are; "" without any.
         published: by the name of a configuration, what others say of it.
     """
-    found = [_of_maps(f"Patches {REMOVALS[setting.removal]}, %", rows, REMOVAL, published)]
+    found = [_of_maps(f"Patches {REMOVALS[options.removal]}, %", rows, REMOVAL, published)]
     if boxes:
-        headings = LOCALISATION | {"iou_fixed": f"IoU {setting.threshold:g}"}
+        headings = LOCALISATION | {"iou_fixed": f"IoU {options.threshold:g}"}
         found.append(_of_maps(f"Against {boxes} boxes, %", rows, headings, published))
     return found
 
@@ -150,15 +150,15 @@ def _with_seeds(name: str, rows: Rows) -> str:
     return f"{name}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def explained(setting: Setting, runs: Sequence[Result]) -> str:
+def explained(options: Options, runs: Sequence[Result]) -> str:
     """What the figures of the tables are."""
-    where = {None: "all blocks", -1: "the last block"}.get(setting.block, f"block {setting.block}")
+    where = {None: "all blocks", -1: "the last block"}.get(options.block, f"block {options.block}")
     several = len({run.seed for run in runs}) > 1
     over = "over seeds where there are several, else over images" if several else "over images"
     return (
-        f"Maps of {where}, enlarged to pixels: {setting.upsampling}. MoRF-AOC: the area over the curve of the "
+        f"Maps of {where}, enlarged to pixels: {options.upsampling}. MoRF-AOC: the area over the curve of the "
         "predicted class's probability, relative to the intact image's, with the most relevant patches removed first, "
-        f"in steps of {setting.step:.0%}; LeRF-AUC: that under it with the least relevant first. PR-AUC is average "
+        f"in steps of {options.step:.0%}; LeRF-AUC: that under it with the least relevant first. PR-AUC is average "
         "precision; IoU best is at the threshold that is best for all images together. ± is the half-width of the 95% "
         f"interval (Student's t) {over}."
     )

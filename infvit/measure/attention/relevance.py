@@ -1,4 +1,4 @@
-"""How the weights of each block speak for a class: their gradients, without any hook (arXiv:2103.15679)."""
+"""Gradient-weighted attention: the weights of each block times their gradients (arXiv:2103.15679)."""
 
 from collections.abc import Iterator
 
@@ -11,18 +11,18 @@ from infvit.measure.attention.blocks import Backbone
 
 
 def relevances(net: Backbone, images: Tensor, target: Tensor | None) -> Iterator[Tensor]:
-    """Block by block (W ⊙ ∂y/∂W)⁺, y being the logit of a class of each image: (B, H, N, N) or (B, H, N).
+    """Yields (W ⊙ ∂y/∂W)⁺ per block, y the logit of one class per image: (B, H, N, N) or (B, H, N).
 
     Args:
-        net: of which every operator has an `output`.
-        images: as the model takes them.
+        net: every operator has an `output`.
+        images: model input.
         target: the classes, integers (B,); None for the predicted ones.
 
     Raises:
         UsageError: if `target` has another shape or an unknown class.
     """
     for found, (tokens, gradient) in zip(net.operators, _backward(net, images, target), strict=True):
-        # Inference mode, as in Lightning's loops of evaluation, would allow no gradients.
+        # Lightning evaluates in inference mode, which allows no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             assert found.output is not None
             W = precise(found.weights(tokens)).detach().requires_grad_()
@@ -31,9 +31,9 @@ def relevances(net: Backbone, images: Tensor, target: Tensor | None) -> Iterator
 
 
 def _backward(net: Backbone, images: Tensor, target: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-    """Of each block what its attention was given, and the gradient at what it gave, each (B, N, D)."""
+    """The input of each block's attention and the gradient at its output, each (B, N, D)."""
     with torch.inference_mode(False), torch.enable_grad():
-        # A gradient of the images is not wanted: where all parameters are frozen it makes autograd record.
+        # requires_grad of the images makes autograd record even if all parameters are frozen.
         x = net.embed(images.detach().clone().requires_grad_())
         steps = []
         for i in range(len(net.operators)):
@@ -43,7 +43,7 @@ def _backward(net: Backbone, images: Tensor, target: Tensor | None) -> list[tupl
         target = logits.argmax(-1) if target is None else target.clone()  # the clone may be saved for backward
         if target.shape != logits.shape[:1] or not ((target >= 0) & (target < logits.shape[-1])).all():
             raise UsageError(
-                f"target {target.tolist()} is not a class an image: expected {len(logits)} numbers from 0 to "
+                f"target {target.tolist()} is not one class per image: expected {len(logits)} numbers from 0 to "
                 f"{logits.shape[-1] - 1}"
             )
         y = logits.gather(1, target[:, None]).sum()

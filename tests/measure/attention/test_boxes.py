@@ -98,7 +98,7 @@ def test_boxes_are_clipped_and_those_without_an_area_in_the_image_left_out_and_c
     write_annotation(tree, "ILSVRC2012_val_00000001", "n01440764", (200, 120), odd)
     _, clipped, boxes = masks(module(tree), tree)
     assert (clipped[0] | inside[0]).sum() == clipped[0].sum()
-    assert boxes.notes() == ["2 boxes that are empty or lie outside of their image, left out"]
+    assert boxes.notes() == ["2 boxes that are empty or outside of their image, left out"]
     # At the far left of a wide image: in the image, but not in its view.
     write_annotation(tree, "ILSVRC2012_val_00000001", "n01440764", (200, 120), [(0, 0, 9, 119)])
     _, cropped, boxes = masks(module(tree), tree)
@@ -134,7 +134,7 @@ def test_annotations_in_folders_of_their_class_are_found(tree):
 def test_a_file_that_is_no_annotation_is_named(tree, content):
     path = tree / "broken.xml"
     path.write_text(content)
-    with pytest.raises(UsageError, match=r"broken.xml is no annotation \(.*\): expected XML with <size>"):
+    with pytest.raises(UsageError, match=r"broken.xml is not an annotation \(.*\): expected XML with <size>"):
         read_annotation(path)
 
 

@@ -13,7 +13,7 @@ from infvit.measure.attention.figure import CELL, GAP, GROUP_GAP, LETTER, PIXELS
 from infvit.measure.attention.gallery_input import normalised
 from infvit.measure.attention.heat import enlarged, over, picture
 from infvit.measure.attention.maps import token_map
-from tests.measure.attention.exhibits import COLUMNS, EVIL, ROWS, images, network
+from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, network
 
 SHOWN = ["attention", "katz_in"]
 

@@ -9,10 +9,10 @@ from playwright.sync_api import Browser, Page
 from infvit.errors import UsageError
 from infvit.measure.attention import gallery
 from infvit.measure.attention.gallery import LOWEST, codes, write_gallery
-from infvit.measure.attention.gallery_input import WORDS, columns, exhibit
+from infvit.measure.attention.gallery_input import WORDS, columns, gallery_input
 from infvit.measure.attention.maps import METHODS, offered, token_map
 from tests.chromium import needs_chromium, opened_page
-from tests.measure.attention.exhibits import COLUMNS, EVIL, ROWS, images, inputs, network
+from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, inputs, network
 
 PURE, LINEAR = "infvit", EVIL
 SHOWN = ["attention", "rollout", "katz_in", "random"]
@@ -253,7 +253,7 @@ def test_models_for_images_of_different_sizes_share_no_page():
             return network("softmax")._replace(view=lambda _: torch.zeros(3, int(checkpoint), 12, dtype=torch.uint8))
 
     with pytest.raises(UsageError, match=r"different sizes \(softmax \(.*\) 1 8 × 12, softmax \(.*\) 2 16 × 12\)"):
-        exhibit(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")
+        gallery_input(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")
 
 
 def test_every_method_is_explained():

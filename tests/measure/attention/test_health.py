@@ -172,5 +172,5 @@ def test_timms_models_have_health_and_a_model_without_weights_says_so():
     found = health(timm.create_model("vit_tiny_patch16_224", **size).eval(), torch.randn(2, 3, 32, 32))
     assert found.effective_tokens.shape == (2, 4, 2)
     assert ((found.effective_tokens > 1) & (found.effective_tokens <= 17 + 1e-4)).all()
-    with pytest.raises(UsageError, match="NoAttention weighs no tokens"):
+    with pytest.raises(UsageError, match="NoAttention has no weights of tokens"):
         health(model("none"), images())

@@ -233,12 +233,20 @@ def test_a_compiled_model_gives_the_same_map():
         ("none", {"method": "attention"}, "NoAttention, which has no weights of tokens .* expected one of random$"),
         ("xca", {"method": "visits"}, "CrossCovarianceAttention, which has no weights of tokens"),
         ("softmax", {"method": "attn"}, "method='attn' is unknown: choose one of attention, rollout"),
-        ("softmax", {"method": "attention", "block": 2}, "block=2 is none of the model's 2: expected -2 to 1"),
-        ("softmax", {"method": "attention", "head": 2}, "head=2 is none of the model's 2: expected 0 to 1"),
+        (
+            "softmax",
+            {"method": "attention", "block": 2},
+            "block=2 is out of range: the model has 2 blocks, expected -2 to 1",
+        ),
+        (
+            "softmax",
+            {"method": "attention", "head": 2},
+            "head=2 is out of range: the model has 2 heads, expected 0 to 1",
+        ),
         (
             "softmax",
             {"method": "gradient_attention", "target": torch.tensor([0, 3])},
-            r"target \[0, 3\] is not a class an image: expected 2 numbers from 0 to 2",
+            r"target \[0, 3\] is not one class per image: expected 2 numbers from 0 to 2",
         ),
     ],
 )
@@ -250,5 +258,5 @@ def test_what_does_not_fit_is_named(attention, arguments, message):
 
 def test_every_method_is_offered_by_some_attention_and_a_whole_model_is_refused():
     assert {method for name in ATTENTIONS for method in offered(model(name))} == set(METHODS)
-    with pytest.raises(UsageError, match="Linear does not say what its blocks weigh tokens with: expected the Vision"):
+    with pytest.raises(UsageError, match="Linear does not give the weights of its blocks: expected the Vision"):
         offered(nn.Linear(2, 2))

@@ -48,7 +48,7 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
     for words in (
         "vit, 2 seeds",
         "linear_infvit, 2 seeds",
-        "3/5 none seed 0: its attention weighs no tokens, left out",
+        "3/5 none seed 0: its attention has no weights of tokens, left out",
         "vit seed 0, 1: weights not offered: it offers attention, rollout,",
         "linear_infvit seed 0, 1: rollout not offered: it offers attention, katz_in,",
         "Patches painted in their image's mean colour",
@@ -167,15 +167,15 @@ def test_imagenets_boxes_and_what_was_wrong_with_them(cli, tmp_path):
         (["methods=[gradcam]"], "methods=gradcam is unknown: expected one of attention, rollout"),
         (["removal=black"], "removal=black is unknown: expected one of mean, blur, tokens"),
         (["upsampling=bicubic"], "upsampling=bicubic is unknown: expected one of nearest, bilinear"),
-        (["step=0"], "step=0 is no share of the patches"),
-        (["threshold=2"], "threshold=2 is no share of a map's largest value"),
-        (["images=0"], "images=0 is no number of images"),
-        (["block=7"], "block=7 is none of the model's 2"),
-        ([f"ckpt=[{ckpt(run)},{run}/checkpoints/last.*]"], "again: give each seed once"),
-        (["ckpt=nowhere/*.ckpt"], "ckpt=nowhere/*.ckpt fits no file"),
+        (["step=0"], "step=0 is not a share of the patches"),
+        (["threshold=2"], "threshold=2 is not a share of a map's largest value"),
+        (["images=0"], "images=0 is not a number of images"),
+        (["block=7"], "block=7 is out of range: the model has 2 blocks"),
+        ([f"ckpt=[{ckpt(run)},{run}/checkpoints/last.*]"], ": give each seed once"),
+        (["ckpt=nowhere/*.ckpt"], "ckpt=nowhere/*.ckpt matches no file"),
         (["ckpt=nowhere/last.ckpt"], "checkpoint nowhere/last.ckpt does not exist"),
     ):
-        if "again" in message:
+        if "each seed once" in message:
             (run / "checkpoints" / "last.copy").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
         refused = cli(*found, *arguments)
         assert refused.code == 2, arguments

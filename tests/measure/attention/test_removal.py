@@ -161,7 +161,7 @@ def test_steps_that_do_not_divide_end_at_all_patches():
     assert shares(0.1)[-1] == 1.0
     assert len(shares(0.1)) == 11
     for step in (0, -0.1, 1.5):
-        with pytest.raises(UsageError, match=f"step={step} is no share of the patches"):
+        with pytest.raises(UsageError, match=f"step={step} is not a share of the patches"):
             shares(step)
 
 
