@@ -1,4 +1,4 @@
-"""Checkpoints by the clock and on signals: what a kill loses is minutes, what a polite signal loses is nothing."""
+"""Checkpoints every few minutes, at the end of training, and on the signals that end a job."""
 
 import os
 import shlex
@@ -20,68 +20,65 @@ from infvit.errors import Interrupted, expect
 from infvit.run.checkpoint import NEWEST, AtomicCheckpointIO
 from infvit.run.files import print_line
 
-BEFORE_THE_END = (signal.SIGUSR1, signal.SIGUSR2)
-"""What SLURM sends some time before it ends a job: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
-
-SIGNALS = (signal.SIGTERM, *BEFORE_THE_END)
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Sent by SLURM before a job's time is over: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
 
 SAVE, STOP = 1, 2
 
 
 class PeriodicCheckpoint(Callback):
-    """Writes a checkpoint every `every_minutes`, when training ends, and when a signal asks the run to stop.
+    """Saves a checkpoint every `every_minutes`, at the end of training, and on a signal, which then ends the run.
 
-    It is written when a step has ended and its metrics are logged, in the middle of an epoch too, also before or within
-    a validation, which the run that goes on begins anew. All processes agree on it, whichever one got the signal.
+    It is saved between two steps, when the metrics of the first are logged: within an epoch, before a validation, and
+    within a validation, which the resumed run repeats. All ranks agree on it, whichever of them received the signal.
 
-    Lightning's own handlers are replaced: on SLURM it would save within a step, and answer SIGTERM in one process with
-    a broadcast that the others do not expect.
+    Lightning's own signal handlers are replaced: on SLURM they save within a step, and on SIGTERM one rank starts a
+    broadcast that the others do not expect.
 
     Args:
         folder: of the checkpoints.
-        every_minutes: that a `kill -9` may lose.
+        every_minutes: what a `kill -9` may lose.
     """
 
     def __init__(self, folder: str, every_minutes: float) -> None:
         expect(every_minutes >= 0, f"checkpoint.every_minutes={every_minutes}", "10, or 0 for every step")
-        self.io = AtomicCheckpointIO()
         self.folder, self.seconds = Path(folder), 60 * every_minutes
-        self.since = 0.0
+        self.io = AtomicCheckpointIO()
+        self.saved_at = 0.0
         self.signal: int | None = None
         self.trained = False
-        self.shared = 0
+        self.common_batches = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = self.io
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-        self.since, self.trained = time.monotonic(), True
+        self._handle_signals()
+        self.saved_at, self.trained = time.monotonic(), True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-        self.shared = self._least(trainer, sum(trainer.num_test_batches))
+        self._handle_signals()
+        self.common_batches = self._min(trainer, sum(trainer.num_test_batches))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Between two batches of an epoch, where no gradients are waiting for others to be added."""
         if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._between(trainer)
+            self._save_if_requested(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._between(trainer)
-            self.shared = self._least(trainer, sum(trainer.num_val_batches))
+            self._save_if_requested(trainer)
+            self.common_batches = self._min(trainer, sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        asked = self._asked(trainer) if trainer.state.fn == "fit" and batch_idx < self.shared else 0
-        if asked:
+        request = self._request(trainer) if trainer.state.fn == "fit" and batch_idx < self.common_batches else 0
+        if request:
             averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
             for average in averages:
-                average.on_validation_epoch_end(trainer, pl_module)  # puts the trained weights back into the model
+                average.on_validation_epoch_end(trainer, pl_module)  # copies the trained weights back into the model
             self._save(trainer)
-            if asked == STOP:
+            if request == STOP:
                 self._stop(trainer)
             for average in averages:
                 average.on_validation_epoch_start(trainer, pl_module)
@@ -89,30 +86,30 @@ class PeriodicCheckpoint(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        if batch_idx < self.shared and self._asked(trainer) == STOP:
+        if batch_idx < self.common_batches and self._request(trainer) == STOP:
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last checkpoint: this callback precedes the one that copies averaged weights into the model."""
+        """Saves the trained weights: this callback precedes the one that copies averaged weights into the model."""
         if self.trained:
             self._save(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that was killed in its test has nothing left to train, and Lightning leaves out the end of training."""
+        """Makes up for `on_train_end`, which Lightning skips if nothing is left to train: the run ended in its test."""
         if not self.trained:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if not isinstance(callback, ProgressBar):
                     callback.on_train_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets Lightning's counters to the end of the last step."""
+        """Sets Lightning's counters of batches to the end of the last step."""
         loops = checkpoint["loops"]["fit_loop"]
         batches = loops["epoch_loop.batch_progress"]
         if batches["current"]["ready"] != batches["current"]["completed"]:
             batches["is_last_batch"] = False
         for counts in (batches["total"], batches["current"]):  # the next batch counts as ready
             counts["ready"] = counts["completed"]
-        if trainer.validating:  # as if stopped in its first step, of which Lightning knows that it must begin anew
+        if trainer.validating:  # as if stopped in the first batch of validation, which Lightning starts again
             zero = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
             loops["epoch_loop.val_loop.batch_progress"] = {
                 "total": zero | {"ready": 1, "started": 1},
@@ -120,71 +117,70 @@ class PeriodicCheckpoint(Callback):
                 "is_last_batch": False,
             }
 
-    def _listen(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+    def _handle_signals(self) -> None:
+        def handle(number: int, _frame: FrameType | None) -> None:
+            self.signal = number
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        for number in (signal.SIGTERM, *REQUEUE_SIGNALS):
+            signal.signal(number, handle)
 
-    def _between(self, trainer: Trainer) -> None:
-        asked = self._asked(trainer)
-        if asked:
+    def _save_if_requested(self, trainer: Trainer) -> None:
+        request = self._request(trainer)
+        if request:
             self._save(trainer)
-        if asked == STOP:
+        if request == STOP:
             self._stop(trainer)
 
-    def _asked(self, trainer: Trainer) -> int:
-        """What one of the processes was asked for, by a signal or by the clock."""
-        mine = STOP if self.signal else SAVE if time.monotonic() - self.since >= self.seconds else 0
-        return -self._least(trainer, -mine)
+    def _request(self, trainer: Trainer) -> int:
+        """STOP if any rank received a signal, else SAVE if it is time, else 0."""
+        own = STOP if self.signal else SAVE if time.monotonic() - self.saved_at >= self.seconds else 0
+        return -self._min(trainer, -own)
 
-    def _least(self, trainer: Trainer, value: float) -> int:
-        """The smallest of all processes' values; all must ask."""
-        if trainer.world_size > 1:
-            values = torch.tensor(value, device=trainer.strategy.root_device)
-            value = float(trainer.strategy.reduce(values, reduce_op="min"))
-        return int(value)
+    def _min(self, trainer: Trainer, value: float) -> int:
+        """All-reduce (min) over ranks; collective."""
+        if trainer.world_size == 1:
+            return int(value)
+        values = torch.tensor(value, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(values, reduce_op="min"))
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()  # what it still computes is of the steps
-        began = time.monotonic()
+            torch.cuda.synchronize()  # queued work belongs to the steps
+        start = time.monotonic()
         trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
-        self.since = time.monotonic()
+        self.saved_at = time.monotonic()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingStats):
-                callback.exclude(self.since - began)
+                callback.exclude(self.saved_at - start)
 
     def _stop(self, trainer: Trainer) -> None:
-        """Ends this process; the first one with 128 + the signal's number, as a shell and schedulers expect."""
+        """Ends this process; rank zero with 128 + the signal's number, as shells and schedulers expect."""
         number = self.signal or signal.SIGTERM
-        failed = self.io.unwritten.get(NEWEST)
-        written = f"the checkpoint cannot be written ({failed})" if failed else "the checkpoint is written"
+        failure = self.io.unwritten.get(NEWEST)
+        written = f"the checkpoint cannot be written ({failure})" if failure else "the checkpoint is written"
         line = (
             f"{signal.Signals(number).name} after step {trainer.global_step} (epoch {trainer.current_epoch + 1} of "
-            f"{trainer.max_epochs}): {written}; go on with: {command()}"
+            f"{trainer.max_epochs}): {written}; resume with: {resume_command()}"
         )
-        if trainer.is_global_zero:
-            print_line(line)
-        # A process that Lightning started must not look failed: Lightning would kill the first one.
-        then = requeue if trainer.is_global_zero and number in BEFORE_THE_END else None
-        raise Interrupted(line, 128 + number if trainer.is_global_zero else 0, then)
+        if not trainer.is_global_zero:  # Lightning kills rank zero when a process that it launched fails
+            raise Interrupted(line, 0)
+        print_line(line)
+        raise Interrupted(line, 128 + number, requeue if number in REQUEUE_SIGNALS else None)
 
 
 def requeue() -> None:
-    """Asks SLURM to run this process's job again, as Lightning's own handler would; nothing outside of SLURM."""
+    """Requeues the SLURM job of this process, as Lightning's own handler does; nothing outside of SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
     if job:
         try:
             subprocess.run(["scontrol", "requeue", job], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"job {job} is not requeued ({error}): submit it again", flush=True)
+            print_line(f"job {job} is not requeued ({error}): submit it again")
 
 
-def command() -> str:
-    """What goes on with this run, ready to be pasted."""
+def resume_command() -> str:
+    """The command that resumes this run, quoted for a shell."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return "the sweep's command, again"

@@ -1,4 +1,4 @@
-"""The progress of a run in the terminal: Lightning's Rich bar with the time left of the whole run."""
+"""The progress bar of a run, with the time left of the whole run."""
 
 import datetime
 import time
@@ -12,25 +12,25 @@ from infvit.run.files import print_line
 
 
 class RunProgress(RichProgressBar):
-    """A Rich bar per epoch with the run's ETA; where there is no terminal, a line every tenth of the run instead.
+    """Shows a Rich bar for each epoch with the run's ETA; without a terminal, a line every tenth of the run instead.
 
     Args:
-        label: what each line begins with. Where several runs share a terminal their bars would overwrite each other, so
-            a labelled run has lines too.
+        label: printed before each line. Runs that share a terminal would overwrite each other's bars, so a run with a
+            label prints lines, too.
     """
 
     def __init__(self, label: str = "") -> None:
         bar = Console().is_terminal and not label
         super().__init__(refresh_rate=4 if bar else 0)
         self.lines, self.label = not bar, label
-        self.first, self.since = 0.0, 0.0
+        self.first_epoch, self.start = 0.0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.first, self.since = self._done(trainer), time.monotonic()
+        self.first_epoch, self.start = self._epochs_done(trainer), time.monotonic()
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, a short bar and batches: the epoch's own times make room for the run's, in 80 columns."""
+        """Description, a short bar and batches, which leaves room for the run's ETA in 80 columns."""
         columns = super().configure_columns(trainer)[:3]
         columns[1].bar_width = 20
         return columns
@@ -57,17 +57,17 @@ class RunProgress(RichProgressBar):
             print_line(" · ".join([self.label, *shown] if self.label else shown))
 
     def eta(self, trainer: Trainer, done: float | None = None) -> str:
-        """Time left of the run, h:mm:ss, from the epochs (and parts of one) that this process trained."""
-        done = self._done(trainer) if done is None else done
-        trained = done - self.first
+        """The time left of the run, h:mm:ss, from the epochs and parts of epochs that this process trained."""
+        done = self._epochs_done(trainer) if done is None else done
+        trained = done - self.first_epoch
         if not trained or not trainer.max_epochs:
             return "-:--:--"
-        left = (time.monotonic() - self.since) / trained * (trainer.max_epochs - done)
+        left = (time.monotonic() - self.start) / trained * (trainer.max_epochs - done)
         return str(datetime.timedelta(seconds=round(left)))
 
-    def _done(self, trainer: Trainer) -> float:
-        """Epochs that are trained, with the part of the one that is begun."""
+    def _epochs_done(self, trainer: Trainer) -> float:
+        """Epochs that are trained, with the trained part of the current one."""
         loop, batches = trainer.fit_loop, trainer.num_training_batches
-        begun = loop.epoch_progress.current.ready > trainer.current_epoch  # the counter of batches is set back later
-        part = loop.epoch_loop.batch_progress.current.completed / batches if batches and begun else 0
+        started = loop.epoch_progress.current.ready > trainer.current_epoch  # the counter of batches is reset later
+        part = loop.epoch_loop.batch_progress.current.completed / batches if batches and started else 0
         return trainer.current_epoch + min(part, 1)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped and counted; many in a row end the run and say where it began."""
+"""Skips steps whose loss or gradient is not finite; ends a run that has many in a row and names the layer at fault."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -11,98 +11,93 @@ from torch.nn.utils import get_total_norm
 
 from callbacks.run_record import RunRecord
 from infvit.cli.run_folder import CHECKPOINTS
-from infvit.errors import UsageError
+from infvit.errors import expect
 from infvit.run.checkpoint import LAST
 from infvit.run.files import print_line, tolerate_write_errors
 from infvit.sharding import local, whole
 
 
 class SkipNonFinite(Callback):
-    """Leaves weights and optimizer as they are in a step whose loss or gradient is not finite, on all processes alike.
+    """Leaves weights and optimizer unchanged, on all ranks, in a step whose loss or gradient is not finite.
 
-    Logs `steps_skipped`, of the whole run so far. After `stop_after` such steps in a row the run has diverged: the
-    batch of the last one is written beside the checkpoints, one more pass over it finds the layer, and training ends
-    as always, with a checkpoint of the weights from before.
+    Logs `steps_skipped`, the number of such steps of the whole run so far. After `stop_after` of them in a row the run
+    has diverged: the last batch is written beside the checkpoints, another pass over it finds the layer, and training
+    ends with a checkpoint of the weights from before.
 
-    On the CPU each step is looked at. A GPU does not wait for that: Adam's fused kernels skip by a flag that stays on
-    the device, and the counts are looked at every `stop_after` steps. Other optimizers cost one wait a step.
+    On the CPU every step is checked. A GPU would have to synchronize for that: there Adam's fused kernels skip by a
+    flag on the device, and the counts are read every `stop_after` steps. Other optimizers synchronize in every step.
 
     Args:
-        stop_after: steps in a row.
+        stop_after: consecutive steps.
         folder: of the run.
     """
 
     def __init__(self, stop_after: int, folder: str) -> None:
-        if stop_after < 1:
-            raise UsageError(
-                f"callbacks.skip_nonfinite.stop_after={stop_after} is no number of steps: expected 1 or more"
-            )
+        expect(stop_after >= 1, f"callbacks.skip_nonfinite.stop_after={stop_after}", "1 step or more")
         self.stop_after, self.folder = stop_after, Path(folder)
-        self.loss: Tensor | None = None
-        self.counts: Tensor | None = None
-        self.skipped, self.reported = 0, False
+        self.bad_loss: Tensor | None = None
+        self.counts = torch.tensor([0, 0])  # skipped steps in a row, in all
+        self.reported = False
         self.unwritten: dict[str, str] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.counts = torch.tensor([0, self.skipped], device=pl_module.device)  # in a row, in all
+        self.counts = self.counts.to(pl_module.device)
         if pl_module.device.type == "cuda":
             for optimizer in trainer.optimizers:
-                skip_on_device(optimizer)
+                use_fused_kernels(optimizer)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         bad = ~loss.detach().isfinite()
-        self.loss = bad if self.loss is None else self.loss | bad
+        self.bad_loss = bad if self.bad_loss is None else self.bad_loss | bad
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert self.loss is not None
-        assert self.counts is not None
+        assert self.bad_loss is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [local(cast(Tensor, p.grad)) for p in parameters]
-        norm = get_total_norm([grad for grad in gradients if grad.numel()])  # the largest entry takes 10 times as long
-        bad = (self.loss | ~norm.isfinite()).float()
+        norm = get_total_norm([grad for grad in gradients if grad.numel()])  # a tenth of the time of the largest entry
+        bad = (self.bad_loss | ~norm.isfinite()).float()
         if trainer.world_size > 1:
             bad = cast(Tensor, trainer.strategy.reduce(bad, reduce_op="max"))
-        self.loss = None
-        row, total = self.counts
-        self.counts = torch.stack([(row + 1) * bad.long(), total + bad.long()])
+        self.bad_loss = None
+        in_a_row, in_all = self.counts
+        self.counts = torch.stack([(in_a_row + 1) * bad.long(), in_all + bad.long()])
         if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.found_inf = bad  # type: ignore[attr-defined]
         elif bad.item():
             for parameter in parameters:
-                parameter.grad = None  # optimizers leave alone what has no gradient
+                parameter.grad = None  # optimizers skip parameters without a gradient
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         on_cpu = pl_module.device.type == "cpu"
-        if self.loss is not None or not (on_cpu or trainer.global_step % self.stop_after == 0):
+        if self.bad_loss is not None or not (on_cpu or trainer.global_step % self.stop_after == 0):
             return
-        assert self.counts is not None
-        row, self.skipped = self.counts.tolist()
-        if row and not self.reported and trainer.is_global_zero:
+        in_a_row = int(self.counts[0])
+        if in_a_row and not self.reported and trainer.is_global_zero:
             self.reported = True
             print_line(
                 f"step {trainer.global_step}: loss or gradient is not finite, the step is skipped; from now on "
                 f"steps_skipped counts them, {self.stop_after} in a row end the run"
             )
-        if row >= self.stop_after and not trainer.should_stop:
-            self._diverged(trainer, pl_module, batch, row)
+        if in_a_row >= self.stop_after and not trainer.should_stop:
+            self._end_run(trainer, pl_module, batch, in_a_row)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.counts is not None
         pl_module.log("steps_skipped", self.counts[1].float())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped if self.counts is None else int(self.counts[1])}
+        return {"skipped": int(self.counts[1])}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.skipped = state_dict["skipped"]
+        self.counts = torch.tensor([0, state_dict["skipped"]])
 
-    def _diverged(self, trainer: Trainer, module: LightningModule, batch: Any, row: int) -> None:
-        with trainer.precision_plugin.train_step_context(), whole(cast(nn.Module, module.net)):
-            place = origin(cast(nn.Module, module.net), *batch)
+    def _end_run(self, trainer: Trainer, module: LightningModule, batch: Any, in_a_row: int) -> None:
+        net = cast(nn.Module, module.net)
+        with trainer.precision_plugin.train_step_context(), whole(net):
+            place = first_nonfinite(net, *batch)
         places: list[str | None] = [place] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(places, place)
@@ -114,8 +109,8 @@ class SkipNonFinite(Callback):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
         line = (
-            f"loss or gradient was not finite in {row} steps in a row, up to step {trainer.global_step}; it began in "
-            f"{places[rank] or 'no layer: on the batch as it was loaded all is finite'}. The batch is {path}, the "
+            f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {trainer.global_step}; it began "
+            f"in {places[rank] or 'no layer: all is finite for the batch as it was loaded'}. The batch is {path}, the "
             f"weights from before are {path.with_name(LAST)}"
         )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -124,10 +119,10 @@ class SkipNonFinite(Callback):
         trainer.should_stop = True
 
 
-def skip_on_device(optimizer: torch.optim.Optimizer) -> None:
-    """Makes Adam and AdamW use their fused kernels, which leave out a step where `optimizer.found_inf` is 1.
+def use_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
+    """Makes Adam and AdamW use their fused kernels, which skip a step where `optimizer.found_inf` is 1.
 
-    As groups' setting and not as the constructor's argument, with which Lightning clips no gradients.
+    Set in the parameter groups: with the constructor's argument Lightning refuses to clip gradients.
     """
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         for group in optimizer.param_groups:
@@ -136,8 +131,8 @@ def skip_on_device(optimizer: torch.optim.Optimizer) -> None:
             state["step"] = state["step"].to(parameter.device, torch.float32)
 
 
-def origin(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
-    """Where a batch (B, 3, h, w), (B,) first stops being finite: the images, a layer's output, or its gradient.
+def first_nonfinite(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
+    """The first place where a batch (B, 3, h, w), (B,) is not finite: the images, a layer's output, or its gradient.
 
     None if all is finite. Of nested layers the innermost is named.
     """
@@ -145,7 +140,7 @@ def origin(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
         return "the images of the batch"
     outputs: list[tuple[str, Tensor]] = []
 
-    def note(name: str, layer: nn.Module) -> Any:
+    def record(name: str, layer: nn.Module) -> Any:
         named = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
 
         def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -154,10 +149,10 @@ def origin(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
 
         return layer.register_forward_hook(hook)
 
-    hooks = [note(name, layer) for name, layer in net.named_modules()]
+    hooks = [record(name, layer) for name, layer in net.named_modules()]
     try:
         with torch.enable_grad():
-            loss = F.cross_entropy(net.forward(images).float(), labels)  # not the compiled call, which has no hooks
+            loss = F.cross_entropy(net.forward(images).float(), labels)  # the compiled call would skip the hooks
     finally:
         for hook in hooks:
             hook.remove()

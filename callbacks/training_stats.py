@@ -1,4 +1,4 @@
-"""What one wants to see of a run while it trains: speed, gradient norm and gamma."""
+"""Training speed, gradient norm and gamma."""
 
 import math
 import time
@@ -14,14 +14,14 @@ from infvit.sharding import gathered
 class TrainingStats(Callback):
     """Logs `images_per_second`, `grad_norm` (before clipping) and `gamma/block.head`.
 
-    Speed is counted over all devices, from the end of an epoch's first step, so that compilation and the filling of
-    queues stay out of it; so do validations and checkpoints, within an epoch and behind it.
+    The speed is that of all devices together, from the end of an epoch's first step, without compilation, the filling
+    of queues, validation and checkpoints.
     """
 
     def __init__(self) -> None:
         self.images = 0
         self.seconds = 0.0
-        self.since: float | None = None
+        self.start: float | None = None
 
     def on_train_batch_end(
         self,
@@ -31,26 +31,26 @@ class TrainingStats(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # A GPU is behind; before a validation it finishes the steps that are counted.
+        # A GPU runs asynchronously: it finishes the steps that are counted before a validation starts.
         validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
         if validates and pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if batch_idx == 0 or self.since is None:  # a run may go on in the middle of an epoch
+        if batch_idx == 0 or self.start is None:  # a run may resume within an epoch
             self.images, self.seconds = 0, 0.0
         else:
             self.images += len(batch[0]) * trainer.world_size
-            self.seconds += now - self.since
-        self.since = now
+            self.seconds += now - self.start
+        self.start = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.since is not None:
-            self.since = time.perf_counter()
+        if self.start is not None:
+            self.start = time.perf_counter()
 
     def exclude(self, seconds: float) -> None:
-        """To be called by whoever takes time between two steps that is none of theirs."""
-        if self.since is not None:
-            self.since += seconds
+        """Excludes time between two steps that another callback has used."""
+        if self.start is not None:
+            self.start += seconds
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -63,12 +63,12 @@ class TrainingStats(Callback):
         if self.images:
             pl_module.log("images_per_second", self.images / self.seconds)
         named = {f"gamma/{i}.{h}": g for i, heads in enumerate(gammas(pl_module)) for h, g in enumerate(heads)}
-        step = trainer.global_step - 1  # Lightning's own at an epoch's end
-        for logger in trainer.loggers if named else []:  # by Lightning's way each number takes as long as all do here
+        step = trainer.global_step - 1  # as Lightning's own at the end of an epoch
+        for logger in trainer.loggers if named else []:  # `self.log` takes as long for each value as this for all
             logger.log_metrics({"epoch": trainer.current_epoch, **named}, step)
 
 
 def gammas(module: LightningModule) -> list[list[float]]:
-    """Every head's discount in every block that has one; all processes must ask."""
+    """The discount of every head in every block that has one; collective if the module is sharded."""
     discounts = [getattr(layer, "discounts", None) for layer in module.modules()]
     return [gathered(gamma.detach()).tolist() for gamma in discounts if gamma is not None]

@@ -50,12 +50,12 @@ def disk_full_message(error: OSError) -> str | None:
     return f"{where} ({error.strerror}): make room and repeat the command, that of a run with resume=auto"
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Writes the text so that a reader sees either the old file or the complete new one."""
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Writes text or bytes so that a reader sees either the old file or the complete new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

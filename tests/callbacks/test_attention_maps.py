@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from callbacks import attention_maps
-from callbacks.attention_maps import drawn
+from callbacks.attention_maps import draw_sheet
 
 QUICK = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
 QUICK += ["+trainer.limit_train_batches=2"]
@@ -22,7 +22,7 @@ def test_the_picture_shows_each_image_and_is_brightest_where_the_map_is_largest(
     images[1] = 200
     maps = torch.full((3, 4, 4), 0.01)
     maps[0, 1, 2] = 1.0
-    picture = np.asarray(drawn(images, maps).convert("L")).astype(int)
+    picture = np.asarray(draw_sheet(images, maps).convert("L")).astype(int)
     assert picture.shape == (2 * side + 4, 3 * side + 8)
     assert picture[side // 2, side // 2] < 5
     assert abs(picture[side // 2, side + 4 + side // 2] - 200) < 5
@@ -35,7 +35,7 @@ def test_each_of_several_maps_has_its_row():
     images, maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 2, 4, 4)
     for i in range(3):
         maps[i, 1, i, 0] = 0.5
-    picture = np.asarray(drawn(images, *maps).convert("L")).astype(int)
+    picture = np.asarray(draw_sheet(images, *maps).convert("L")).astype(int)
     assert picture.shape == (4 * 96 + 3 * 4, 2 * 96 + 4)
     for i in range(3):
         row = picture[(i + 1) * 100 : (i + 1) * 100 + 96]
@@ -108,7 +108,7 @@ def test_a_model_that_is_no_transformer_and_a_broken_drawing_leave_a_finished_ru
     outcome = cli("train", *QUICK, "logger=csv", "model=vit")
     assert outcome.code == 0, outcome.err
     assert "ZeroDivisionError" in outcome.out
-    monkeypatch.setattr(attention_maps, "MOST_WEIGHTS", 1000)
+    monkeypatch.setattr(attention_maps, "MAX_WEIGHTS", 1000)
     outcome = cli("train", *QUICK, "logger=csv", "model=vit")
     assert outcome.code == 0, outcome.err
     assert "the weights of 17 tokens would take" in outcome.out

@@ -106,9 +106,9 @@ def test_many_in_a_row_end_the_run_and_name_the_layer_and_leave_batch_and_weight
 def test_a_gradient_that_is_not_finite_is_found_where_it_begins():
     net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
     images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
-    assert skip_nonfinite.origin(net, images, labels) is None
+    assert skip_nonfinite.first_nonfinite(net, images, labels) is None
     net.blocks[0].register_forward_hook(lambda *call: call[-1] + 0 * (call[-1] - call[-1].detach()).sqrt())
-    assert "blocks.0" in skip_nonfinite.origin(net, images, labels)
+    assert "blocks.0" in skip_nonfinite.first_nonfinite(net, images, labels)
 
 
 def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same():
@@ -118,7 +118,7 @@ def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
         for step in range(4):
             if fused and step == 1:
-                skip_nonfinite.skip_on_device(optimizer)  # as when a run goes on
+                skip_nonfinite.use_fused_kernels(optimizer)  # as when a run goes on
             optimizer.zero_grad()
             F.mse_loss(net(torch.ones(3, 4)), torch.ones(3, 2)).backward()
             bad = step == 2

@@ -95,7 +95,7 @@ def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
         ),
         "while result.json is written": (disk.full_in(RunRecord, "write", range(3, 5)), [result]),
         "while metrics.csv is written": (disk.full_in(ResumableCSVLogger, "save", range(2, 5)), [table]),
-        "while pictures are written": (disk.full_in(AttentionMaps, "_look", range(1, 3)), pictures),
+        "while pictures are written": (disk.full_in(AttentionMaps, "_draw", range(1, 3)), pictures),
         "for an epoch": (disk.full_from(5, 17), [newest, table, result]),
     }
     for name, (moments, warned) in cases.items():
