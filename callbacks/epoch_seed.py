@@ -4,16 +4,7 @@ import random
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-
-from infvit.errors import UsageError
-
-
-def seed_run(seed: object) -> None:
-    """Seeds everything before the model is made: initial weights are the same on every rank."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UsageError(f"seed={seed} is not a seed: expected a whole number from 0 to {2**32 - 1}")
-    seed_everything(seed, workers=True, verbose=False)
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class EpochSeed(Callback):

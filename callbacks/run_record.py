@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import shlex
@@ -24,7 +22,6 @@ from callbacks.loggers import finish_wandb
 from callbacks.training_stats import gammas
 from data.datamodule import ImageDataModule
 from infvit.cli.entrypoint import one_line
-from infvit.cli.resolvers import OF_A_ROW, config_hash, settings
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.errors import Interrupted, UsageError
 from infvit.measure.cost import cost
@@ -33,13 +30,9 @@ from infvit.module import Classifier
 from infvit.run.checkpoint import newest_first
 from infvit.run.environment import SWEEP_COMMAND, git_commit, hardware, versions
 from infvit.run.files import FolderInUseError, FolderLock, print_line, tolerate_write_errors
+from infvit.run.identity import config_hash, recipe_hash, settings, variant
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError, score
-
-VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "data.", "trainer.", "~")
-"""Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
-
-FIELDS = ("model.name", "data.name", "trainer.precision", "trainer.max_epochs")
 
 
 class RunRecord(Callback):
@@ -51,7 +44,7 @@ class RunRecord(Callback):
         self.unwritten: dict[str, str] = {}
         self.unwritten_of_others: list[dict[str, str]] = []
         self.lock: FolderLock | None = None
-        self._claim(run_dir, config_hash(_root_=cfg))
+        self._claim(run_dir, config_hash(cfg))
         self.goes_on_with = self._seen_by_checkpoints(run_dir)
         self.since = time.monotonic()
         self.speeds: list[float] = []
@@ -61,7 +54,7 @@ class RunRecord(Callback):
             status="running",
             model=cfg.model.name,
             attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
-            variant=_variant(),
+            variant=variant(HydraConfig.get().overrides.task),
             depth=cfg.backbone.depth if cfg.model.attention else None,
             dim=size.dim,
             heads=size.heads,
@@ -85,7 +78,7 @@ class RunRecord(Callback):
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
             settings=settings(cfg),
-            extra={"config_hash": config_hash(_root_=cfg)},
+            extra={"config_hash": config_hash(cfg)},
         )
         self.write()
         self._must_be_there("is not started")
@@ -257,22 +250,3 @@ class RunRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.result.curves, self.speeds = state_dict["curves"], state_dict["speeds"]
         self.since -= state_dict["seconds"]
-
-
-def recipe_hash(recipe: DictConfig) -> str:
-    """Eight hexadecimal digits of everything that the recipe says, its name aside."""
-    content = OmegaConf.to_container(recipe, resolve=True)
-    assert isinstance(content, dict)
-    content.pop("name")
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _variant() -> str:
-    """The overrides that change what is computed beyond choosing it by name; the axes of an ablation."""
-    overrides = [o.lstrip("+") for o in HydraConfig.get().overrides.task]
-    return " ".join(sorted(o for o in overrides if o.startswith(VARIANTS) and not _only_says_where(o)))
-
-
-def _only_says_where(override: str) -> bool:
-    key = override.lstrip("~").partition("=")[0]
-    return key in FIELDS or not OF_A_ROW.isdisjoint(key.split("."))

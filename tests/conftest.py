@@ -1,14 +1,16 @@
 """Runs the command lines in this process: the same entry points, arguments, output and exit codes as in a shell."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import eval as eval_script
 import train as train_script
-from infvit.cli import entrypoint, resolvers
+from infvit import cli as command_line
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
@@ -49,14 +51,15 @@ def cli(monkeypatch, tmp_path, capfd, data_cache):
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.delenv("IMAGENET_DIR", raising=False)
-    resolvers.register()
+    command_line.resolvers.register()
 
     def run(script: str, *arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         capfd.readouterr()
         code = 0
         try:
-            entrypoint.run(SCRIPTS[script])
+            with mock.patch.dict(os.environ):  # a command sets variables for its own process and its workers
+                command_line.run(SCRIPTS[script])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         captured = capfd.readouterr()

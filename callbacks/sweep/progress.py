@@ -9,20 +9,19 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from infvit.cli.resolvers import config_hash
+from infvit.cli.run_folder import finished_result
 from infvit.compare import Comparison, Estimate, Row
 from infvit.compare.render import shared
 from infvit.run.environment import SWEEP_COMMAND, command
 from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
-from infvit.run.result import Result, UnreadableResultError, score
+from infvit.run.result import score
 
 ENDED = ".ended"
 """One line for each job that this command has ended, "3 ran" or "3 skipped"; jobs in parallel processes append to it.
@@ -32,20 +31,6 @@ A job that SLURM starts again has another line.
 
 LINES = 20
 """Rows of the table so far that are shown after a job; the comparison at the end has all."""
-
-
-def finished_before(cfg: DictConfig) -> Result | None:
-    """The result that this job of a sweep, or run to be resumed, has already, if it finished as configured."""
-    hydra = HydraConfig.get()
-    path = Path(hydra.runtime.output_dir) / "result.json"
-    if (hydra.mode != RunMode.MULTIRUN and cfg.get("resume") != "auto") or not path.is_file():
-        return None
-    try:
-        result = Result.read(path)
-    except UnreadableResultError:
-        return None
-    same = result.extra.get("config_hash") == config_hash(_root_=cfg)
-    return result if same and result.status == "finished" else None
 
 
 class Sweep(Callback):
@@ -78,7 +63,7 @@ class Sweep(Callback):
         print(f"sweep: {self.jobs} jobs in {folder}; the same command again runs what is not finished", flush=True)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        self.skipped = finished_before(config) is not None
+        self.skipped = finished_result(config) is not None
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf complain about over many lines, in one: what was found, and what could stand there."""
+"""Errors of Hydra and OmegaConf in one line: what was found, what is expected, and how to write it."""
 
 import difflib
 import re
@@ -13,11 +13,11 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-SHOWN = 15
-"""Settings that are listed where none looks like the one that was meant."""
+MAX_KEYS = 15
+"""Keys that are listed where none is similar to the one that was given."""
 
-WORD = 200
-"""Characters of one word of a line, such as a value: longer ones lose their middle."""
+MAX_WORD = 200
+"""Characters of a word, such as a value; longer words lose their middle."""
 
 REWORDED = (
     (r"Multiple values for (\S+)\. .*: ([^']+)'.*", r"\1 is chosen already: write \1=\2 without +"),
@@ -30,78 +30,76 @@ REWORDED = (
     (r"Sweep parameters '(.*)' requires --multirun", r"\1 is a sweep: add -m for a run with each value"),
     (
         r"Could not override '(.*)'\.\nNo match in the defaults list\..* (\+.*)",
-        r"\1 is not among what is chosen so far: write \2 to add it",
+        r"\1 is not among the groups that are chosen so far: write \2 to add it",
     ),
     (
         r"Could not append to config\. An item is already at '(.*?)'\..*",
         r"\1 exists already: write \1=VALUE without +",
     ),
-    (r"Could not delete '(.*)'\. No match.*", r"~\1 takes out what is not chosen: leave it out"),
+    (r"Could not delete '(.*)'\. No match.*", r"~\1 removes what is not chosen: leave it out"),
 )
-"""Hydra's words, and what a person can do about it."""
+"""Hydra's messages as regular expressions, and the same with the remedy."""
 
 
 def format_config_error(error: BaseException) -> str | None:
-    """The line for an error of Hydra's or OmegaConf's, None for any other."""
+    """The line for an error of Hydra or OmegaConf, None for any other error."""
     if isinstance(error, InstantiationException):
-        return _not_made(error)
+        return _instantiation(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = list(error.options or [])
-        return f"{group or 'config'}={name} does not exist" + (
-            f": expected one of {', '.join(options)}" * bool(options)
-        )
+        options = ", ".join(error.options or [])
+        return f"{group or 'config'}={name} does not exist" + (f": expected one of {options}" if options else "")
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override or 'an empty argument'} cannot be read: write NAME=VALUE, and text with spaces, brackets "
             "or signs in quotes of its own, e.g. 'name=\"a b\"'"
         )
-    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
-    if isinstance(error, OmegaConfBaseException) and missing:
-        return f"{missing[1]} has no value: give {missing[1]}=VALUE"
-    if isinstance(error, ConfigCompositionException):
-        unknown = _no_setting(error)
-        if unknown:
-            return unknown
     if isinstance(error, OmegaConfBaseException):
-        place = f"{error.full_key}: " if error.full_key else ""
-        said = (error.msg or str(error)).split("\n    full_key")[0]
-        return place + said.removeprefix("UsageError raised while resolving interpolation: ")
+        missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+        if missing:
+            return f"{missing[1]} has no value: give {missing[1]}=VALUE"
+        key = f"{error.full_key}: " if error.full_key else ""
+        message = (error.msg or str(error)).split("\n    full_key")[0]
+        return key + message.removeprefix("UsageError raised while resolving interpolation: ")
     if isinstance(error, HydraException):
-        text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-        for theirs, ours in REWORDED:
-            text = re.sub(f"^{theirs}$", ours, text, flags=re.DOTALL)
-        return text
+        return (isinstance(error, ConfigCompositionException) and _unknown_key(error)) or _reworded(error)
     return None
 
 
-def _no_setting(error: ConfigCompositionException) -> str | None:
-    """For a name that is not in the configuration: the names beside it."""
+def _reworded(error: HydraException) -> str:
+    text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    for pattern, replacement in REWORDED:
+        text = re.sub(f"^{pattern}$", replacement, text, flags=re.DOTALL)
+    return text
+
+
+def _unknown_key(error: ConfigCompositionException) -> str | None:
+    """For a key that is not in the config: its neighbours there."""
     cause, added = error.__cause__, re.search(r"use (\+.*)", str(error))
     parent = getattr(cause, "parent_node", None)
     key, full_key = str(getattr(cause, "key", "")), str(getattr(cause, "full_key", ""))
     if added is None or not full_key or not isinstance(parent, DictConfig):
         return None
     names = [str(name) for name in parent]
-    near = difflib.get_close_matches(key.lower(), names, 3, 0.6)
-    if near:
-        meant = f"did you mean {' or '.join(full_key.removesuffix(key) + name for name in near)}?"
+    similar = difflib.get_close_matches(key.lower(), names, 3, 0.6)
+    if similar:
+        expected = f"did you mean {' or '.join(full_key.removesuffix(key) + name for name in similar)}?"
     else:
-        meant = f"expected one of {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}"
-    return f"{full_key} is no setting: {meant} ({added[1]} adds it)"
+        expected = f"expected one of {', '.join(names[:MAX_KEYS])}{', …' * (len(names) > MAX_KEYS)}"
+    return f"{full_key} is not a config key: {expected} ({added[1]} adds it)"
 
 
-def _not_made(error: InstantiationException) -> str:
-    """For a part whose class or function refuses what it is given."""
+def _instantiation(error: InstantiationException) -> str:
+    """For an object whose class or function refuses its arguments."""
     text, cause = str(error), error.__cause__
     place, target = (re.search(pattern, text) for pattern in (r"full_key: (\S+)", r"target '(.*?)'"))
     if place is None or target is None or cause is None:
         return text
-    said = str(cause) if isinstance(cause, ValueError) and str(cause) else f"{type(cause).__name__}: {cause}"
-    return f"{place[1]} cannot be made by {target[1]}: {said}"
+    reason = str(cause) if isinstance(cause, ValueError) and str(cause) else f"{type(cause).__name__}: {cause}"
+    return f"{place[1]} cannot be made by {target[1]}: {reason}"
 
 
-def joined(text: str) -> str:
-    """On one line, without what a terminal would not show or obey, and without the middle of endless words."""
-    words = [f"{w[: WORD // 2]}…{w[-WORD // 4 :]}" if len(w) > WORD else w for w in text.split()]
+def printable_line(text: str) -> str:
+    """The text on one line: control characters are escaped, and very long words lose their middle."""
+    words = [f"{w[: MAX_WORD // 2]}…{w[-MAX_WORD // 4 :]}" if len(w) > MAX_WORD else w for w in text.split()]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))

@@ -1,18 +1,19 @@
-"""The devices that a run asks for: are they there, and does each worker of a distributed job run that one job?"""
+"""Devices, threads and seed of a run, and the processes of a distributed job."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, read_write
 
-from data.datamodule import ImageDataModule
+from infvit.cli.recipe import check_recipe
+from infvit.cli.validation import check_config
 from infvit.errors import UsageError, expect
 from infvit.module import Classifier
 from infvit.run.ranks import launcher
@@ -21,41 +22,81 @@ from infvit.sharding import FullySharded
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
 
 
-def check_devices(trainer: DictConfig) -> None:
-    """Raises UsageError if GPUs are asked for that are not there, or other processes than the launcher started.
+class TrainingData(Protocol):
+    """The data module of a run, as the command line uses it (`data.datamodule.ImageDataModule`).
 
-    Several devices mean GPUs unless the accelerator says otherwise: eight slow CPU processes in the place of eight
-    GPUs would be a surprise.
+    Attributes:
+        name, fingerprint: of the data set.
+        loader_name: of the reader that trains.
+        batch_size: images per optimizer step, over all devices and accumulated batches.
+        train_size, val_size: numbers of images.
+        num_classes: number of classes.
+        repeats: of an image in one epoch.
+        progressive: sides of the training images that grow with the epochs; None if they do not.
+        view: with `size`, pixels of an image's side.
     """
-    asked = _count(trainer.devices)
-    _check_launcher(trainer, asked * trainer.num_nodes)
-    if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and asked > 1):
+
+    name: str
+    fingerprint: str
+    loader_name: str
+    batch_size: int
+    train_size: int
+    val_size: int
+    num_classes: int
+    repeats: int
+    progressive: Any
+    view: Any
+
+    def per_device(self, trainer: Trainer) -> int:
+        """Images in one batch on one device; UsageError if `batch_size` does not divide."""
+
+
+def prepare_run(cfg: DictConfig, *parts: str) -> None:
+    """Checks recipe, config and devices, and sets threads and seed, before anything is instantiated."""
+    check_recipe(cfg, HydraConfig.get().overrides.task)
+    check_config(cfg, *parts)
+    expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
+    check_devices(cfg.trainer)
+    seed_run(cfg.seed)
+    use_threads(cfg.threads)
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Raises UsageError if the trainer's GPUs do not exist, or a launcher started another number of processes.
+
+    Several devices mean GPUs unless the accelerator is given: eight slow CPU processes instead of eight GPUs would be a
+    surprise.
+    """
+    devices = _count(trainer.devices)
+    _check_launcher(trainer, devices * trainer.num_nodes)
+    if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and devices > 1):
         found = torch.cuda.device_count()
-        if found < max(asked, 1):
+        if found < max(devices, 1):
             raise UsageError(
-                f"trainer.devices={trainer.devices} trainer.accelerator={trainer.accelerator} asks for GPUs that are "
-                f"not there, found {found}: use trainer.devices={max(found, 1)}"
+                f"trainer.devices={trainer.devices} trainer.accelerator={trainer.accelerator} needs GPUs that are not "
+                f"there, found {found}: use trainer.devices={max(found, 1)}"
                 + ("" if found else " trainer.accelerator=cpu, or trainer=ddp_cpu for several processes")
             )
 
 
-def _check_launcher(trainer: DictConfig, asked: int) -> None:
+def _check_launcher(trainer: DictConfig, processes: int) -> None:
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN and "submitit" in str(hydra.launcher.get("_target_")):
+    if hydra.mode != RunMode.MULTIRUN and "slurm" in str(hydra.launcher.get("_target_")).lower():
         raise UsageError(
-            "hydra/launcher submits the jobs of a sweep, and this is a single run here: add -m; one job is a sweep "
-            "of one, e.g. -m hydra/launcher=slurm model=vit seed=0"
+            "hydra/launcher submits the jobs of a sweep, and this is a single run: add -m; one job is a sweep of one, "
+            "e.g. -m hydra/launcher=slurm model=vit seed=0"
         )
-    started_by = launcher()
-    if asked and started_by is not None and started_by.world_size() != asked:
+    environment = launcher()
+    if processes and environment is not None and environment.world_size() != processes:
         raise UsageError(
-            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} are {asked} processes, found "
-            f"{started_by.world_size()}: start as many by torchrun --nproc_per_node or srun --ntasks-per-node; a sweep "
-            "by SLURM takes both values from its command, not from what it sweeps over"
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} are {processes} processes, found "
+            f"{environment.world_size()}: start as many with torchrun --nproc_per_node or srun --ntasks-per-node; a "
+            "sweep on SLURM takes both values from its command, not from what it sweeps over"
         )
 
 
 def _count(devices: Any) -> int:
+    """Number of devices; 0 if the trainer chooses it."""
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
         return 0 if devices == "auto" else len([d for d in devices.split(",") if d])
     if isinstance(devices, int | str):
@@ -63,14 +104,13 @@ def _count(devices: Any) -> int:
     return len(devices)
 
 
-def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> None:
-    """Raises UsageError if the recipe's batch does not divide over the devices or leaves Mixup an odd one, if Mixup or
-    the trainer has a setting that cannot be, or if what is asked for cannot be sharded.
+def check_batch(trainer: Trainer, module: Classifier, data: TrainingData) -> None:
+    """Raises UsageError if the recipe's batch does not divide over the devices, or its settings do not fit together.
 
-    To be called before the run starts: its first work may be to write a data set to disk for hours.
+    Called before the run starts, because its first work may be to write a data set to disk for hours.
     """
     if isinstance(trainer.strategy, FullySharded):
-        trainer.strategy.check(trainer, module, data)
+        trainer.strategy.check(trainer, module, cast(Any, data))
     for name in ("accumulate_grad_batches", "max_epochs", "log_every_n_steps"):
         count = getattr(trainer, name)
         expect(count is not None and count >= 1, f"trainer.{name}={count}", "1 or more")
@@ -83,44 +123,50 @@ def check_batch(trainer: Trainer, module: Classifier, data: ImageDataModule) -> 
     clip = trainer.gradient_clip_val
     expect(clip is None or clip > 0, f"recipe.clip_grad={clip}", "a norm above 0, or null for no clipping")
     share = data.per_device(trainer)
-    if module.mixup is not None and share % 2:
+    if module.mixup is None:
+        return
+    if share % 2:
         raise UsageError(
             f"recipe.batch_size={data.batch_size} leaves each device batches of {share}, and recipe.mixup mixes pairs: "
             f"give a multiple of {2 * data.batch_size // share}"
         )
-    if module.mixup is not None:
-        try:
-            module.mixup(torch.zeros(2, 3, data.view.size, data.view.size), torch.tensor([0, 0]))
-        except Exception as error:  # timm looks at its settings when it mixes
-            raise UsageError(f"recipe.mixup cannot mix with its settings: {error}") from error
+    try:
+        module.mixup(torch.zeros(2, 3, data.view.size, data.view.size), torch.tensor([0, 0]))
+    except Exception as error:  # timm validates its settings when it mixes
+        raise UsageError(f"recipe.mixup cannot mix with its settings: {error}") from error
 
 
 def use_threads(threads: int | None) -> None:
-    """Sets the CPU threads of torch; None leaves them as torch chooses."""
+    """Sets the CPU threads of torch; None keeps torch's default."""
     if threads is not None:
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        expect(
-            whole and 1 <= threads < 2**16, f"threads={threads}", "a number of CPU threads, or null for torch's choice"
-        )
+        valid = isinstance(threads, int) and not isinstance(threads, bool) and 1 <= threads < 2**16
+        expect(valid, f"threads={threads}", "a number of CPU threads, or null for torch's default")
         torch.set_num_threads(threads)
 
 
-@contextlib.contextmanager
-def workers_of_this_job() -> Iterator[None]:
-    """Makes the processes that Lightning starts for a distributed job of a sweep run that job, and lets go of them.
+def seed_run(seed: object) -> None:
+    """Seeds Python, numpy and torch before the model is made: all ranks start with the same weights."""
+    valid = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
+    expect(valid, f"seed={seed}", f"a whole number from 0 to {2**32 - 1}")
+    seed_everything(cast(int, seed), workers=True, verbose=False)
 
-    Lightning repeats the command line of this process, which under `--multirun` would start a whole sweep in each
-    worker (Lightning issue 11300): the command becomes the job's own, its overrides and its output folder. It leaves
-    the process group and its variables behind, which the sweep's next job would take for its own. Where torchrun or
-    SLURM started the processes they stay together, and so does their group.
+
+@contextlib.contextmanager
+def distributed_job() -> Iterator[None]:
+    """Makes the processes that Lightning starts run this one job of a sweep, and destroys their process group after it.
+
+    Lightning repeats this process's command line, which with `--multirun` would start a whole sweep in each worker
+    (Lightning issue 11300): the command line becomes the job's own, its overrides and its output folder. Lightning also
+    leaves the process group and its variables, which the sweep's next job would take for its own. Processes that
+    torchrun or SLURM started stay together, and so does their group.
     """
     before = {name: os.environ.get(name) for name in RENDEZVOUS}
-    cfg = HydraConfig.get()
-    if cfg.mode == RunMode.MULTIRUN:
-        sys.argv[1:] = list(cfg.overrides.task)
-        run = cast(DictConfig, cfg.run)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        sys.argv[1:] = list(hydra.overrides.task)
+        run = cast(DictConfig, hydra.run)
         with read_write(run):
-            run.dir = cfg.runtime.output_dir
+            run.dir = hydra.runtime.output_dir
     try:
         yield
     finally:

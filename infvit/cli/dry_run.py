@@ -1,4 +1,4 @@
-"""A dry run: three real steps of a run, and from them what all of it will take. `python train.py ... +dry_run=true`."""
+"""The dry run: three real steps of a run, and an estimate of what the whole takes (`python train.py +dry_run=true`)."""
 
 import shutil
 import statistics
@@ -12,44 +12,39 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig
 
-from callbacks.attention_maps import AttentionMaps
-from callbacks.checkpointing import PeriodicCheckpoint
-from callbacks.hang_watchdog import HangWatchdog
-from callbacks.run_record import recipe_hash
-from data.datamodule import ImageDataModule
-from data.progressive import Ramp
-from infvit.cli.devices import check_batch
+from infvit.cli.devices import TrainingData, check_batch
 from infvit.compare.render import amount, duration
 from infvit.measure.cost import Cost, cost
 from infvit.measure.shape import shape
 from infvit.measure.subprocess_case import peak_memory
 from infvit.module import Classifier
 from infvit.run.checkpoint import KEPT
+from infvit.run.identity import recipe_hash
 
 STEPS = 3
-BATCHES = 8
-"""Batches of a device that the loader is timed with, when nothing else waits for it."""
 
-LEAVES = (PeriodicCheckpoint, HangWatchdog, LearningRateMonitor, ProgressBar, AttentionMaps)
-"""What a run has to leave or show something, and to be watched; all other callbacks belong to the step."""
+LOADER_BATCHES = 8
+"""Batches of one device with which the loader is timed alone."""
+
+WITHOUT = ("hang_watchdog", "learning_rate", "checkpointing", "attention_maps", "progress")
+"""Keys of conf/callbacks that write, show or watch; all other callbacks are part of a step."""
 
 WIDTH = 80
 
 
-class Rehearsal(Callback):
-    """Stops the run after `STEPS` steps, timing each, and weighs what it holds and would keep.
+class StepTimer(Callback):
+    """Times the first steps of a run, then stops it and measures the loader, the memory and a checkpoint.
 
     Attributes:
-        steps: seconds of each step, in the slowest process.
-        loaded: images/s that all processes read when they do nothing else.
-        memory: bytes that the largest process has held; on CUDA `device_memory` is what torch took of the device.
-        checkpoint: bytes of a checkpoint, written into `folder` and removed.
-        written: bytes of the files that the loaders read.
+        steps: seconds of each step, on the slowest rank.
+        loader_rate: images/s that all ranks read without training.
+        memory: bytes, the largest peak of any process; `device_memory` is what torch reserved on the device (CUDA).
+        checkpoint_size: bytes of a checkpoint, which is written into `folder` and removed.
+        files_size: bytes of the files that the loaders read.
         batches: of one device in an epoch.
-        side: pixels of the images of the steps.
+        side: pixels of the images in the steps.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,8 +52,8 @@ class Rehearsal(Callback):
         self.seconds = [0.0]
         self.since = 0.0
         self.steps: list[float] = []
-        self.loaded = 0.0
-        self.memory = self.device_memory = self.checkpoint = self.written = self.batches = self.side = 0
+        self.loader_rate = 0.0
+        self.memory = self.device_memory = self.checkpoint_size = self.files_size = self.batches = self.side = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.perf_counter()
@@ -71,93 +66,99 @@ class Rehearsal(Callback):
         now, self.side = time.perf_counter(), batch[0].shape[-1]
         self.seconds[-1] += now - self.since
         self.since = now
-        if trainer.global_step == len(self.seconds):  # not in the middle of accumulated batches
+        if trainer.global_step == len(self.seconds):  # the step is complete, with all its accumulated batches
             self.seconds.append(0.0)
         if trainer.global_step == STEPS:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        memory = float(peak_memory())
-        device_memory = float(torch.cuda.max_memory_reserved()) if pl_module.device.type == "cuda" else 0.0
-        files = [getattr(loader, "path", None) for loader in (trainer.train_dataloader, trainer.val_dataloaders)]
-        self.written = sum(path.stat().st_size for path in files if path)
+        on_cuda = pl_module.device.type == "cuda"
+        paths = [getattr(loader, "path", None) for loader in (trainer.train_dataloader, trainer.val_dataloaders)]
+        self.files_size = sum(path.stat().st_size for path in paths if path)
         self.batches = int(trainer.num_training_batches)
-        an_image, steps = _seconds_an_image(trainer.train_dataloader), self.seconds[: trainer.global_step]
-        mine = torch.tensor([an_image, memory, device_memory, *steps], dtype=torch.float64, device=pl_module.device)
-        an_image, memory, device_memory, *self.steps = trainer.strategy.reduce(mine, reduce_op="max").tolist()
-        self.loaded, self.memory, self.device_memory = trainer.world_size / an_image, int(memory), int(device_memory)
+        own = [_seconds_per_image(trainer.train_dataloader), float(peak_memory())]
+        own += [float(torch.cuda.max_memory_reserved()) if on_cuda else 0.0, *self.seconds[: trainer.global_step]]
+        largest = trainer.strategy.reduce(
+            torch.tensor(own, dtype=torch.float64, device=pl_module.device), reduce_op="max"
+        )
+        per_image, memory, device_memory, *self.steps = largest.tolist()
+        self.memory, self.device_memory = int(memory), int(device_memory)
+        self.loader_rate = trainer.world_size / per_image
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            path = Path(folder, "weighed.ckpt")
+            path = Path(folder, "dry_run.ckpt")
             trainer.save_checkpoint(path)
-            self.checkpoint = path.stat().st_size if trainer.is_global_zero else 0
+            self.checkpoint_size = path.stat().st_size if trainer.is_global_zero else 0
 
 
-def rehearse(cfg: DictConfig, data: ImageDataModule, module: Classifier, folder: Path) -> None:
-    """Composes the run, does its first steps and one batch of its validation, and prints what the whole will take.
+def _seconds_per_image(loader: Any) -> float:
+    """Seconds to read an image without training on it; the loader has been compiled and started before."""
+    count, since = 0, time.perf_counter()
+    for done, batch in enumerate(loader, 1):
+        count += len(batch[0])
+        if done == LOADER_BATCHES:
+            break
+    return (time.perf_counter() - since) / count
 
-    Leaves neither results nor checkpoints nor logs in the run's folder; the loader's files stay for the run.
+
+def estimate_run(cfg: DictConfig, data: TrainingData, module: Classifier, folder: Path) -> None:
+    """Runs the first steps and one batch of validation, and prints what the whole run takes.
+
+    Leaves no result, checkpoint or log in the run's folder; files that the loaders prepare stay for the run.
     """
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
+    callbacks = [instantiate(node) for key, node in cfg.callbacks.items() if node and key not in WITHOUT]
     for logger in cfg.logger.values():
-        instantiate(logger)  # what is wrong with it shows here; it is not asked to log anything
-    ramp, data.progressive = data.progressive, None  # at the full side a step takes most
-    rehearsal = Rehearsal(folder)
+        instantiate(logger)  # reports its errors; nothing is logged
+    ramp, data.progressive = data.progressive, None  # a step takes longest at the full side
+    timer = StepTimer(folder)
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[*(callback for callback in callbacks if not isinstance(callback, LEAVES)), rehearsal],
+        callbacks=[*callbacks, timer],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         limit_val_batches=1,
     )
     check_batch(trainer, module, data)
-    counted = cost(module.net, data.view.size)  # now: sharded, it cannot be copied
+    counted = cost(module.net, data.view.size)  # before the strategy shards the model, which then cannot be copied
     if trainer.is_global_zero:
-        print(f"dry run: {STEPS} steps of the run, of which no result, checkpoint or log is kept", flush=True)
+        print(f"dry run: {STEPS} steps of the run; no result, checkpoint or log of them is kept", flush=True)
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
-        kept = KEPT * sum(isinstance(callback, PeriodicCheckpoint) for callback in callbacks)
-        for name, text in rows(cfg, data, module, trainer, rehearsal, counted, kept, ramp):
+        for name, text in estimate(cfg, data, module, trainer, timer, counted, ramp):
             print(textwrap.fill(f"{name:<9}{text}", WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False))
 
 
-def rows(
+def estimate(
     cfg: DictConfig,
-    data: ImageDataModule,
+    data: TrainingData,
     module: Classifier,
     trainer: Trainer,
-    done: Rehearsal,
+    timer: StepTimer,
     counted: Cost,
-    kept: int,
-    ramp: Ramp | None,
+    ramp: Any,
 ) -> Iterator[tuple[str, str]]:
-    """What a person wants to know of the run, each with its name."""
-    size, devices, parts = done.side, trainer.world_size, trainer.accumulate_grad_batches
-    steps, epochs = done.batches // parts, int(trainer.max_epochs or 0)
-    images = steps * data.batch_size
-    first, *timed = done.steps
-    trained = data.batch_size / statistics.fmean(timed or done.steps)
-    rate = min(trained, done.loaded)
-    flops, flops_trained = counted.flops_forward, counted.flops_training
-    both_passes = flops_trained / flops if flops and flops_trained else 3  # uncounted, backward is two of forward
-    validated = min(trained * both_passes, done.loaded)
-    validations = epochs // (trainer.check_val_every_n_epoch or 1)
-    validation = validations * data.val_size / validated
-    seconds = epochs * images / rate + validation
-    accumulated = f"{parts} accumulated × " if parts > 1 else ""
+    """(name, text) of each line of the estimate; a line without a name continues the one above."""
+    size, devices, accumulated = timer.side, trainer.world_size, trainer.accumulate_grad_batches
     on_cuda = module.device.type == "cuda"
     device = torch.cuda.get_device_name() if on_cuda else module.device.type.upper()
+    steps, epochs = timer.batches // accumulated, int(trainer.max_epochs or 0)
+    images = steps * data.batch_size
+    flops, flops_training = counted.flops_forward, counted.flops_training
+    first, *others = timer.steps
+    step_rate = data.batch_size / statistics.fmean(others or timer.steps)
+    passes = flops_training / flops if flops and flops_training else 3  # if unknown, backward is two forward passes
+    validations = epochs // (trainer.check_val_every_n_epoch or 1)
+    validation = validations * data.val_size / min(step_rate * passes, timer.loader_rate)
+    seconds = epochs * images / min(step_rate, timer.loader_rate) + validation
 
     yield "model", f"{cfg.model.name}: {shape(module.net).depth or '?'} layers, {counted.parameters:,} parameters"
     forward = f"{amount(flops)} forward ({amount(counted.macs_forward)} MACs)"
-    yield "FLOPs", f"{forward}, {amount(flops_trained)} training, per image of {size} px"
-    if flops_trained is not None:
-        yield "", f"{flops_trained * epochs * images:.2g} in all of the training"
+    yield "FLOPs", f"{forward}, {amount(flops_training)} training, per image of {size} px"
+    if flops_training is not None:
+        yield "", f"{flops_training * epochs * images:.2g} in all of the training"
     yield "recipe", f"{cfg.recipe.name}#{recipe_hash(cfg.recipe)}: {epochs} epochs"
-    yield (
-        "batch",
-        f"{data.batch_size:,} = {devices} × {device} × {accumulated}{data.per_device(trainer):,}, {trainer.precision}",
-    )
+    batch = f"{accumulated} accumulated × " * (accumulated > 1) + f"{data.per_device(trainer):,}"
+    yield "batch", f"{data.batch_size:,} = {devices} × {device} × {batch}, {trainer.precision}"
     yield "lr", f"{module.lr:.3g} ({module.base_lr:.3g} × {data.batch_size} / 512)"
     yield "data", f"{data.name}#{data.fingerprint}: {data.train_size:,} images, {data.num_classes:,} classes"
     yield "", f"{data.val_size:,} to validate with, {validations} times"
@@ -167,32 +168,22 @@ def rows(
         yield "", f"each epoch {images // data.repeats:,} different ones, {data.repeats} times each"
     if ramp is not None:
         share = f"{100 * ramp.pixels(size):.0f}%"
-        yield "", f"from {ramp.start} to {size} px: {share} of the pixels that the time is for"
-    by = f"by steps of {' and '.join(map(_three, timed))} s" if timed else "by the one step that there is"
-    yield "speed", f"{_three(trained)} images/s {by}, behind a first of {_three(first)} s"
-    slower = "the bottleneck" if done.loaded < trained else "no bottleneck"
-    yield "loader", f"{_three(done.loaded)} images/s alone ({data.loader_name}): {slower}"
+        yield "", f"from {ramp.start} to {size} px: {share} of the pixels that the time below is for"
+    by = f"by steps of {' and '.join(map(_three, others))} s" if others else "by the only step"
+    yield "speed", f"{_three(step_rate)} images/s {by}, after a first of {_three(first)} s"
+    slower = "the bottleneck" if timer.loader_rate < step_rate else "not the bottleneck"
+    yield "loader", f"{_three(timer.loader_rate)} images/s alone ({data.loader_name}): {slower}"
     yield "time", f"about {duration(seconds)}, {duration(validation)} of it for validation"
     yield "", f"{_three(seconds * devices / 3600)} device-hours, without the test at the end"
-    has = torch.cuda.get_device_properties(module.device).total_memory if on_cuda else 0
-    on_device = f"{amount(done.device_memory)}B of {amount(has)}B on each device, " if on_cuda else ""
-    yield "memory", f"{on_device}{amount(done.memory)}B in each process"
-    files = f"{amount(done.written)}B of .beton files, " if done.written else ""
-    checkpoints = f"{kept} checkpoint{'s' * (kept != 1)}"
-    yield "disk", f"{files}{checkpoints} of {amount(done.checkpoint)}B"
-    yield "", f"{amount(shutil.disk_usage(done.folder).free)}B free"
+    total = torch.cuda.get_device_properties(module.device).total_memory if on_cuda else 0
+    on_device = f"{amount(timer.device_memory)}B of {amount(total)}B on each device, " * on_cuda
+    yield "memory", f"{on_device}{amount(timer.memory)}B in each process"
+    kept = KEPT if cfg.callbacks.get("checkpointing") else 0
+    files = f"{amount(timer.files_size)}B of .beton files, " * bool(timer.files_size)
+    yield "disk", f"{files}{kept} checkpoint{'s' * (kept != 1)} of {amount(timer.checkpoint_size)}B"
+    yield "", f"{amount(shutil.disk_usage(timer.folder).free)}B free"
 
 
 def _three(value: float) -> str:
-    """Three digits, or all in front of the point."""
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def _seconds_an_image(loader: Any) -> float:
-    """What one image takes to read, when the batches are not used; the loader has compiled and started by now."""
-    count, since = 0, time.perf_counter()
-    for done, batch in enumerate(loader, 1):
-        count += len(batch[0])
-        if done == BATCHES:
-            break
-    return (time.perf_counter() - since) / count

@@ -1,5 +1,6 @@
 """Loads the models that a measurement works on: by name from conf/model, from a run's checkpoint, or from timm."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,8 @@ from omegaconf.errors import ConfigKeyError
 from torch import nn
 
 from infvit.cli.devices import check_devices
-from infvit.cli.resolvers import plain
 from infvit.cli.run_folder import CHECKPOINTS
-from infvit.cli.targets import check_stored
+from infvit.cli.targets import check_stored_targets
 from infvit.errors import UsageError
 from infvit.measure.model_source import EvaluationData, LoadedRun
 from infvit.run.checkpoint import LAST, matching_classes, matching_weights, read_checkpoint
@@ -41,8 +41,8 @@ class ConfigModelSource:
         """Returns a constructor of the model at the size that `size=` names; it can be called in another process."""
         size = [f"size={HydraConfig.get().runtime.choices['size']}"]
         size += [f"size.{name}={value}" for name, value in self.cfg.size.items()]
-        net = plain(hydra.compose("train", [f"model={model}", *size, *overrides]).model.net)
-        return instantiate(net, _partial_=True, _convert_="all")
+        net = hydra.compose("train", [f"model={model}", *size, *overrides]).model.net
+        return instantiate(OmegaConf.to_container(net, resolve=True), _partial_=True, _convert_="all")
 
     def load(self, checkpoint: str) -> LoadedRun:
         """The run's model with the checkpoint's weights; its data, or those that `data=` names, are built when used."""
@@ -113,9 +113,9 @@ class ConfigModelSource:
             return OmegaConf.merge(self.cfg.data, {"module": scale})  # type: ignore[return-value]
         OmegaConf.set_struct(own, True)
         try:
-            return OmegaConf.merge(own, _given(plain(self.cfg.data)))  # type: ignore[return-value]
+            return OmegaConf.merge(own, _given(self.cfg.data))  # type: ignore[return-value]
         except ConfigKeyError as error:
-            raise UsageError(f"{error.full_key} is no setting of the run's data={own.name}: leave it out") from error
+            raise UsageError(f"{error.full_key} is not a key of the run's data={own.name}: leave it out") from error
 
     def _names_data(self) -> bool:
         """Whether `data=` names a data set; without one, settings such as data.root=DIR are of the run's own."""
@@ -130,10 +130,11 @@ def _model(run: DictConfig, content: dict[str, Any]) -> nn.Module:
     return instantiate(run.model.net, num_classes=len(_classes(content)), _convert_="all").eval()
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that have a value."""
-    inner = {name: _given(value) if isinstance(value, dict) else value for name, value in settings.items()}
-    return {name: value for name, value in inner.items() if value not in ("???", {})}
+    present = {key: settings[key] for key in settings if key in settings}
+    inner = {key: _given(value) if isinstance(value, Mapping) else value for key, value in present.items()}
+    return {key: value for key, value in inner.items() if value != {}}
 
 
 def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
@@ -145,5 +146,5 @@ def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
     path = found / ".hydra" / "config.yaml"
     config = cast(DictConfig, OmegaConf.load(path))
-    check_stored(config, path)
+    check_stored_targets(config, path)
     return found, config

@@ -1,13 +1,16 @@
-"""Which run goes on: `resume=auto` finds the newest one of the same configuration, and its newest whole checkpoint."""
+"""The folder of a run: a new or an earlier one, the checkpoint to resume from, and the result of a finished job."""
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from infvit.errors import UsageError
-from infvit.run.checkpoint import LAST, make_last, newest_first, newest_intact
+from infvit.run import identity
+from infvit.run.checkpoint import LAST, make_last, matching_checkpoint, newest_first, newest_intact
 from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
@@ -15,68 +18,87 @@ from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 CHECKPOINTS = "checkpoints"
 
 
-def run_folder(fresh: str, config_hash: str, resume: str | None) -> str:
-    """The folder of the run: `fresh`, or with resume=auto the newest one beside it of the same configuration.
+def run_folder(new: str, config_hash: str, resume: str | None) -> str:
+    """The run's folder: `new`, or with resume=auto the newest one beside it of the same configuration.
 
-    It has to be finished or to hold a checkpoint.
+    An earlier folder counts if its run finished or left a checkpoint.
     """
     if resume != "auto":
-        return fresh
-    results = sorted(Path(fresh).parent.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in results:
-        try:
-            result = Result.read(path)
-        except UnreadableResultError:
-            continue
-        same = result.extra.get("config_hash") == config_hash
-        if same and (result.status == "finished" or newest_first(path.parent / CHECKPOINTS)):
+        return new
+    for path in sorted(Path(new).parent.glob(f"*/{RESULT_FILE}"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        result = _result(path, config_hash)
+        if result is not None and (result.status == "finished" or newest_first(path.parent / CHECKPOINTS)):
             return str(path.parent)
-    return fresh
+    return new
 
 
-def checkpoint_to_go_on_from(cfg: DictConfig, run_dir: Path) -> str | None:
-    """The checkpoint that `resume` asks for; None to start anew.
+def finished_result(cfg: DictConfig) -> Result | None:
+    """The result of this job of a sweep, or of the run to resume, if it finished earlier with this configuration."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN and cfg.get("resume") != "auto":
+        return None
+    path = Path(hydra.runtime.output_dir) / RESULT_FILE
+    result = _result(path, identity.config_hash(cfg)) if path.is_file() else None
+    return result if result is not None and result.status == "finished" else None
 
-    The jobs of a sweep always go on from what their folder holds, so that the same command again loses nothing.
+
+def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule, run: Result) -> str | None:
+    """The checkpoint to resume from, None to start from scratch.
+
+    A job of a sweep always resumes from what its folder holds, so that repeating the command loses nothing.
+
+    Raises:
+        UsageError: the folder holds checkpoints and `resume` is not given, or the checkpoint does not fit the module or
+            is of another model, recipe or seed than this run.
     """
+    folder, found = run_dir / CHECKPOINTS, cfg.resume
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    folder = run_dir / CHECKPOINTS
     if cfg.resume == "auto" or (sweep and newest_first(folder)):
-        found = newest_intact(folder)
-        if found is None:
-            if cfg.resume == "auto" and is_global_zero():
-                print(f"resume=auto: no run of this configuration to go on with in {run_dir.parent}", flush=True)
-            return None
-        if is_global_zero() and (folder / LAST).resolve() != found.resolve():  # a kill came before the link
-            with tolerate_write_errors(LAST, "it links to the checkpoint before"):
-                make_last(found)
-        return str(found)
-    if cfg.resume is None and newest_first(folder):
+        newest = newest_intact(folder)
+        if newest is None and cfg.resume == "auto" and is_global_zero():
+            print(f"resume=auto: no run of this configuration to resume in {run_dir.parent}", flush=True)
+        if newest is not None and is_global_zero() and (folder / LAST).resolve() != newest.resolve():
+            with tolerate_write_errors(
+                LAST, "it links to an older checkpoint"
+            ):  # the run was killed before it wrote the link
+                make_last(newest)
+        found = None if newest is None else str(newest)
+    elif cfg.resume is None and newest_first(folder):
         raise UsageError(
-            f"{run_dir} holds checkpoints of an earlier run: go on with it by resume=auto, or give another folder"
+            f"{run_dir} holds checkpoints of an earlier run: resume it with resume=auto, or give another folder"
         )
-    return cfg.resume
+    checkpoint = matching_checkpoint(found, module)
+    if checkpoint is not None:
+        _check_same_run(checkpoint, run)
+    return checkpoint
 
 
-def check_run(checkpoint: str | None, ours: Result) -> None:
-    """Raises UsageError if the checkpoint is of a run with another model, recipe or seed, as its result says.
+def _check_same_run(checkpoint: str, run: Result) -> None:
+    """Raises UsageError if the result.json of the checkpoint's run has another model, recipe or seed.
 
-    Its optimizer and schedule would go on under the name of this run's. Without a result beside it, it is taken.
+    A checkpoint without a readable result.json is accepted.
     """
-    if checkpoint is None:
+    earlier = _result(Path(checkpoint).resolve().parent.parent / RESULT_FILE)
+    if earlier is None:
         return
-    try:
-        theirs = Result.read(Path(checkpoint).resolve().parent.parent / RESULT_FILE)
-    except UnreadableResultError:
-        return
-    there, here = (
-        {"model": f"{run.model}", "recipe": f"{run.recipe}#{run.recipe_hash}", "seed": f"{run.seed}"}
-        for run in (theirs, ours)
-    )
-    other = [name for name in there if there[name] != here[name]]
-    if other:
-        found, expected = (", ".join(f"{name} {run[name]}" for name in other) for run in (there, here))
+    found, expected = _identity(earlier), _identity(run)
+    differing = [name for name in expected if found[name] != expected[name]]
+    if differing:
         raise UsageError(
-            f"{checkpoint} is of a run with {found}: expected {expected}; give what it was started with "
-            f"({theirs.command}), or leave out resume= to start anew"
+            f"{checkpoint} is of a run with {', '.join(f'{name} {found[name]}' for name in differing)}: expected "
+            f"{', '.join(f'{name} {expected[name]}' for name in differing)}; repeat the overrides of its command "
+            f"({earlier.command}), or leave out resume= to start from scratch"
         )
+
+
+def _identity(run: Result) -> dict[str, Any]:
+    return {"model": run.model, "recipe": f"{run.recipe}#{run.recipe_hash}", "seed": run.seed}
+
+
+def _result(path: Path, config_hash: str | None = None) -> Result | None:
+    """The result.json, None if it cannot be read or has another hash than the one that is given."""
+    try:
+        result = Result.read(path)
+    except UnreadableResultError:
+        return None
+    return result if config_hash in (None, result.extra.get("config_hash")) else None

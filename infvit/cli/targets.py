@@ -1,4 +1,4 @@
-"""What a configuration may call: `_target_` names code, and a run's folder may come from someone else."""
+"""Which `_target_` a config may call: a run's folder may come from someone else."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from infvit.errors import UsageError
 
 OURS = ("infvit.", "data.", "callbacks.")
 
-STORED = (
+TRUSTED = (
     *OURS,
     "timm.data.",
     "timm.layers.",
@@ -27,67 +27,68 @@ STORED = (
     "lightning.pytorch.profilers.",
     "lightning.pytorch.strategies.",
 )
-"""Beginnings of what the config of a run on disk may call: what makes models, data and recipes, and loads nothing."""
+"""Prefixes of what the config of a stored run may call: what builds models, data and recipes, and loads no files."""
 
-HOMES = (*OURS, *(name for name in STORED if name.startswith(("timm.", "torch"))), "lightning.pytorch.")
-"""Where that has to be written: infvit.module.torch.load begins well, too."""
+DEFINED_IN = (*OURS, *(name for name in TRUSTED if name.startswith(("timm.", "torch"))), "lightning.pytorch.")
+"""Prefixes of where the object must be defined: infvit.module.torch.load has a trusted name, too."""
 
-MAKES_NODES = ("oc.decode", "oc.create")
-"""Resolvers that make configuration out of text, which could not be looked at before."""
+DECODERS = ("oc.decode", "oc.create")
+"""Resolvers that turn text into config, which cannot be checked before it is resolved."""
 
 
 def check_targets(cfg: DictConfig) -> None:
-    """Raises UsageError if a config that was composed here calls Python's own library: `os.system` makes no model."""
-    for place, target in _targets(cfg):
-        if _root(target) in sys.stdlib_module_names or _root(_home(target)) in sys.stdlib_module_names:
-            raise UsageError(f"{place}={target} is code of Python's own library: expected a class that makes this part")
+    """Raises UsageError if the config calls Python's standard library: `os.system` does not build a model."""
+    for key, target in _targets(cfg):
+        if _is_standard_library(target) or _is_standard_library(_definition(target)):
+            raise UsageError(f"{key}={target} is in Python's standard library: expected a class that builds this part")
 
 
-def check_stored(cfg: DictConfig, path: Path) -> None:
-    """Raises UsageError if the config of a run on disk calls anything but `STORED`, under whatever name."""
-    for place, target in _targets(cfg):
-        found = led_to(target)
-        ours = target.startswith((*OURS, "timm.optim.")) or isinstance(found, type)
-        if not (ours and target.startswith(STORED) and _home(target).startswith(HOMES)):
+def check_stored_targets(cfg: DictConfig, path: Path) -> None:
+    """Raises UsageError if the config of a stored run calls anything but `TRUSTED`; imports nothing else either."""
+    for key, target in _targets(cfg):
+        if not (target.startswith(TRUSTED) and _is_trusted(target)):
             raise UsageError(
-                f"{path} has {place}={target}, which the config of a run may not call: expected a class or function in "
-                f"{', '.join(OURS)} torch, timm or lightning; is it a run that you know?"
+                f"{path} has {key}={target}, which the config of a run may not call: expected a class or function in "
+                f"{', '.join(OURS)} torch, timm or lightning; is the run from someone you trust?"
             )
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """(place, target) of all that would be called, and of what could hide such."""
+def _is_trusted(target: str) -> bool:
+    """Of the libraries only classes and timm's optimizers are trusted; some of their functions load files."""
+    allowed = target.startswith((*OURS, "timm.optim.")) or isinstance(find_object(target), type)
+    return allowed and _definition(target).startswith(DEFINED_IN)
 
-    def walk(node: Any, place: str) -> Iterator[tuple[str, str]]:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                yield from walk(value, f"{place}.{name}" if place else str(name))
-        elif isinstance(node, list):
-            for index, value in enumerate(node):
-                yield from walk(value, f"{place}.{index}")
-        elif place.rpartition(".")[2] == "_target_" or any(name in str(node) for name in MAKES_NODES):
-            yield place, " ".join(str(node).split())
+
+def _targets(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    """(key, value) of every `_target_`, and of every value that could hide one."""
+
+    def walk(node: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(node, dict | list):
+            for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from walk(value, f"{key}.{name}" if key else str(name))
+        elif key.rpartition(".")[2] == "_target_" or any(name in str(node) for name in DECODERS):
+            yield key, " ".join(str(node).split())
 
     return walk(OmegaConf.to_container(cfg, resolve=False), "")
 
 
-def _root(name: str) -> str:
-    return name.partition(".")[0]
+def _is_standard_library(name: str) -> bool:
+    return name.partition(".")[0] in sys.stdlib_module_names
 
 
-def led_to(target: str) -> Any:
-    """What a target leads to; None if to nothing: instantiating it will say why."""
+def find_object(target: str) -> Any:
+    """The object of that full name, which is imported; None if there is none, which instantiating it reports."""
     try:
         return get_object(target)
     except Exception:  # whatever an import may raise
         return None
 
 
-def _home(target: str) -> str:
-    """Module and name of what a target leads to: data.datasets.image_files.os.system is posix.system.
+def _definition(target: str) -> str:
+    """The module and name under which the object is defined: data.datasets.image_files.os.system is posix.system.
 
-    A method of a class is at home nowhere: some load files.
+    Empty for a method of a class, some of which load files.
     """
-    found = led_to(target)
+    found = find_object(target)
     name = getattr(found, "__qualname__", "")
     return f"{getattr(found, '__module__', '')}.{name}" if name and "." not in name else ""

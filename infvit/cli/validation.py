@@ -1,4 +1,4 @@
-"""The values of a configuration beside the types that classes and functions declare, before any of them is called."""
+"""The values of a config against the types that classes and functions declare, before any of them is called."""
 
 import functools
 import inspect
@@ -9,125 +9,132 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typeguard
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
 
 from infvit.attention.signature import constructor_signature
-from infvit.cli.targets import led_to
+from infvit.cli.targets import check_targets, find_object
 from infvit.errors import UsageError
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number in quotes)"}
+PLAIN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number in quotes)"}
 
-OBJECT = "an object, named by _target_"
+ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
+
+AN_OBJECT = "an object, named by _target_"
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}+$")
 """The end of `${size.depth}` and of `${oc.select:model.depth,${size.depth}}`."""
 
 
-def check_values(cfg: DictConfig, *parts: str) -> None:
-    """Raises UsageError for the first value of another type than its class or function declares, or of no use to it.
-
-    What they declare is not repeated anywhere: it is read off their signatures.
+def check_config(cfg: DictConfig, *parts: str) -> None:
+    """Raises UsageError for the first value that its class or function does not accept by its signature.
 
     Args:
         cfg: as composed.
-        parts: the names of what will be made; what else there is may refer to what is not there.
+        parts: keys of what will be instantiated; other keys may refer to values that do not exist.
     """
+    check_targets(cfg)
     for part in parts:
         if not isinstance(OmegaConf.select(cfg, part), DictConfig):
-            raise UsageError(f"{part}={_shown(OmegaConf.select(cfg, part))}: expected {OBJECT}")
+            raise UsageError(f"{part}={_shown(OmegaConf.select(cfg, part))}: expected {AN_OBJECT}")
     raw = OmegaConf.to_container(cfg, resolve=False)
-    for place, node in (call for part in parts for call in _calls(_resolved(OmegaConf.select(cfg, part)), part)):
-        target = node["_target_"]
-        called = led_to(target) if isinstance(target, str) else None
-        if not callable(called):
-            raise UsageError(f"{place}._target_={target} is no class or function: expected its full name")
-        for flag in ("_partial_", "_recursive_"):
-            if not isinstance(node.get(flag, False), bool):
-                raise UsageError(f"{place}.{flag}={_shown(node[flag])}: expected true or false")
-        given = {name: value for name, value in node.items() if not str(name).startswith("_")}
-        check_call(called, given, functools.partial(_said, raw, place))
+    for part in parts:
+        resolved = OmegaConf.to_container(OmegaConf.select(cfg, part), resolve=True, throw_on_missing=True)
+        for key, node in _calls(resolved, part):
+            target = node["_target_"]
+            called = find_object(target) if isinstance(target, str) else None
+            if not callable(called):
+                raise UsageError(f"{key}._target_={target} is not a class or function: expected its full name")
+            for flag in ("_partial_", "_recursive_"):
+                if not isinstance(node.get(flag, False), bool):
+                    raise UsageError(f"{key}.{flag}={_shown(node[flag])}: expected true or false")
+            arguments = {name: value for name, value in node.items() if not str(name).startswith("_")}
+            check_call(called, arguments, functools.partial(_typed_key, raw, key))
 
 
-def check_call(called: Callable[..., Any], given: Mapping[str, Any], said: Callable[[str], str]) -> None:
-    """As `check_values`, for one call.
+def check_call(called: Callable[..., Any], arguments: Mapping[str, Any], key_of: Callable[[str], str]) -> None:
+    """Raises UsageError for the first argument that a class or function does not accept by its signature.
 
     Args:
         called: class or function.
-        given: arguments by name.
-        said: the name in the configuration of an argument.
+        arguments: by name, as a config holds them; objects are accepted.
+        key_of: name of an argument → its config key.
     """
     function: Any = called.__init__ if inspect.isclass(called) else called
     try:
         parameters = constructor_signature(called).parameters
         declared = {name: p.annotation for name, p in parameters.items() if p.annotation is not p.empty}
         hints = declared | get_type_hints(function)
-    except (NameError, TypeError, ValueError):  # built in, or hints that are for type checkers alone
+    except (NameError, TypeError, ValueError):  # built in, or hints for type checkers alone
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in parameters and not takes_any:
             known = ", ".join(parameters)
-            raise UsageError(
-                f"{said(name)}={_shown(value)}: {called.__name__} takes no {name}: expected one of {known}"
-            )
+            found = f"{key_of(name)}={_shown(value)}: {called.__name__}"
+            raise UsageError(f"{found} does not take {name}: expected one of {known}")
         if isinstance(value, float) and math.isnan(value):
-            raise UsageError(f"{said(name)}=nan is no value to compute with: expected {_words(hints.get(name, float))}")
-        if name in hints and not _made_later(value) and not _fits(value, hints[name]):
-            raise UsageError(f"{said(name)}={_shown(value)}: {called.__name__} expects {_words(hints[name])}")
+            raise UsageError(f"{key_of(name)}=nan is not a number: expected {_words(hints.get(name, float))}")
+        if name in hints and not _has_object(value) and not _accepts(hints[name], value):
+            raise UsageError(f"{key_of(name)}={_shown(value)}: {called.__name__} expects {_words(hints[name])}")
 
 
-def _calls(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, node) of all that would be called."""
-    if isinstance(node, dict):
-        if _is_call(node):
-            yield place, node
-        for name, value in node.items():
-            yield from _calls(value, f"{place}.{name}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _calls(value, f"{place}.{index}")
+def _accepts(hint: Any, value: Any) -> bool:
+    """Whether the value is of that type, by pydantic's strict mode for JSON: a list is a tuple, and true is not 1."""
+    text = json.dumps([value], default=str)
+    for member in _members(hint):
+        try:  # within a tuple, because pydantic takes no settings for a dataclass alone
+            one: Any = types.GenericAlias(tuple, (member,))
+            TypeAdapter(one, config=ANY_CLASS).validate_json(text, strict=True)
+        except (ValidationError, SchemaError):  # the latter for a Protocol: no value of a config is an instance
+            continue
+        except PydanticUserError:  # a hint that only type checkers understand
+            pass
+        return True
+    return False
 
 
-def _resolved(part: DictConfig) -> Any:
-    return OmegaConf.to_container(part, resolve=True, throw_on_missing=True)
-
-
-def _said(raw: Any, place: str, name: str) -> str:
-    """Where the value of an argument of the object at a place is said: `${size.depth}` stands for another place."""
-    place = f"{place}.{name}"
-    for _ in range(9):  # a circle has been refused before
-        value, names = raw, place.split(".")
-        while names and isinstance(value, dict):
-            value = value.get(names.pop(0))
-        other = REFERENCE.search(value) if isinstance(value, str) else None
-        if other is None:
-            return place
-        place = ".".join([other[1], *names])
-    return place
+def _calls(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, node) of everything that will be instantiated."""
+    if _is_call(node):
+        yield key, node
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _calls(value, f"{key}.{name}")
 
 
 def _is_call(node: Any) -> bool:
-    return isinstance(node, dict | DictConfig) and "_target_" in node
+    return isinstance(node, dict) and "_target_" in node
 
 
-def _made_later(value: Any) -> bool:
-    """Whether an object will stand in its place, whose type no text knows."""
-    return any(map(_made_later, value)) if isinstance(value, list) else _is_call(value)
+def _has_object(value: Any) -> bool:
+    """Whether the value or an item of it is an object, or becomes one whose type the config does not know."""
+    if isinstance(value, list):
+        return any(map(_has_object, value))
+    return _is_call(value) or not isinstance(value, dict | str | int | float | None)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, bool) and not {bool, Any, object} & set(_members(hint)):
-        return False  # Python's bool is an int
-    candidates = [value, tuple(value)] if isinstance(value, list) else [value]
-    every = typeguard.CollectionCheckStrategy.ALL_ITEMS
-    for candidate in candidates:
-        try:
-            typeguard.check_type(candidate, hint, collection_check_strategy=every)
-            return True
-        except typeguard.TypeCheckError:
-            continue
-    return False
+def _typed_key(raw: Any, key: str, name: str) -> str:
+    """The key under which a user sets an argument: `${size.depth}` refers to another key than its own."""
+    key = f"{key}.{name}"
+    for _ in range(9):  # OmegaConf refuses circular references before
+        value, names = raw, key.split(".")
+        while names and isinstance(value, dict):
+            value = value.get(names.pop(0))
+        reference = REFERENCE.search(value) if isinstance(value, str) else None
+        if reference is None:
+            return key
+        key = ".".join([reference[1], *names])
+    return key
+
+
+def _words(hint: Any) -> str:
+    """The values of a type in words, such as "a whole number or null"."""
+    members = _members(hint)
+    words = [_word(member) for member in members if member is not type(None)]
+    return " or ".join(dict.fromkeys(words + ["null"] * (type(None) in members)))
 
 
 def _members(hint: Any) -> list[Any]:
@@ -137,25 +144,18 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _words(hint: Any) -> str:
-    """ "a whole number or null": what a person would write."""
-    members = _members(hint)
-    kinds = [_kind(member) for member in members if member is not type(None)]
-    return " or ".join(dict.fromkeys(kinds + ["null"] * (type(None) in members)))
-
-
-def _kind(hint: Any) -> str:
-    if hint in WORDS:
-        return WORDS[hint]
+def _word(hint: Any) -> str:
+    if hint in PLAIN_WORDS:
+        return PLAIN_WORDS[hint]
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) in (list, tuple) or getattr(get_origin(hint), "__name__", "") == "Sequence":
         inner = dict.fromkeys(_words(part) for part in get_args(hint) if part is not ...)
         return f"a list [...] of {' and '.join(inner)}"
     name = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-    return OBJECT if name == "Callable" or inspect.isclass(hint) else name
+    return AN_OBJECT if name == "Callable" or inspect.isclass(hint) else name
 
 
 def _shown(value: Any) -> str:
-    """As it is written in a configuration."""
+    """The value as it is written in a config."""
     return json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) or not value else value

@@ -32,9 +32,8 @@ from PIL import Image
 
 from infvit.cli import resolvers
 from infvit.cli.devices import check_batch, check_devices
-from infvit.cli.entrypoint import NOISE, one_line
-from infvit.cli.targets import check_targets
-from infvit.cli.validation import check_values
+from infvit.cli.entrypoint import HARMLESS_WARNINGS, one_line
+from infvit.cli.validation import check_config
 from train import PARTS, build
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -122,8 +121,7 @@ def _made(cfg: DictConfig, refused: list[tuple[str, str]]) -> None:
             refused.append((name, line))
             return None
 
-    check_targets(cfg)
-    check_values(cfg, *PARTS)
+    check_config(cfg, *PARTS)
     if not tried("devices", lambda: check_devices(cfg.trainer)):
         cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes = "cpu", 2, 1
     with torch.device("meta"):
@@ -167,7 +165,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after; the order is random")
     wanted = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in NOISE:
+    for noise in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=noise)
     groups = options()
     combinations = [dict(zip(NAMED, row, strict=True)) for row in itertools.product(*(groups[name] for name in NAMED))]

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from data.progressive import Ramp
 from infvit.cli import resolvers
-from infvit.cli.dry_run import Rehearsal, rows
+from infvit.cli.dry_run import StepTimer, estimate
 from infvit.measure.cost import cost
 from train import build
 
@@ -68,20 +68,20 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
     trainer = Trainer(
         accelerator="cpu", max_epochs=10, logger=False, enable_progress_bar=False, enable_checkpointing=False
     )
-    done = Rehearsal(tmp_path)
+    done = StepTimer(tmp_path)
     done.side = 8
-    done.steps, done.batches, done.memory, done.checkpoint = [9.0, 0.75, 1.25], 11, 10**9, 10**6
+    done.steps, done.batches, done.memory, done.checkpoint_size = [9.0, 0.75, 1.25], 11, 10**9, 10**6
 
     counted = cost(module.net, 8)
 
     def said(loaded: float, ramp: Ramp | None = None) -> str:
-        done.loaded = loaded
-        return "\n".join(" ".join(row) for row in rows(cfg, data, module, trainer, done, counted, 1, ramp))
+        done.loader_rate = loaded
+        return "\n".join(" ".join(row) for row in estimate(cfg, data, module, trainer, done, counted, ramp))
 
     fast, slow = said(1e6), said(64.0)
     training, validation = 11 * 10, 10 * 360 / 128 * counted.flops_forward / counted.flops_training
-    assert "speed 128 images/s by steps of 0.75 and 1.25 s, behind a first of 9 s" in fast
-    assert "no bottleneck" in fast
+    assert "speed 128 images/s by steps of 0.75 and 1.25 s, after a first of 9 s" in fast
+    assert "not the bottleneck" in fast
     assert f"about 1 min {training + validation - 60:.0f} s, {validation:.1f} s of it" in fast
     assert ": the bottleneck" in slow
     assert f"about {(2 * 110 + 3600 / 64) // 60:.0f} min {(2 * 110 + 3600 / 64) % 60:.0f} s, 56 s of it" in slow

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize
 
-from infvit.cli.targets import check_stored
+from infvit.cli.targets import check_stored_targets
 
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16"]
 RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1"]
@@ -90,6 +90,6 @@ def test_the_config_of_a_run_on_disk_calls_nothing_else(cli, tmp_path, malice):
 
 @pytest.mark.parametrize("experiment", ["digits", "mnist5k", "equal_depth", "ablation_positions"])
 def test_every_config_of_ours_may_be_stored(experiment):
-    with initialize(version_base="1.3", config_path="../conf"):
+    with initialize(version_base="1.3", config_path="../../conf"):
         overrides = [f"experiment={experiment}", "recipe=deit"]
-        check_stored(compose("train", overrides), Path("config.yaml"))
+        check_stored_targets(compose("train", overrides), Path("config.yaml"))

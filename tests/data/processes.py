@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from callbacks.epoch_seed import EpochSeed, seed_run
+from callbacks.epoch_seed import EpochSeed
 from data.augment import RandAugment, RandomErasing
 from data.datamodule import ImageDataModule
 from data.datasets.digits import Digits
 from data.torch_loader import TorchReader
 from data.view import View
+from infvit.cli.devices import seed_run
 from infvit.module import Classifier
 from infvit.schedule import warmup_cosine
 

@@ -251,7 +251,7 @@ def test_where_a_runs_data_are_and_how_many_are_read_at_a_time_is_said_alone(cli
         assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
         assert row["fingerprint"] == result["data_fingerprint"]
     mistake = cli("eval", f"ckpt={ckpt}", f"data.root={moved}", "+data.module.eval_batchsize=2")
-    assert "data.module.eval_batchsize is no setting of the run's data=imagefolder" in format_config_error(mistake)
+    assert "data.module.eval_batchsize is not a key of the run's data=imagefolder" in format_config_error(mistake)
 
     monkeypatch.setattr(records._Recorder, "test_step", lambda *_: torch.empty(2**48))
     line = format_config_error(cli("eval", f"ckpt={ckpt}", f"data.root={moved}"))

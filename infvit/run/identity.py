@@ -1,0 +1,90 @@
+"""The identity of a run's configuration: hashes, settings and variant, by which runs are matched and compared.
+
+The functions take the composed configuration as nested mappings and sequences. One that resolves its values on access
+is resolved only where it counts.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
+"""What the result of a run depends on, besides the code."""
+
+EXECUTION = {
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "timeout",
+    "workers",
+    "cache",
+    "cache_dir",
+    "default_root_dir",
+    "eval_batch_size",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "how_to_prepare",
+}
+"""Keys at any depth for where and how a run is computed; they do not change what is computed."""
+
+FREE_WITHIN_ROW = {*EXECUTION, "seed", "root", "accumulate_grad_batches"}
+"""Keys that may differ within a row of the comparison; images have their fingerprint."""
+
+UNNAMED = "imagefolder"
+"""The name of data sets that only their folder identifies; named ones may be stored elsewhere the next time."""
+
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "data.", "trainer.", "~")
+"""Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
+
+FIELDS = ("model.name", "data.name", "trainer.precision", "trainer.max_epochs")
+"""Overrides that have fields of their own, too."""
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of all that a run's result depends on: equal for the same job of a repeated sweep."""
+    without = EXECUTION if cfg["data"]["name"] == UNNAMED else {*EXECUTION, "root"}
+    return _digest({name: _content(cfg[name], without) for name in IDENTITY})
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of all values of the recipe but its name."""
+    return _digest({key: _content(recipe[key], ()) for key in recipe if key != "name"})
+
+
+def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of the comparison depends on, besides code and images, as {"model.attention.hops": 3}."""
+    return _flat({name: _content(cfg[name], FREE_WITHIN_ROW) for name in IDENTITY if name not in FREE_WITHIN_ROW})
+
+
+def variant(overrides: Iterable[str]) -> str:
+    """The overrides that change what is computed beyond choosing it by name: the axes of an ablation."""
+    plain = [override.lstrip("+") for override in overrides]
+    return " ".join(sorted(o for o in plain if o.startswith(VARIANTS) and not _only_execution(o)))
+
+
+def _only_execution(override: str) -> bool:
+    key = override.lstrip("~").partition("=")[0]
+    return key in FIELDS or not FREE_WITHIN_ROW.isdisjoint(key.split("."))
+
+
+def _content(node: Any, without: Collection[str]) -> Any:
+    """The node as JSON holds it, without those keys; `key in node` is False for a mandatory value that is missing."""
+    if isinstance(node, Mapping):
+        return {str(key): _content(node[key], without) for key in node if key not in without and key in node}
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [_content(value, without) for value in node]
+    return node
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{key}.{name}": part for name, part in inner.items()} or {key: value}
+    return flat
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
