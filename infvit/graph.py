@@ -1,10 +1,10 @@
-"""Numbers of a token graph: Katz, eigenvector centrality, PageRank, the absorbing chain (arXiv:2603.00175).
+"""Centralities of a token graph: Katz, eigenvector centrality, PageRank, the absorbing chain (arXiv:2603.00175).
 
-Every function takes a nonnegative matrix Ahat (..., N, N), where Ahat_ij is the weight of the step from token i to
-token j, and works on each matrix of the leading dimensions (images, heads) alone. The arithmetic is done in float32
-or better, also under autocast. Ahat may be all zero, disconnected or 1 × 1; NaN in one matrix stays in its result.
+Every function takes a nonnegative matrix Ahat (..., N, N), where Ahat_ij is the weight of the edge from token i to
+token j, and treats each matrix of the leading dimensions (images, heads) separately, in float32 or better, also under
+autocast. Ahat may be all zero, disconnected or 1 × 1; NaN in one matrix stays in its result.
 
-All of it needs the N × N matrix in memory; what solves a linear system takes O(N³) time per matrix.
+The N × N matrix is in memory; functions that solve a linear system take O(N³) time per matrix.
 """
 
 import warnings
@@ -26,7 +26,7 @@ class Perron(NamedTuple):
     Attributes:
         vector: (..., N), nonnegative, summing to 1.
         eigenvalue: (...), the spectral radius.
-        residual: (...), ‖A v − λ v‖₁ / λ, what is left of the eigenvalue equation (0 where λ is 0).
+        residual: (...), ‖A v − λ v‖₁ / λ (0 where λ is 0).
     """
 
     vector: Tensor
@@ -35,7 +35,7 @@ class Perron(NamedTuple):
 
 
 class PerronCosine(NamedTuple):
-    """The cosine of a layer's weights with the left and with the right Perron vector, each (B, H), in [0, 1]."""
+    """The cosine of a layer's weights with the left and the right Perron vector, each (B, H), in [0, 1]."""
 
     left: Tensor
     right: Tensor
@@ -43,13 +43,13 @@ class PerronCosine(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AbsorbingChain:
-    """The Markov chain whose transient states are the tokens, made by `absorbing_chain` (arXiv:2603.00175).
+    """The Markov chain whose transient states are the tokens, from `absorbing_chain` (arXiv:2603.00175).
 
     Attributes:
         M: the transient matrix gamma Ahat, (..., N, N).
-        R: the probability of absorption in a step from each token, 1 − Σ_j M_ij, (..., N).
+        R: the probability of absorption in the step from each token, 1 − Σ_j M_ij, (..., N).
         F: the fundamental matrix (I − M)⁻¹ = I + M + M² + ..., (..., N, N).
-        neumann_kernel: F − I, (..., N, N), solved for itself: no digits cancel where M is small.
+        neumann_kernel: F − I, (..., N, N), solved for directly, without cancellation where M is small.
     """
 
     M: Tensor
@@ -59,7 +59,7 @@ class AbsorbingChain:
 
     @property
     def visits(self) -> Tensor:
-        """F_ij, the expected number of visits to j of a walk from i, its start counted: (..., N, N)."""
+        """F_ij, the expected number of visits to j of a walk from i, including its start: (..., N, N)."""
         return self.F
 
     @property
@@ -69,22 +69,22 @@ class AbsorbingChain:
 
     @property
     def overflow(self) -> Tensor:
-        """Which rows of M sum to more than 1, so that R < 0 and they are no probabilities: bool (..., N)."""
+        """Which rows of M sum to more than 1, so that R < 0 and they are not probabilities: bool (..., N)."""
         return self.R < 0
 
 
 def katz(Ahat: Tensor, gamma: float | Tensor, direction: Literal["out", "in"] = "out") -> Tensor:
-    """Katz centrality: the discounted number of paths that leave or enter each token (arXiv:2603.00175).
+    """Katz centrality: the discounted number of paths from or to each token (arXiv:2603.00175).
 
         out: c = (F − I) 1          in: c = (F − I)ᵀ 1          F = (I − gamma Ahat)⁻¹
 
-    networkx counts the empty path too: its incoming Katz centrality with alpha = gamma, beta = 1, not normalised,
-    is c + 1. Differentiable in Ahat and gamma. A token without edges, like all of an all-zero Ahat, has 0.
+    networkx includes the empty path: its incoming Katz centrality with alpha = gamma, beta = 1, not normalised, is
+    c + 1. Differentiable in Ahat and gamma. A token without edges has 0.
 
     Args:
         Ahat: nonnegative, (..., N, N).
         gamma: the discount, nonnegative, a number or a tensor that broadcasts against the leading dimensions of Ahat.
-        direction: "out" for the paths that leave a token, "in" for those that arrive (how much it is visited).
+        direction: "out" for paths from a token, "in" for paths to it (how much it is visited).
 
     Returns:
         (..., N), nonnegative.
@@ -103,10 +103,10 @@ def katz(Ahat: Tensor, gamma: float | Tensor, direction: Literal["out", "in"] = 
 def absorbing_chain(Ahat: Tensor, gamma: float | Tensor) -> AbsorbingChain:
     """Reads M = gamma Ahat as the transient part of an absorbing Markov chain over the tokens (arXiv:2603.00175).
 
-    Differentiable in Ahat and gamma. Where a row of M sums to more than 1 it is left as it is: its R is negative,
-    `overflow` marks it, a RuntimeWarning says so, and visits and steps are then path weights, not expectations. The
-    Frobenius norm of Ahat bounds the spectral radius but not the row sums, so Pure InfSA can have such rows.
-    An all-zero Ahat absorbs at once: R = 1, F = I, steps = 1.
+    Differentiable in Ahat and gamma. A row of M that sums to more than 1 is kept: its R is negative, `overflow` marks
+    it, a RuntimeWarning reports it, and visits and steps are path weights instead of expectations. Pure InfSA can have
+    such rows, because the Frobenius norm of Ahat bounds the spectral radius but not the row sums. An all-zero Ahat
+    absorbs at once: R = 1, F = I, steps = 1.
 
     Takes and raises as `katz`.
     """
@@ -114,7 +114,7 @@ def absorbing_chain(Ahat: Tensor, gamma: float | Tensor) -> AbsorbingChain:
     kernel = _neumann(M, M)
     chain = AbsorbingChain(M, 1 - M.sum(-1), kernel + torch.eye(M.shape[-1], dtype=M.dtype, device=M.device), kernel)
     if chain.overflow.any():
-        # The same words every time, so that Python's default filter says it once per place.
+        # A constant message, so that Python's default filter shows it once per location.
         warnings.warn(
             "rows of gamma Ahat sum to more than 1: their absorption R is negative, see AbsorbingChain.overflow",
             RuntimeWarning,
@@ -124,16 +124,16 @@ def absorbing_chain(Ahat: Tensor, gamma: float | Tensor) -> AbsorbingChain:
 
 
 def pagerank(Ahat: Tensor, damping: float = 0.85) -> Tensor:
-    """PageRank: where a walk on Ahat is found in the long run, if it restarts anywhere with chance 1 − damping.
+    """PageRank: the long-run distribution of a walk on Ahat that restarts anywhere with probability 1 − damping.
 
         p = damping Pᵀ p + (1 − damping) 1 / N          P = Ahat with rows summing to 1
 
-    As in networkx, a row of zeros counts as uniform; so an all-zero Ahat gives 1 / N everywhere. Solved directly,
-    differentiable in Ahat (a row of zeros gets gradient 0).
+    As in networkx, a row of zeros counts as uniform. Solved directly, differentiable in Ahat (a row of zeros gets
+    gradient 0).
 
     Args:
         Ahat: nonnegative, (..., N, N).
-        damping: the chance of a step along the graph, 0 ≤ damping < 1.
+        damping: the probability of a step along the graph, 0 ≤ damping < 1.
 
     Returns:
         (..., N), positive, summing to 1.
@@ -158,22 +158,22 @@ def eigenvector_centrality(
 ) -> Perron:
     """The Perron vector of Ahat by power iteration: left vᵀ Ahat = λ vᵀ (being pointed at), or right Ahat v = λ v.
 
-    A periodic graph (a bipartite one, say) has eigenvalues −λ or λ e^{iθ} beside λ, and plain power iteration circles
-    for ever. Iterating Ahat + μ I keeps the eigenvectors and leaves λ + μ alone in front; μ is half the current
-    estimate of λ, so it also vanishes with λ on a graph without cycles, where a fixed μ would converge like 1 / t.
+    On a periodic graph (such as a bipartite one) −λ or λ e^{iθ} are eigenvalues too and plain power iteration does not
+    converge. Iterating Ahat + μ I keeps the eigenvectors and makes λ + μ the only dominant eigenvalue. μ is half the
+    current estimate of λ and vanishes with it on a graph without cycles, where a fixed μ would converge like 1 / t.
 
-    Where several components share the largest eigenvalue the vector is not unique: this is the one reached from the
-    uniform vector. An all-zero Ahat gives the uniform vector, eigenvalue 0, residual 0; a graph without cycles has
-    eigenvalue 0, found to about `tolerance` of the largest weights.
+    If several components share the largest eigenvalue, the vector is the one reached from the uniform vector. An
+    all-zero Ahat gives the uniform vector, eigenvalue 0, residual 0; a graph without cycles has eigenvalue 0, accurate
+    to about `tolerance` of the largest weights.
 
-    Differentiable by implicit differentiation (O(N³), only where Ahat requires a gradient); directions that an
-    eigenvalue within `tolerance` of λ leaves undetermined get no gradient.
+    Differentiable by implicit differentiation (O(N³), only if Ahat requires a gradient); directions that are
+    undetermined because of another eigenvalue within `tolerance` of λ get no gradient.
 
     Args:
         Ahat: nonnegative, (..., N, N).
         side: "left" or "right".
-        tolerance: the residual at which a matrix counts as done; float32 reaches about 1e-6.
-        max_iterations: where to stop otherwise, with a RuntimeWarning; the residual tells which matrices.
+        tolerance: the residual at which a matrix has converged; float32 reaches about 1e-6.
+        max_iterations: limit, with a RuntimeWarning; the residual shows which matrices have not converged.
 
     Raises:
         ValueError: if a shape or dtype does not fit, an entry is negative, or an option is out of range.
@@ -198,7 +198,7 @@ def eigenvector_centrality(
 
 
 def spectral_radius(Ahat: Tensor, tolerance: float = 1e-6, max_iterations: int = 1000) -> Tensor:
-    """The largest eigenvalue of Ahat, (..., N, N) → (...): what gamma times must stay below 1 for F to exist.
+    """The largest eigenvalue of Ahat, (..., N, N) → (...); F exists if gamma times it is below 1.
 
     Takes, raises and differentiates as `eigenvector_centrality`.
     """
@@ -206,10 +206,10 @@ def spectral_radius(Ahat: Tensor, tolerance: float = 1e-6, max_iterations: int =
 
 
 def ahat(layer: Attention, x: Tensor) -> Tensor:
-    """What a layer weighs tokens with, as a token graph: (B, N, D) → (B, H, N, N).
+    """The token graph of a layer: (B, N, D) → (B, H, N, N).
 
-    A layer with a matrix of weights (Pure InfSA, softmax) gives that matrix. Linear-InfSA has one weight per token
-    and gives the quadratic operator made of the same Q and K, which its weights approximate an eigenvector of:
+    The weights of a layer that has a matrix of them (Pure InfSA, softmax). For Linear-InfSA, which has one weight per
+    token, the quadratic operator of the same Q and K, one of whose eigenvectors these weights approximate:
 
         A = relu(Q Kᵀ / d)          Ahat = A / (‖A‖_F + eps)
 
@@ -222,10 +222,10 @@ def ahat(layer: Attention, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def linear_vs_perron(layer: Attention, x: Tensor, tolerance: float = 1e-6, max_iterations: int = 1000) -> PerronCosine:
-    """How near Linear-InfSA's weights a come to the Perron vectors of the quadratic operator `ahat(layer, x)`.
+    """The cosine of Linear-InfSA's weights a with the Perron vectors of the quadratic operator `ahat(layer, x)`.
 
-    The paper reports a cosine of 0.985 with the principal eigenvector (arXiv:2603.00175). A head that is off (its
-    weights a are all 0, as they must be where its A is) has cosine 0. A measurement: it carries no gradient.
+    The paper reports 0.985 with the principal eigenvector (arXiv:2603.00175). A head that is off (all weights 0) has
+    cosine 0. Not differentiable.
 
     Args:
         layer: a LinearInfSA layer of H heads.
@@ -248,7 +248,7 @@ def linear_vs_perron(layer: Attention, x: Tensor, tolerance: float = 1e-6, max_i
 
 def perron_cosine(a: Tensor, left: Tensor, right: Tensor) -> PerronCosine:
     """The cosine of weights a with Perron vectors, each (B, H, N); 0 for a head that is off."""
-    # The cosine knows no scale, but its squares do: weights of 1e-30 would look like a head that is off.
+    # Rescaled, because squares of weights of 1e-30 underflow and would look like a head that is off.
     peak = a.amax(-1, keepdim=True)
     a = a / torch.where(peak == 0, 1, peak)
     return PerronCosine(torch.cosine_similarity(a, left, dim=-1), torch.cosine_similarity(a, right, dim=-1))
@@ -263,7 +263,7 @@ def _quadratic(layer: Attention, x: Tensor) -> Tensor:
 
 
 def _checked(Ahat: Tensor) -> Tensor:
-    """Ahat in float32 or better, once it is known to be a nonnegative (..., N, N)."""
+    """Ahat in float32 or better, after checking that it is a nonnegative (..., N, N)."""
     if Ahat.ndim < 2 or Ahat.shape[-1] != Ahat.shape[-2] or Ahat.shape[-1] == 0:
         raise ValueError(f"Ahat has shape {tuple(Ahat.shape)}, expected (..., N, N) with N >= 1")
     if not Ahat.is_floating_point():
@@ -290,10 +290,10 @@ def _transient(Ahat: Tensor, gamma: float | Tensor) -> Tensor:
 
 
 def _neumann(M: Tensor, B: Tensor) -> Tensor:
-    """(M + M² + ...) applied to what M made B of, F B by a linear solve: (..., N, N), (..., N, k) → (..., N, k)."""
+    """F B = (I − M)⁻¹ B by a linear solve: (..., N, N), (..., N, k) → (..., N, k)."""
     I_M = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M
-    # Against M 1 the solution is F 1 − 1. For M >= 0 the series converges exactly if the solved F 1 is positive
-    # (I − M is then an M-matrix): a divergent series would otherwise give finite, plausible, wrong numbers.
+    # The rows of B sum to M 1, so those of the solution to F 1 − 1. For M >= 0 the series converges if and only if the
+    # solved F 1 is positive (I − M is then an M-matrix); a divergent series would give finite but wrong numbers.
     solved, info = torch.linalg.solve_ex(I_M, B)
     with torch.no_grad():
         steps = 1 + solved.sum(-1)
@@ -322,11 +322,11 @@ def _iterated(A: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor,
     found = [v.clone(), eigenvalue.clone(), residual.clone()]
     at = torch.arange(len(A), device=A.device)
     for _ in range(max_iterations):
-        # Done matrices stand still, so that the batch they are in does not change them. NaN is done.
+        # Converged matrices are no longer updated, so that they do not depend on their batch. NaN counts as converged.
         going = residual > tolerance
-        if 2 * int(going.sum()) <= len(at):  # few that converge slowly do not keep the others busy
-            for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
-                of_all[at] = of_some
+        if 2 * int(going.sum()) <= len(at):  # drop the converged ones from the computation
+            for target, source in zip(found, (v, eigenvalue, residual), strict=True):
+                target[at] = source
             A, v, Av, eigenvalue, residual, at, going = (
                 t[going.flatten()] for t in (A, v, Av, eigenvalue, residual, at, going)
             )
@@ -335,16 +335,16 @@ def _iterated(A: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor,
         v = torch.where(going, Av / eigenvalue + v / 2, v)
         v = v / v.sum(-2, keepdim=True)
         Av, eigenvalue, residual = _residual(A, v)
-    for of_all, of_some in zip(found, (v, eigenvalue, residual), strict=True):
-        of_all[at] = of_some
+    for target, source in zip(found, (v, eigenvalue, residual), strict=True):
+        target[at] = source
     v, eigenvalue, residual = (t.reshape(*leading, *t.shape[1:]) for t in found)
     return v, eigenvalue, residual
 
 
 def _implicit(A: Tensor, v: Tensor, eigenvalue: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """v and λ with the gradients that A v = λ v, 1ᵀ v = 1 give them: a Newton step whose value is dropped.
+    """v and λ with the gradients implied by A v = λ v, 1ᵀ v = 1: a Newton step whose value is subtracted.
 
-    The unknowns are δv and δλ / λ, which makes the system free of the scale of A:
+    The unknowns are δv and δλ / λ, which makes the system scale-invariant:
 
         [ A / λ − I   −v ] [ δv     ]   [ −δA v / λ ]
         [ 1ᵀ           0 ] [ δλ / λ ] = [  0        ]
@@ -356,7 +356,7 @@ def _implicit(A: Tensor, v: Tensor, eigenvalue: Tensor, tolerance: float) -> tup
         J[..., :N, :N] = A / scale - torch.eye(N, dtype=A.dtype, device=A.device)
         J[..., :N, N:] = -v
         J[..., N, :N] = 1
-        # The pseudo-inverse, because J is singular where λ is not simple; NaN would stop the whole batch.
+        # Pseudo-inverse, because J is singular if λ is not simple; NaN would fail the whole batch.
         rtol = max(tolerance, N * torch.finfo(A.dtype).eps)
         inverse = torch.linalg.pinv(J.nan_to_num(0, 0, 0), rtol=rtol)[..., :N]
     step = -inverse @ (A @ v / scale)

@@ -1,8 +1,8 @@
-"""Where a token is: initial position embeddings, and their interpolation to other resolutions.
+"""Initial position embeddings, and their interpolation to other resolutions.
 
-Linear-InfSA gives every token the same vector, so a token must know where it is from the first layer on. With the
-usual faint positions (normal, std 0.02) it hardly learns; from sin-cos at full scale it does. The start of the
-positions is therefore part of the recipe, the same for every model.
+Linear-InfSA gives every token the same vector, so tokens must be distinguishable by position from the first layer on.
+In small prototypes it hardly learned with the usual weak positions (normal, std 0.02) but did with unit-amplitude
+sin-cos. The initial positions are therefore part of the recipe, the same for every model.
 """
 
 import math
@@ -30,7 +30,7 @@ def sincos(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def normal(grid: tuple[int, int], dim: int, std: float = 0.02) -> Tensor:
-    """Positions drawn from a normal of the given std, 0 or more: (h, w), D → (h · w, D)."""
+    """Normal positions with the given std, 0 or more: (h, w), D → (h · w, D)."""
     expect(0 <= std < math.inf, f"std={std}", "0 or more")
     return torch.randn(grid[0] * grid[1], dim) * std
 
@@ -39,7 +39,7 @@ POSITIONS: dict[str, PositionStart] = {"sincos": sincos, "normal": normal}
 
 
 def resample(positions: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int) -> Tensor:
-    """Bicubic interpolation of (1, prefix + h · w, D) to another grid; the prefix tokens stay as they are."""
+    """Interpolates (1, prefix + h · w, D) bicubically to another grid; prefix tokens are unchanged."""
     if grid == new_grid:
         return positions
     return resample_abs_pos_embed(positions, new_size=list(new_grid), old_size=list(grid), num_prefix_tokens=prefix)

@@ -1,4 +1,4 @@
-"""The Vision Transformer that every attention is compared in: pre-norm, one backbone, the attention exchanged."""
+"""The pre-norm Vision Transformer in which attentions are compared: one backbone, exchangeable attention."""
 
 import zlib
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class Block(nn.Module):
     """x + attn(norm(x)), then x + mlp(norm(x)).
 
     Args:
-        attention: `attention(dim, num_heads=...)` gives the attention layer.
+        attention: `attention(dim, num_heads=...)` makes the attention layer.
         drop_path: stochastic depth, the probability of skipping a branch for one image.
-        extra_proj: a second D × D projection behind the attention's own. Two linear maps in a row compute nothing
-            that one cannot; it exists to reproduce the parameter counts published for softmax and Pure (57.7M, 330.6M).
+        extra_proj: a second D × D projection after the attention's own, which adds no expressive power, to reproduce
+            the parameter counts published for softmax and Pure (57.7M, 330.6M).
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, named: Named | None = None, name: str = "", first_only: bool = False) -> Tensor:
-        """(B, N, D) → (B, N, D), or with `first_only` the first token's (B, 1, D), all that a class token's head needs.
+        """(B, N, D) → (B, N, D), or with `first_only` the first token alone, (B, 1, D), for the head of a class token.
 
-        Intermediate values are put into `named` under `name` if it is given.
+        Adds intermediate values to `named`, prefixed by `name`.
         """
         normed = self.norm1(x)
         if not first_only:
@@ -75,10 +75,10 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution over patches that do not overlap, (B, C, height, width) → (B, N, D), as one product of matrices.
+    """A convolution over non-overlapping patches, (B, C, height, width) → (B, N, D), as one matrix product.
 
-    It is the same function; in bfloat16 on a CPU the convolution's own kernels take seven times as long. Weights are
-    a convolution's in shape and name, as in timm.
+    In bfloat16 on a CPU the convolution kernels take seven times as long. Weights have a convolution's names and
+    shapes, as in timm.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
@@ -95,25 +95,26 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module, HubModel):
     """Vision Transformer with an exchangeable attention; parameters are named as timm's.
 
-    `save_pretrained(folder)` and `VisionTransformer.from_pretrained(folder or repository)` keep it (`infvit.hub`).
+    `save_pretrained(folder)` and `VisionTransformer.from_pretrained(folder or repository)` save and load it
+    (`infvit.hub`).
 
     Args:
-        attention: `attention(dim, num_heads=...)` gives one attention layer, e.g. a class of `infvit.attention`.
+        attention: `attention(dim, num_heads=...)` makes one attention layer, e.g. a class of `infvit.attention`.
         img_size: side of the (square) training images in pixels, or (height, width).
         patch_size: side of a patch in pixels.
         in_chans: channels of the images.
         num_classes: outputs of the head; 0 gives the pooled features.
         dim, depth, num_heads, mlp_ratio: width D, number of blocks, heads, hidden width of the MLP over D.
-        class_token: pool by a class token; otherwise by the mean over patches.
+        class_token: pool by a class token, otherwise by the mean over patches.
         positions: initial position embedding of the patches (`infvit.positions`); the class token starts at 0.
-        learn_positions: whether they are a parameter or fixed.
+        learn_positions: whether positions are trained or fixed.
         pre_logits: a D × D layer with tanh before the head, as in the original ViT (arXiv:2010.11929).
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         extra_proj: see `Block`.
 
     Raises:
-        UsageError: if the image size is not a multiple of the patch, num_heads does not divide dim, or a number cannot
-            be what it is for.
+        UsageError: if the image size is not a multiple of the patch, num_heads does not divide dim, or a value is out
+            of range.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class VisionTransformer(nn.Module, HubModel):
     def _init_weights(self, seed: int) -> None:
         """timm's ViT initialisation, each weight drawn from (seed, its name).
 
-        Equal seeds give all attentions equal shared weights, whatever else an attention draws for itself.
+        Equal seeds give equal shared weights with every attention, whatever it draws for its own parameters.
         """
         with torch.random.fork_rng(devices=[]):
             for name, module in self.named_modules():
@@ -183,7 +184,7 @@ class VisionTransformer(nn.Module, HubModel):
                 nn.init.normal_(self.cls_token, std=1e-6)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of so many pixels; UsageError if a side is no multiple of a patch."""
+        """Rows and columns of patches of an image; UsageError if a side is not a multiple of the patch."""
         for side in (height, width):
             if side < self.patch_size or side % self.patch_size:
                 below = max(side // self.patch_size, 1) * self.patch_size
@@ -222,7 +223,7 @@ class VisionTransformer(nn.Module, HubModel):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions.
 
-        Behind the last attention only the class token is computed, where there is one: nothing else reaches the head.
+        With a class token, only that token is computed after the last attention: the head reads nothing else.
         """
         if self.cls_token is None:
             return self.forward_head(self.forward_features(images))
@@ -235,7 +236,7 @@ class VisionTransformer(nn.Module, HubModel):
         """Every intermediate value under its name, in order of computation, `logits` last.
 
         `embed`; for block i `blocks.i.norm1`, `.attn`, `.+attn`, `.norm2`, `.mlp`, `.+mlp`, each (B, N, D); `norm`;
-        `pooled` and `pre_logits` (B, D); `logits` (B, classes). What a layer weighs its tokens with is
+        `pooled` and `pre_logits` (B, D); `logits` (B, classes). The weights of a layer are
         `model.blocks[i].attn.weights(named["blocks.i.norm1"])`.
         """
         named: Named = {"embed": self.embed(images)}
@@ -249,11 +250,11 @@ class VisionTransformer(nn.Module, HubModel):
         return named
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the optimizer must not decay, beyond the one-dimensional ones (norms, biases, gamma)."""
+        """Parameters without weight decay, besides the one-dimensional ones (norms, biases, gamma)."""
         return {"pos_embed", "cls_token"}
 
     def get_classifier(self) -> nn.Module:
-        """The head, under the name that timm's tools look for."""
+        """The head, for timm's tools."""
         return self.head
 
     def reset_classifier(self, num_classes: int, **_: Any) -> None:
