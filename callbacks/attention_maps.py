@@ -18,7 +18,7 @@ from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.heat import over, picture
 from infvit.measure.attention.maps import layer_maps
 from infvit.run.files import atomic_write, print_line, tolerate_write_errors
-from infvit.sharding import whole
+from infvit.sharding import unsharded
 
 IMAGES = 8
 ROWS = 4
@@ -68,7 +68,7 @@ class AttentionMaps(Callback):
         self._draw(trainer, pl_module, trainer.current_epoch, at_end=True)
 
     def _draw(self, trainer: Trainer, module: LightningModule, epochs: int, at_end: bool = False) -> None:
-        with whole(cast(nn.Module, module.net)):
+        with unsharded(cast(nn.Module, module.net)):
             if not trainer.is_global_zero:
                 return
             try:

@@ -14,7 +14,7 @@ from infvit.cli.run_folder import CHECKPOINTS
 from infvit.errors import expect
 from infvit.run.checkpoint import LAST
 from infvit.run.files import print_line, tolerate_write_errors
-from infvit.sharding import local, whole
+from infvit.sharding import local_tensor, unsharded
 
 
 class SkipNonFinite(Callback):
@@ -55,7 +55,7 @@ class SkipNonFinite(Callback):
     ) -> None:
         assert self.bad_loss is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [local(cast(Tensor, p.grad)) for p in parameters]
+        gradients = [local_tensor(cast(Tensor, p.grad)) for p in parameters]
         norm = get_total_norm([grad for grad in gradients if grad.numel()])  # a tenth of the time of the largest entry
         bad = (self.bad_loss | ~norm.isfinite()).float()
         if trainer.world_size > 1:
@@ -96,7 +96,7 @@ class SkipNonFinite(Callback):
 
     def _end_run(self, trainer: Trainer, module: LightningModule, batch: Any, in_a_row: int) -> None:
         net = cast(nn.Module, module.net)
-        with trainer.precision_plugin.train_step_context(), whole(net):
+        with trainer.precision_plugin.train_step_context(), unsharded(net):
             place = first_nonfinite(net, *batch)
         places: list[str | None] = [place] * trainer.world_size
         if trainer.world_size > 1:

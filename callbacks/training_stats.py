@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 
-from infvit.sharding import gathered
+from infvit.sharding import full_tensor
 
 
 class TrainingStats(Callback):
@@ -57,7 +57,7 @@ class TrainingStats(Callback):
     ) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]  # a row follows
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            pl_module.log("grad_norm", gathered(get_total_norm(gradients)))
+            pl_module.log("grad_norm", full_tensor(get_total_norm(gradients)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.images:
@@ -71,4 +71,4 @@ class TrainingStats(Callback):
 def gammas(module: LightningModule) -> list[list[float]]:
     """The discount of every head in every block that has one; collective if the module is sharded."""
     discounts = [getattr(layer, "discounts", None) for layer in module.modules()]
-    return [gathered(gamma.detach()).tolist() for gamma in discounts if gamma is not None]
+    return [full_tensor(gamma.detach()).tolist() for gamma in discounts if gamma is not None]

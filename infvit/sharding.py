@@ -1,4 +1,4 @@
-"""Training with weights, gradients and optimizer state cut over the processes (FSDP2): the numbers of one process."""
+"""Training with weights, gradients and optimizer state sharded over the ranks (FSDP2), with one process's numbers."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
-from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
@@ -16,35 +15,37 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from data.datamodule import ImageDataModule
 from infvit.errors import UsageError
 from infvit.module import Classifier
 
 
 class FullySharded(DDPStrategy):
-    """Each process keeps its part of every weight, and sees a whole block only while that block computes.
+    """Each rank holds a shard of every weight, and a whole block only while that block computes.
 
-    Processes, their collectives and their launchers are DDP's; only the wrapper is another. Checkpoints are read before
-    the weights are cut and written when they are put together again, so that they are those of any other run, whoever
-    goes on with them.
+    Processes, collectives and launchers are DDP's. Checkpoints are loaded before the weights are sharded and gathered
+    when they are written, so a run under any strategy can resume from them.
 
-    Lightning's own FSDP refuses the CPU and clipping by norm; its ModelParallelStrategy knows no averaged weights, and
-    takes the parameters of a checkpoint's optimizer in the model's order where an optimizer of several groups has its
-    own.
+    Lightning's own FSDPStrategy supports neither the CPU nor clipping by norm; its ModelParallelStrategy supports no
+    averaged weights, and loads optimizer states in the model's order of parameters, which is another one when an
+    optimizer has several groups.
     """
 
-    def check(self, trainer: Trainer, module: Classifier, data: ImageDataModule) -> None:
-        """Raises UsageError for what sharded weights do not go together with."""
-        if module.net._compiled_call_impl is not None:
+    def check(self, trainer: Trainer, module: Classifier, val_size: int, data_name: str) -> None:
+        """Raises UsageError for settings that do not work with sharded weights.
+
+        Args:
+            val_size: number of validation images of the data set `data_name`.
+        """
+        if module.net._compiled_call_impl is not None:  # torch has no public test for nn.Module.compile()
             raise UsageError("compile=true is not tried with trainer=fsdp: leave it out, or use trainer=ddp")
         if trainer.precision == "16-mixed":
             raise UsageError(
-                "trainer.precision=16-mixed scales the loss, which sharded gradients do not know: use bf16-mixed or "
+                "trainer.precision=16-mixed scales the loss, which sharded gradients do not support: use bf16-mixed or "
                 "32-true, or trainer=ddp"
             )
-        if data.val_size < trainer.world_size:
+        if val_size < trainer.world_size:
             raise UsageError(
-                f"data={data.name} has {data.val_size} images to validate with, fewer than trainer.devices="
+                f"data={data_name} has {val_size} images to validate with, fewer than trainer.devices="
                 f"{trainer.world_size}: expected one for each process of trainer=fsdp"
             )
 
@@ -52,7 +53,7 @@ class FullySharded(DDPStrategy):
         assert self.accelerator is not None
         assert self.model is not None
         self.accelerator.setup(trainer)
-        trainer.test_loop.inference_mode = False  # as Lightning has it for its own FSDP
+        trainer.test_loop.inference_mode = False  # as Lightning sets it for its own FSDP
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:
             self.precision_plugin.convert_module(self.model)
@@ -61,8 +62,6 @@ class FullySharded(DDPStrategy):
         if fitting:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
-        if fitting:
-            _optimizers_to_device(self.optimizers, self.root_device)
 
     def _shard(self, trainer: Trainer) -> None:
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -71,43 +70,43 @@ class FullySharded(DDPStrategy):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, WeightAveraging):
-                assert callback._average_model is not None
+                assert callback._average_model is not None  # Lightning has no public access to the averaged model
                 average: Any = callback._average_model.module
                 shard(average.net, mesh)
         callbacks.insert(0, EvenEvaluation())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """The same file as one process writes; each tensor is whole in the first process alone."""
+        """Writes the file that one process would write; the gathered tensors are kept on rank zero alone."""
 
-        def put_together(tensor: DTensor) -> Tensor | None:
-            found = gathered(tensor.detach())
+        def gather(tensor: DTensor) -> Tensor | None:
+            found = full_tensor(tensor.detach())
             return found.cpu() if self.is_global_zero else None
 
-        super().save_checkpoint(apply_to_collection(checkpoint, DTensor, put_together), filepath, storage_options)
+        super().save_checkpoint(apply_to_collection(checkpoint, DTensor, gather), filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Weights are loaded before they are cut, the optimizer's numbers behind that."""
+        """Shards the optimizers' states; the weights were loaded before they were sharded."""
         states = [
-            sharded_state(optimizer, state)
+            shard_optimizer_state(optimizer, state)
             for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
         ]
         super().load_optimizer_state_dict({"optimizer_states": states})
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Cuts the weights of `net` over the processes of `mesh`: each block is gathered by itself, and what is left.
+    """Shards the weights of `net` over `mesh`: each block is one unit of gathering, and the rest is another.
 
-    Blocks are what stands in a list named `blocks`, as in timm's models.
+    Blocks are the children of modules named `blocks`, as in timm's models.
     """
     lists = [child for name, child in net.named_modules() if name.rpartition(".")[2] == "blocks"]
     for block in [block for found in lists for block in found.children()]:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    # True for the root also: callbacks look at weights after a forward pass without a backward one.
+    # The root too: callbacks read weights after forward passes without a backward pass.
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 
-def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's whole state as this process's part of it; both list their parameters in the same order."""
+def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Returns this rank's shards of an optimizer's full state; both list their parameters in the same order."""
     parts = dict(state["state"])
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for parameter, key in zip(group["params"], saved["params"], strict=True):
@@ -122,39 +121,39 @@ def sharded_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     return state | {"state": parts}
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """A tensor that is cut over the processes, whole; all must ask. Any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a sharded tensor (collective: every rank must call this); returns any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is cut over the processes, which may be empty. Any other as it is."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, possibly empty; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextlib.contextmanager
-def whole(net: nn.Module) -> Iterator[None]:
-    """All weights of `net` in all processes, each of which may then do with them what the others do not.
+def unsharded(net: nn.Module) -> Iterator[None]:
+    """Holds all weights of `net` on every rank, so that ranks may run it independently of each other.
 
-    All processes must enter. Of a network that is not sharded it changes nothing.
+    Entering is collective. Without effect on a network that is not sharded.
     """
-    parts = [part for part in net.modules() if isinstance(part, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    units = [module for module in net.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
 
 
 class EvenEvaluation(Callback):
-    """Where a process has fewer images of an evaluation than others, it gathers the blocks with them to the end.
+    """Makes ranks with fewer evaluation batches run extra forward passes, because gathering a block is collective.
 
-    Each image counts exactly once, so one process may have a batch more. To stand in front of all callbacks: what
-    these do when an evaluation ends may be a collective of its own.
+    Each image counts exactly once, so one rank may have a batch more than another. First among the callbacks: the
+    others may call collectives of their own when an evaluation ends.
     """
 
     def __init__(self) -> None:
@@ -162,28 +161,20 @@ class EvenEvaluation(Callback):
         self.image: Tensor | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._compare(trainer, sum(trainer.num_val_batches))
+        batches = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+        most = trainer.strategy.reduce(torch.tensor(batches, device=trainer.strategy.root_device), reduce_op="max")
+        self.missing = int(most) - int(batches)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._compare(trainer, sum(trainer.num_test_batches))
-
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: int) -> None:
-        self.image = batch[0][:1]
-
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: int) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         self.image = batch[0][:1]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fill_up(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fill_up(trainer, pl_module)
-
-    def _compare(self, trainer: Trainer, mine: float) -> None:
-        most = trainer.strategy.reduce(torch.tensor(mine, device=trainer.strategy.root_device), reduce_op="max")
-        self.missing = int(most) - int(mine)
-
-    def _fill_up(self, trainer: Trainer, module: LightningModule) -> None:
         with trainer.precision_plugin.forward_context():
             for _ in range(self.missing):
-                module(self.image)
+                pl_module(self.image)
+
+    on_test_start = on_validation_start
+    on_test_batch_start = on_validation_batch_start
+    on_test_epoch_end = on_validation_epoch_end

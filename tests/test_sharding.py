@@ -1,4 +1,4 @@
-"""Sharded over two real processes: the numbers of one, its checkpoints, and about half of what each has to hold."""
+"""Two sharded processes give the numbers and checkpoints of one, and hold about half of its bytes each."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from infvit.attention import ATTENTIONS
-from infvit.sharding import gathered, shard, whole
+from infvit.sharding import full_tensor, shard, unsharded
 from infvit.vit import VisionTransformer
 from tests.cli.test_launchers import TINY, losses, result, torchrun  # noqa: F401 (a fixture)
 
@@ -22,15 +22,15 @@ def small(attention: str) -> VisionTransformer:
 
 
 def step(net: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Norm of the gradient before it was clipped."""
+    """Returns the norm of the gradient before clipping."""
     F.cross_entropy(net(images), labels).backward()
     norm = get_total_norm([p.grad for p in net.parameters()])
     clip_grad_norm_(net.parameters(), 0.1)
-    return gathered(norm)
+    return full_tensor(norm)
 
 
 def process(rank: int, folder: Path) -> None:
-    """One of two: leaves the bytes that it holds, and the gradient of its half of the batch."""
+    """Saves the bytes that this rank holds, the gradients of its half of the batch, and logits it computes alone."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", f"file://{folder}/rendezvous", timedelta(seconds=120), world_size=2, rank=rank
@@ -41,14 +41,14 @@ def process(rank: int, folder: Path) -> None:
         shard(net, init_device_mesh("cpu", (2,)))
         held = sum(p.to_local().untyped_storage().nbytes() for p in net.parameters())
         norm = step(net, images[rank::2], labels[rank::2])
-        with whole(net):  # what one process does alone, as for pictures, must wait for no other
+        with unsharded(net):  # one rank may then run the model without the other
             alone = net(images) if rank == 0 else None
-        gradients = {name: gathered(p.grad) for name, p in net.named_parameters()}
+        gradients = {name: full_tensor(p.grad) for name, p in net.named_parameters()}
         torch.save((held, norm, gradients, alone), folder / f"{attention}_{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_each_process_holds_half_and_gradients_are_clipped_by_the_norm_of_the_whole(tmp_path):
+def test_each_rank_holds_half_and_gradients_are_clipped_by_the_full_norm(tmp_path):
     batch = torch.randn(8, 3, 8, 8), torch.arange(8)
     torch.save(batch, tmp_path / "batch.pt")
     torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
@@ -67,8 +67,8 @@ def test_each_process_holds_half_and_gradients_are_clipped_by_the_norm_of_the_wh
                 torch.testing.assert_close(alone, logits)
 
 
-def test_a_run_goes_on_sharded_and_from_there_in_one_process(cli, torchrun):  # noqa: F811
-    # 143 images to validate with: one process has a batch more. EMA: two sets of weights in the checkpoint.
+def test_a_run_resumes_sharded_and_then_in_one_process(cli, torchrun):  # noqa: F811
+    # With 143 validation images one rank has a batch more; with EMA the checkpoint has two sets of weights.
     run = [*TINY, "model=infvit", "recipe.base_lr=16e-4", "recipe.epochs=8", "trainer.log_every_n_steps=1"]
     run += ["recipe.ema={_target_:lightning.pytorch.callbacks.EMAWeightAveraging,decay:0.9}", "logger=csv"]
     run += ["data.validation_fraction=0.0995", "data.module.eval_batch_size=71"]
@@ -92,7 +92,7 @@ def test_a_run_goes_on_sharded_and_from_there_in_one_process(cli, torchrun):  # 
     assert f"{100 * result(sharded / 'on')['metrics']['val/top1']:.2f}" in measured.out
 
 
-def test_what_is_not_tried_sharded_is_refused_before_training(cli):
+def test_compile_is_refused_before_training(cli):
     refused = cli("train", *TINY, "logger=csv", "model=vit", "trainer=fsdp_cpu", "trainer.devices=1", "compile=true")
     assert refused.code == 2
     assert "use trainer=ddp" in refused.err

@@ -110,7 +110,7 @@ def check_batch(trainer: Trainer, module: Classifier, data: TrainingData) -> Non
     Called before the run starts, because its first work may be to write a data set to disk for hours.
     """
     if isinstance(trainer.strategy, FullySharded):
-        trainer.strategy.check(trainer, module, cast(Any, data))
+        trainer.strategy.check(trainer, module, data.val_size, data.name)
     for name in ("accumulate_grad_batches", "max_epochs", "log_every_n_steps"):
         count = getattr(trainer, name)
         expect(count is not None and count >= 1, f"trainer.{name}={count}", "1 or more")
