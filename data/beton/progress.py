@@ -13,12 +13,11 @@ class ImageProgress(tqdm):
         title: printed before the bar.
         total: number of images.
         done: images that an earlier run has finished; speed and time left are of this run.
-        unit: what is counted.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = " images") -> None:
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
         seconds = 0.1 if sys.stdout.isatty() else 10.0
-        super().__init__(desc=title, total=total, initial=done, unit=unit, mininterval=seconds, file=sys.stdout)
+        super().__init__(desc=title, total=total, initial=done, unit=" images", mininterval=seconds, file=sys.stdout)
         self.bytes, self.since = 0, time.monotonic()
 
     def advance(self, images: int, read: int) -> None:

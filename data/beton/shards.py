@@ -35,7 +35,7 @@ class Shards:
 
     Args:
         part: the file.
-        identity: of its content: a file that was begun with another one is discarded.
+        identity: of its content: a file that was started with another one is discarded.
         images: number of images at most, which determines the place of the first one.
     """
 

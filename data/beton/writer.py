@@ -54,7 +54,7 @@ def write_shards(
         images: in the order of the samples; they are read in the order of their `pieces()`, if they have these.
         part: the file; writing resumes from what an earlier run left.
         settings: how images are encoded.
-        identity: of images and settings: a file that was begun with another one is discarded.
+        identity: of images and settings: a file that was started with another one is discarded.
         title: of the progress bar.
         shard: images per shard.
         skip_bad: leave out images that cannot be decoded (their rows are marked BAD) instead of stopping.

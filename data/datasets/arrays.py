@@ -9,11 +9,11 @@ from sklearn.model_selection import train_test_split
 from data.datasets.source import ImageSet, Source, Split
 
 SPLIT_SEED = 0
-"""A split is part of the data: it does not change with a run's seed."""
+"""A split belongs to the data set: it does not change with a run's seed."""
 
 
 def stratified(labels: np.ndarray, part: float | int) -> tuple[np.ndarray, np.ndarray]:
-    """(the others, the part), both sorted indices into `labels` (n,): a share or a number of each class's images."""
+    """Returns the sorted indices into `labels` (n,) of (the rest, the part), which is drawn class by class."""
     others, chosen = train_test_split(
         np.arange(len(labels)), test_size=part, stratify=labels, random_state=SPLIT_SEED, shuffle=True
     )
@@ -21,7 +21,7 @@ def stratified(labels: np.ndarray, part: float | int) -> tuple[np.ndarray, np.nd
 
 
 class GreyImages:
-    """Images held as (n, h, w) uint8 with labels (n,), given out in three equal channels."""
+    """Grey images in memory, (n, h, w) uint8 with labels (n,), returned with three equal channels."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels, self.labels = pixels, labels.astype(np.int64)
@@ -37,7 +37,7 @@ class GreyImages:
 
 
 class Part:
-    """Some images of a set, by their indices."""
+    """The images of a set at some indices."""
 
     def __init__(self, images: ImageSet, indices: np.ndarray) -> None:
         self.images, self.indices, self.labels = images, indices, images.labels[indices]
@@ -53,10 +53,10 @@ class Part:
 
 
 class HeldOut:
-    """A source whose validation images are a part of its training images, so that a search never sees the test images.
+    """A source that validates on a part of its training images, so that a search never sees the test images.
 
     Args:
-        source: the data set; its own validation images, which are its test, are out of reach.
+        source: the data set; its own validation images, which are its test, are never read.
         fraction: share of the training images, drawn class by class, the same for every seed of a run.
     """
 
@@ -67,5 +67,5 @@ class HeldOut:
         self._sets = {"train": Part(train, kept), "val": Part(train, held)}
 
     def split(self, split: Split) -> ImageSet:
-        """Both splits are of the training images."""
+        """Returns a part of the training images, for both splits."""
         return self._sets[split]

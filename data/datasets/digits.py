@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 real images of 8 × 8 pixels, in the package, nothing to download."""
+"""scikit-learn's digits: 1,797 real images of 8 × 8 pixels, which the package contains."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -8,10 +8,10 @@ from data.datasets.source import ImageSet, Split
 
 
 class Digits:
-    """Handwritten digits (UCI optdigits test set), grey values 0..16 stretched to 0..255, repeated in three channels.
+    """Handwritten digits (UCI optdigits test set), grey values 0..16 scaled to 0..255, in three equal channels.
 
     Args:
-        val_fraction: share of the images, drawn class by class, that is kept for validation and test.
+        val_fraction: share of the images for validation and test, drawn class by class.
     """
 
     classes = [str(digit) for digit in range(10)]  # noqa: RUF012
@@ -23,5 +23,5 @@ class Digits:
         self._sets = {name: GreyImages(pixels[indices], labels[indices]) for name, indices in parts}
 
     def split(self, split: Split) -> ImageSet:
-        """1,437 images to train on, 360 to validate with (at the default fraction)."""
+        """Returns 1,437 images to train on, or 360 to validate and test on (at the default fraction)."""
         return self._sets[split]

@@ -1,9 +1,10 @@
-"""Images in class folders on disk: found, read and decoded once, and recognised the next time."""
+"""Images in class folders on disk: found, and read and decoded once to check them and take their fingerprint."""
 
 import hashlib
 import io
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
+from tqdm import tqdm
 
 from data.datasets.source import ImageSet
 from infvit.errors import UsageError
@@ -26,16 +27,16 @@ Sample = tuple[str, int]
 def image_sets(
     root: Path, found: dict[str, list[Sample]], cache_dir: str, name: str, skip_bad: bool
 ) -> dict[str, ImageSet]:
-    """The image sets of a tree by their names, their order that of the samples.
+    """Returns the image sets of a tree by name, in the order of their samples.
 
-    The first time, every image is read and decoded: what cannot be is named, and the content's fingerprint is taken.
-    Later runs recognise the tree by names, sizes and times of its files. Images are decoded as torchvision's
-    ImageFolder does it: to RGB, without regard to EXIF rotation.
+    The first time every image is read and decoded, to name those that cannot be and to take the fingerprint of the
+    content. Later runs recognise the tree by the names, sizes and times of its files. Images are decoded as by
+    torchvision's ImageFolder: to RGB, ignoring EXIF rotation.
 
     Args:
         root: the tree.
         found: the samples of each set.
-        cache_dir: where the fingerprint is kept.
+        cache_dir: folder of the stored fingerprints.
         name: of the data set, for messages.
         skip_bad: leave out images that cannot be decoded, with a warning, instead of stopping.
 
@@ -47,7 +48,7 @@ def image_sets(
     if bad and not skip_bad:
         raise UsageError(
             f"{len(bad)} of the images under {root} cannot be decoded, the first is {root / bad[0]}: "
-            "mend or remove it, or leave such images out with data.skip_bad=true"
+            "repair or remove it, or leave such images out with data.skip_bad=true"
         )
     if bad:
         warnings.warn(f"left out {len(bad)} images that cannot be decoded: {some(bad)}", stacklevel=3)
@@ -58,7 +59,7 @@ def image_sets(
 
 
 class ImageFiles:
-    """Images on disk by their paths, decoded when asked for."""
+    """Images on disk, decoded on access."""
 
     def __init__(self, root: Path, samples: list[Sample], fingerprint: str) -> None:
         self.root, self._fingerprint = root, fingerprint
@@ -74,11 +75,11 @@ class ImageFiles:
             return decode(content), int(self.labels[index])
         except (OSError, SyntaxError, ValueError) as error:  # it could be decoded when the run began
             raise UsageError(
-                f"{self.title(index)} has changed while the run reads it ({error}): mend it and go on with resume=auto"
+                f"{self.title(index)} has changed while the run reads it ({error}): repair it, resume with resume=auto"
             ) from error
 
     def read(self, index: int) -> bytes:
-        """The file as it is."""
+        """Returns the file as it is."""
         path = self.root / self.paths[index]
         try:
             return path.read_bytes()
@@ -93,12 +94,13 @@ class ImageFiles:
 
 
 def decode(content: bytes) -> Image.Image:
-    """A file's bytes → RGB, whatever the file is named; EXIF rotation is left alone, as torchvision and timm do."""
+    """A file's bytes → RGB, whatever its name; EXIF rotation is ignored, as in torchvision and timm."""
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
 
 
 def class_folders(root: Path) -> list[str]:
+    """Returns the sorted names of the class folders; UsageError if there are none."""
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UsageError(f"{root} has no class folders: expected {root}/<class>/<image>")
@@ -106,7 +108,7 @@ def class_folders(root: Path) -> list[str]:
 
 
 def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """(path relative to the tree, label) of every image of a split."""
+    """Returns (path relative to the tree, label) of every image of a split, sorted by class and path."""
     samples = []
     for label, name in enumerate(classes):
         paths = sorted(
@@ -122,18 +124,19 @@ def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
 
 
 def some(names: list[str]) -> str:
+    """Returns the first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _inspected(root: Path, found: dict[str, list[Sample]], cache_dir: Path, name: str) -> dict:
-    """{"bad": paths, and by the name of each set its fingerprint}, from the cache if the tree was seen before."""
+    """Returns {"bad": paths, set name: its fingerprint, ...}, from the cache if the tree is known."""
     stats = [(path, *_stat(root / path)) for samples in found.values() for path, _ in samples]
     signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
-    memo = cache_dir / "imagefolder" / f"{signature}.json"
-    with create_once(memo) as path:
+    stored = cache_dir / "imagefolder" / f"{signature}.json"
+    with create_once(stored) as path:
         if path is not None:
             path.write_text(json.dumps(_inspect(root, found, name)))
-    return json.loads(memo.read_text())
+    return json.loads(stored.read_text())
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -148,13 +151,13 @@ def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
     known: dict = {"bad": []}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split, samples in found.items():
-            # Part by part: a million waiting tasks at once would take 2 GB.
+            # Part by part: a million pending tasks would take 2 GB.
             parts = (samples[start : start + 4096] for start in range(0, len(samples), 4096))
             digests: Iterable[str | None] = (
                 digest for part in parts for digest in pool.map(_digest, [root / path for path, _ in part])
             )
-            if len(samples) > 2000:
-                digests = track(digests, f"reading {split} images of {name}", len(samples))
+            title = f"reading {split} images of {name}"
+            digests = tqdm(digests, title, len(samples), disable=len(samples) <= 2000, file=sys.stdout)
             content = hashlib.sha256()
             for (path, label), digest in zip(samples, digests, strict=True):
                 if digest is None:
@@ -166,7 +169,7 @@ def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
 
 
 def _digest(path: Path) -> str | None:
-    """sha256 of the file's bytes, or None if they are no whole image."""
+    """Returns the sha256 of the file's bytes; None if they are not a whole image."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -179,4 +182,4 @@ def _digest(path: Path) -> str | None:
 
 
 def _unreadable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be read ({error.strerror}): mend or remove it")
+    return UsageError(f"{path} cannot be read ({error.strerror}): repair or remove it")

@@ -1,4 +1,4 @@
-"""Any tree of images: root/train/<class>/** and root/val/<class>/**; val alone to evaluate on."""
+"""Any tree of images: root/train/<class>/** and root/val/<class>/**; val alone is enough to evaluate."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from infvit.errors import UsageError
 
 
 class ImageFolder:
-    """A tree of images with a folder for each class, the same classes in train and val; without train to evaluate on.
+    """A tree of images with one folder per class, the same classes in train and val; without train for evaluation only.
 
     Args:
         root: the tree.
-        cache_dir: where the fingerprint is kept.
+        cache_dir: folder of the stored fingerprints.
         name: of the data set, for messages.
-        num_classes: expected number of classes; None takes what is there.
-        known_classes: names that a class folder may have; None takes what is there.
+        num_classes: expected number of classes; None accepts any.
+        known_classes: names that a class folder may have; None accepts any.
         skip_bad: leave out images that cannot be decoded, with a warning, instead of stopping.
-        how_to_prepare: said when the tree is not there.
+        how_to_prepare: advice in the error message if the tree does not exist.
 
     Raises:
         UsageError: missing or empty folders, classes that differ, a wrong number of classes or an unknown one, a
@@ -56,12 +56,12 @@ class ImageFolder:
         strange = [] if known_classes is None else sorted(set(self.classes) - set(known_classes))
         if strange:
             raise UsageError(
-                f"{first} has class folders that are no classes of {name}: {some(strange)}; expected "
+                f"{first} has class folders that are not classes of {name}: {some(strange)}; expected "
                 f"names such as {known_classes[0]}, or data=imagefolder"  # type: ignore[index]
             )
         found = {split: images_in(self.root / split, self.classes) for split in splits}
         self._sets = {"train": ImageFiles(self.root, [], "")} | image_sets(self.root, found, cache_dir, name, skip_bad)
 
     def split(self, split: Split) -> ImageSet:
-        """The images of one split, sorted by class and path; none to train on, where there are none."""
+        """Returns the images of one split, sorted by class and path; an empty training set if there is no train/."""
         return self._sets[split]

@@ -1,4 +1,4 @@
-"""ImageNet-V2 (arXiv:1902.10811): new test images for the classes of ImageNet-1K, to evaluate on alone."""
+"""ImageNet-V2 (arXiv:1902.10811): new test images for the classes of ImageNet-1K, for evaluation only."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ FOLDERS = {
     "threshold-0.7": "imagenetv2-threshold0.7-format-val",
     "top-images": "imagenetv2-top-images-format-val",
 }
-"""What each variant's archive unpacks to."""
+"""The folder in each variant's archive."""
 
 
 def synsets() -> list[str]:
-    """The WordNet names of ImageNet-1K's classes in the order of their labels, which is that of the alphabet."""
+    """Returns the WordNet names of ImageNet-1K's classes in the order of their labels, which is alphabetical."""
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 class ImageNetV2:
-    """One variant of ImageNet-V2; there are images to evaluate on and none to train on.
+    """One variant of ImageNet-V2; it has images to evaluate on and none to train on.
 
     Folders named 0 to 999 are labels as numbers: sorted as text, 100 would be the third class (ImageNetV2 issues 4 and
-    10). In the distribution whose folders are synsets, a folder's label is its place among ImageNet-1K's classes.
+    10). In the distribution whose folders are synsets, a folder's label is its position among ImageNet-1K's classes.
 
     Args:
-        root: where the variant's folder lies.
-        cache_dir: where the fingerprint is kept.
+        root: the folder that holds the variant's folder.
+        cache_dir: folder of the stored fingerprints.
         variant: "matched-frequency", "threshold-0.7" or "top-images".
         skip_bad: leave out images that cannot be decoded, with a warning, instead of stopping.
 
@@ -39,13 +39,15 @@ class ImageNetV2:
 
     def __init__(self, root: str, cache_dir: str, variant: str = "matched-frequency", skip_bad: bool = False) -> None:
         if variant not in FOLDERS:
-            raise UsageError(f"data.variant={variant} is none of ImageNet-V2: expected one of {', '.join(FOLDERS)}")
+            raise UsageError(
+                f"data.variant={variant} is not a variant of ImageNet-V2: expected one of {', '.join(FOLDERS)}"
+            )
         folder = Path(root).expanduser().resolve() / FOLDERS[variant]
         if not folder.is_dir():
             archive = FOLDERS[variant].removesuffix("-format-val")
             raise UsageError(
                 f"no images for data=imagenet_v2: the folder {folder} does not exist; unpack {archive}.tar.gz "
-                "(huggingface.co/datasets/vaishaal/ImageNetV2) there, or say where it is with data.root=DIR"
+                "(huggingface.co/datasets/vaishaal/ImageNetV2) there, or give its place by data.root=DIR"
             )
         self.classes = synsets()
         found = {"val": images_in(folder, in_order_of_labels(class_folders(folder), self.classes, folder))}
@@ -53,25 +55,25 @@ class ImageNetV2:
         self._sets["train"] = ImageFiles(folder.parent, [], "")
 
     def split(self, split: Split) -> ImageSet:
-        """The evaluation images, sorted by class and path; no training images."""
+        """Returns the evaluation images, sorted by class and path; the training set is empty."""
         return self._sets[split]
 
 
 def in_order_of_labels(names: list[str], classes: list[str], folder: Path) -> list[str]:
-    """The names of the class folders, the one of label i in place i; `folder` is for messages."""
+    """Returns the names of the class folders in the order of their labels; `folder` is for messages."""
     numbers = {int(name): name for name in names if name.isascii() and name.isdigit()}
     known = {i: name for i, name in enumerate(classes) if name in set(names)}
     labelled = max(numbers, known, key=len)
     strange = sorted(set(names) - set(labelled.values()))
     if strange:
         raise UsageError(
-            f"{folder} has class folders that are not of one kind, {some(strange)} beside "
+            f"{folder} has class folders of two kinds, {some(strange)} beside "
             f"{some(sorted(labelled.values()))}: expected all of 0 to {len(classes) - 1}, or all synsets of ImageNet-1K"
         )
     missing = [str(i) for i in range(len(classes)) if i not in labelled]
     if missing or len(labelled) != len(classes):
         raise UsageError(
             f"{folder} has {len(names)} class folders, expected {len(classes)}; the classes without one: "
-            f"{some(missing) or 'none'}: unpack its archive anew"
+            f"{some(missing) or 'none'}: unpack its archive again"
         )
     return [labelled[i] for i in range(len(classes))]

@@ -1,4 +1,4 @@
-"""What `python -m data.prepare` wrote, as a source: a training machine needs that folder and no tree of images."""
+"""The folder that `python -m data.prepare` wrote, as a source: a training machine needs no tree of images."""
 
 import contextlib
 import functools
@@ -20,15 +20,15 @@ from data.datasets.source import ImageSet, Source, Split
 from infvit.errors import UsageError
 
 
-def imagefolder(root: str, name: str = "imagefolder", **of_tree: Any) -> Source:
-    """What was prepared in `root`, or else the tree of images there; arguments are those of ImageFolder."""
-    return Prepared(root, name) if _is_prepared(root, name) else ImageFolder(root, name=name, **of_tree)
+def imagefolder(root: str, name: str = "imagefolder", **tree_options: Any) -> Source:
+    """Returns the prepared data set in `root`, or else the tree of images there; arguments are those of ImageFolder."""
+    return Prepared(root, name) if _is_prepared(root, name) else ImageFolder(root, name=name, **tree_options)
 
 
-def imagenet_v2(root: str, variant: str, **of_tree: Any) -> Source:
-    """What was prepared in `root`, or else the tree of images there; arguments are those of ImageNetV2."""
+def imagenet_v2(root: str, variant: str, **tree_options: Any) -> Source:
+    """Returns the prepared data set in `root`, or else the tree of images there; arguments are those of ImageNetV2."""
     name = f"imagenet_v2_{variant}"
-    return Prepared(root, name) if _is_prepared(root, name) else ImageNetV2(root, variant=variant, **of_tree)
+    return Prepared(root, name) if _is_prepared(root, name) else ImageNetV2(root, variant=variant, **tree_options)
 
 
 class Prepared:
@@ -39,13 +39,13 @@ class Prepared:
         name: of the data set; its files begin with it.
 
     Raises:
-        UsageError: a file is not there.
+        UsageError: a file is missing.
     """
 
     def __init__(self, root: str, name: str) -> None:
         folder = Path(root).expanduser().resolve()
         if not (folder / f"{name}-val.beton").exists():
-            raise UsageError(f"{folder} has no {name}-val.beton: finish python -m data.prepare, which made the rest")
+            raise UsageError(f"{folder} has no {name}-val.beton: finish python -m data.prepare, which wrote the rest")
         val = PreparedOriginals(folder / f"{name}-val.beton")
         self.classes: list[str] = val.about["classes"]
         train = folder / f"{name}-train.beton"
@@ -54,23 +54,23 @@ class Prepared:
             self._sets["train"] = PreparedImages(train)
 
     def split(self, split: Split) -> ImageSet:
-        """The images of one split; none to train on, where none were prepared."""
+        """Returns the images of one split; an empty training set if none was prepared."""
         return self._sets[split]
 
 
 class PreparedImages:
-    """The images of a .beton file: for FFCV the file, for others its images one by one.
+    """The images of a .beton file: FFCV reads the file, other loaders its images one by one.
 
-    Their fingerprint is that of the originals, whatever they were prepared from.
+    Their fingerprint is that of the originals, whatever source they were prepared from.
     """
 
     def __init__(self, beton: Path) -> None:
-        told = beton.with_suffix(".json")
-        if not told.exists():
-            raise UsageError(f"{told} does not exist, which belongs to {beton}: copy it there too")
-        self.beton, self.about = beton, json.loads(told.read_text())
+        description = beton.with_suffix(".json")
+        if not description.exists():
+            raise UsageError(f"{description} does not exist, which belongs to {beton}: copy it there too")
+        self.beton, self.about = beton, json.loads(description.read_text())
         counts = {int(label): count for label, count in self.about["images_per_label"].items()}
-        self.labels = np.repeat(np.array(list(counts), np.int64), list(counts.values()))  # as they lie in the file
+        self.labels = np.repeat(np.array(list(counts), np.int64), list(counts.values()))  # in the order of the file
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +102,7 @@ class PreparedImages:
 
 
 class PreparedOriginals(PreparedImages):
-    """Evaluation images: a .beton file for FFCV, and for the exact pipeline the originals beside it."""
+    """Evaluation images: a .beton file for FFCV, and beside it the originals for the exact pipeline."""
 
     def __init__(self, beton: Path) -> None:
         super().__init__(beton)
@@ -119,7 +119,7 @@ class PreparedOriginals(PreparedImages):
             return decode(self.read(index)), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
-        """The image as it was published."""
+        """Returns the file of the image as it was published."""
         with _unchanged(self.originals):
             return _opened(self.originals, os.getpid()).read(self.paths[index])
 
@@ -129,19 +129,19 @@ class PreparedOriginals(PreparedImages):
 
 @contextlib.contextmanager
 def _unchanged(path: Path) -> Iterator[None]:
-    """Around the reading of an image from a file that was whole when the run began."""
+    """Reports errors within as a change of a file that was whole when the run started."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         what = "has changed" if path.exists() else "is gone"
         raise UsageError(
-            f"{path} {what} while the run reads it ({error}): copy it there again and go on with resume=auto"
+            f"{path} {what} while the run reads it ({error}): copy it there again and resume with resume=auto"
         ) from error
 
 
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path, _process: int) -> zipfile.ZipFile:
-    """Every process has its own: they would move each other's place in the file."""
+    """Returns a process's own handle: processes that share one move each other's position in the file."""
     return zipfile.ZipFile(path)
 
 

@@ -1,4 +1,4 @@
-"""What a data set is before any loader: named classes and, per split, real images with labels."""
+"""The interface of a data set, before any loader: named classes and, for each split, images with labels."""
 
 from typing import Literal, Protocol, runtime_checkable
 
@@ -17,33 +17,33 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """An RGB image and its label."""
+        """Returns an RGB image and its label."""
         ...
 
     def fingerprint(self) -> str:
-        """sha256 over the content of images and labels, in order; the same wherever the same data lie."""
+        """Returns the sha256 of images and labels, in order; the same wherever the same data are stored."""
         ...
 
 
 @runtime_checkable
 class Originals(Protocol):
-    """Images that lie somewhere as encoded files."""
+    """Images that are stored as encoded files."""
 
     def read(self, index: int) -> bytes:
-        """The image as it was published, still encoded."""
+        """Returns the file of the image as it was published."""
         ...
 
     def title(self, index: int) -> str:
-        """Where a person finds the image."""
+        """Returns the place of the image, for messages."""
         ...
 
 
 @runtime_checkable
 class InPieces(Protocol):
-    """Images that say in which order they are best read."""
+    """Images that have a best order of reading."""
 
     def pieces(self) -> list[list[int]]:
-        """All indices once, in the order in which the images lie, in parts that are read together."""
+        """Returns all indices once, in the order in which the images are stored, in parts that are read together."""
         ...
 
 

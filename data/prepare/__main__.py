@@ -1,13 +1,13 @@
-"""Writes a data set into FFCV's files, once, from any form in which it is handed out.
+"""Writes a data set into FFCV's files, once, from any form in which it is published.
 
   python -m data.prepare imagenet    --source DIR --out OUT
   python -m data.prepare imagenet_v2 --source DIR --out OUT
   python -m data.prepare imagefolder --source DIR --out OUT
 
-Then OUT is all that a training machine needs:
+A training machine then needs OUT only:
   python train.py data=imagenet data.root=OUT
 
-Stopped, the same command goes on after the last whole shard.
+After a stop the same command resumes after the last whole shard.
 """
 
 import argparse
@@ -29,24 +29,24 @@ from data.prepare.verify import verify
 from infvit.errors import UsageError
 
 INDICES = "indices"
-"""The folder in --out for what is needed while it is filled."""
+"""The folder in --out for temporary files."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _options(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show ≤ still gets the numbers
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show ≤
     try:
         _prepare(options)
     except UsageError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"stopped by the system, {error}: mended, the same command goes on", file=sys.stderr)
+        print(f"stopped by the system, {error}: once that is fixed, the same command resumes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole shard", file=sys.stderr)
+        print("stopped; the same command resumes after the last whole shard", file=sys.stderr)
         return 130
     return 0
 
@@ -57,15 +57,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("data", choices=("imagenet", "imagenet_v2", "imagefolder"), help="as in data=NAME of train.py")
-    add("--source", required=True, metavar="DIR", help="where the data set lies, as folders, tars or Parquet files")
+    add("--source", required=True, metavar="DIR", help="folder of the data set, as folders, tars or Parquet files")
     add("--out", required=True, metavar="OUT", help="the folder to fill")
-    add("--variant", choices=tuple(FOLDERS), help="of ImageNet-V2 (default: all that are there)")
+    add("--variant", choices=tuple(FOLDERS), help="of ImageNet-V2 (default: all that are found)")
     add("--mode", choices=("jpg", "raw"), default="jpg", help="how pixels are stored; default: jpg")
     add("--max-side", type=int, default=500, metavar="PX", help="scale larger images down; 0: never; default: 500")
     add("--quality", type=int, default=90, metavar="Q", help="of JPEGs; default: 90")
     add("--shard", type=int, default=SHARD, metavar="N", help=f"images that a kill loses at most; default: {SHARD:,}")
     add("--skip-bad", action="store_true", help="leave out images that cannot be decoded, and name them")
-    add("--allow-partial", action="store_true", help="take a data set that is not whole")
+    add("--allow-partial", action="store_true", help="accept an incomplete data set")
     add("--verify", action="store_true", help="compare a sample of what was written with the originals")
     return parser.parse_args(arguments)
 
@@ -73,9 +73,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _prepare(options: argparse.Namespace) -> None:
     source, out = Path(options.source).expanduser().resolve(), Path(options.out).expanduser().resolve()
     settings = _settings(options)
-    FFCVReader()  # says what to install, where it is not
+    FFCVReader()  # fails if it is not installed
     if not source.is_dir():
-        raise UsageError(f"--source {source} is no folder: give the one that holds the data set")
+        raise UsageError(f"--source {source} is not a folder: give the one that holds the data set")
     out.mkdir(parents=True, exist_ok=True)
     found, classes = _found(options, source, out / INDICES)
     lacking: list[str] = []
@@ -88,10 +88,10 @@ def _prepare(options: argparse.Namespace) -> None:
             recognise.expected(source, split) for split in ("train", "val") if (options.data, split) not in found
         ]
     if not found or (lacking and not options.allow_partial):
-        advice = ", or take what is there with --allow-partial" if found else ""
+        advice = ", or accept what there is by --allow-partial" if found else ""
         raise UsageError(f"{'; '.join(lacking)}: fetch what is missing{advice}")
     for lack in lacking:
-        print(f"not whole, taken as it is: {lack}")
+        print(f"incomplete, accepted as it is: {lack}")
     given = (classes, out, settings, options.shard, options.skip_bad)
     jobs = [Job(name, split, images, *given) for (name, split), images in found.items()]
     waiting = [job for job in jobs if not job.is_done()]
@@ -99,7 +99,7 @@ def _prepare(options: argparse.Namespace) -> None:
         announce(waiting, out)
     for job in jobs:
         if job not in waiting:
-            print(f"{job.path} is there, whole and kept")
+            print(f"{job.path} exists already and is complete")
         job.run()
         if options.verify:
             verify(job)
@@ -118,7 +118,7 @@ def _settings(options: argparse.Namespace) -> BetonSettings:
 def _found(
     options: argparse.Namespace, source: Path, indices: Path
 ) -> tuple[dict[tuple[str, Split], Published], list[str]]:
-    """The images by name and split, and the names of the classes."""
+    """Returns the images by name and split, and the names of the classes."""
     if options.data == "imagefolder":
         splits, classes = recognise.imagefolder(source)
         return {("imagefolder", split): images for split, images in splits.items()}, classes

@@ -13,16 +13,16 @@ TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
 
 
 def validation_synsets(root: Path) -> list[str]:
-    """The synset of validation image 1, 2, ...
+    """Returns the synsets of validation images 1, 2, ...
 
-    The ground truth is of numbers (ILSVRC2012_ID) in an order of their own, which is not that of the sorted synsets:
-    meta.mat says which synset each one is.
+    The ground truth consists of numbers (ILSVRC2012_ID), whose order is not that of the sorted synsets; meta.mat maps
+    them to synsets.
 
     Args:
-        root: where the devkit lies, as a folder or as the archive that was published.
+        root: the folder of the devkit, which is a folder or the published archive.
 
     Raises:
-        UsageError: no devkit there, or a damaged one.
+        UsageError: no devkit, or a damaged one.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -40,7 +40,7 @@ def validation_synsets(root: Path) -> list[str]:
 
 
 def labels_of(names: list[str], root: Path, classes: list[str]) -> list[int]:
-    """The labels of images by their names, ILSVRC2012_val_00000001.JPEG and on."""
+    """Returns the labels of images by their names, ILSVRC2012_val_00000001.JPEG and so on."""
     synsets, known = validation_synsets(root), {name: label for label, name in enumerate(classes)}
     numbers = [re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name) for name in names]
     strange = [name for name, number in zip(names, numbers, strict=True) if not number]
@@ -48,7 +48,7 @@ def labels_of(names: list[str], root: Path, classes: list[str]) -> list[int]:
     if strange:
         raise UsageError(
             f"the devkit in {root} knows {len(synsets):,} validation images, and not {some(strange)}: expected "
-            "ILSVRC2012_val_00000001.JPEG and on"
+            "ILSVRC2012_val_00000001.JPEG and so on"
         )
     return [known[synsets[int(number[1]) - 1]] for number in numbers if number]
 
@@ -60,7 +60,7 @@ def _read(root: Path) -> tuple[bytes, bytes]:
     archive = root / f"{FOLDER}.tar.gz"
     if not archive.is_file():
         raise UsageError(
-            f"the validation images in {root} are flat, and their labels are not there: put {FOLDER}.tar.gz of "
+            f"the validation images in {root} are flat, and their labels are missing: put {FOLDER}.tar.gz of "
             "image-net.org beside them"
         )
     content: dict[str, bytes] = {}
@@ -72,4 +72,4 @@ def _read(root: Path) -> tuple[bytes, bytes]:
                     content[name] = file.read()
         return content[TRUTH], content[META]
     except (tarfile.TarError, EOFError, OSError, KeyError) as error:
-        raise UsageError(f"{archive} is damaged, or is another archive ({error}): fetch it again") from error
+        raise UsageError(f"{archive} is damaged or another archive ({error}): fetch it again") from error

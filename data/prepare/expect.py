@@ -1,4 +1,4 @@
-"""What is checked before anything is written: that no image is missing, and that there is room."""
+"""Checks before anything is written: that no image is missing, and that the disk has room."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from data.prepare.originals import Published
 from infvit.errors import UsageError
 
 COUNTS = {("imagenet", "train"): 1_281_167, ("imagenet", "val"): 50_000, ("imagenet_v2", "val"): 10_000}
-"""Images of the published data sets; evaluation images are as many in every class."""
+"""Number of images of the published data sets; every class has the same number of evaluation images."""
 
 SAMPLE = 64
-"""Images that are encoded to tell how large the file will be."""
+"""Images that are encoded to estimate the size of the file."""
 
 
 def missing(images: Published, kind: str, split: str, classes: list[str]) -> list[str]:
-    """What differs from the published data set, in words; `kind` is a data set of COUNTS, for others all is there."""
+    """Returns the differences from the published data set, in words; none if COUNTS does not know `kind`."""
     expected = COUNTS.get((kind, split))
     if expected is None:
         return []
@@ -39,17 +39,17 @@ def missing(images: Published, kind: str, split: str, classes: list[str]) -> lis
 
 
 def spread(images: Published, count: int) -> list[list[int]]:
-    """About `count` images from everywhere, in parts that are read together."""
+    """Returns the indices of about `count` images, evenly spread, in parts that are read together."""
     pieces = images.pieces()
     chosen = np.unique(np.linspace(0, len(pieces) - 1, min(8, len(pieces))).round().astype(int))
     return [pieces[i][: max(count // len(chosen), 1)] for i in chosen]
 
 
 def announce(jobs: Sequence[Job], out: Path) -> None:
-    """Says what will be written, how large it will be, and in what other ways.
+    """Prints the files that will be written, their sizes, and the sizes with other settings.
 
     Raises:
-        UsageError: there is no room for it.
+        UsageError: the disk has too little room.
     """
     lines, other_ways, needed, there = [], [], 0, 0
     largest = max(jobs, key=lambda job: len(job.images))
@@ -67,7 +67,7 @@ def announce(jobs: Sequence[Job], out: Path) -> None:
     print(f"expected on disk, where {_size(free)} are free:")
     for name, size, words in [*lines, ("together", needed, "")]:
         print(f"  {name:<{width}}  {_size(size):>8}  {words}".rstrip())
-    print(f"{largest.path.name} in other ways (--mode, --max-side, --quality):")
+    print(f"{largest.path.name} with other settings (--mode, --max-side, --quality):")
     print("\n".join(f"  {'':<{width}}  {words}" for words in other_ways), flush=True)
     if needed - there > free:
         raise UsageError(
@@ -77,7 +77,7 @@ def announce(jobs: Sequence[Job], out: Path) -> None:
 
 
 def _expected(images: Published, ways: list[BetonSettings]) -> list[int]:
-    """Bytes of the originals, and what the images will take in each way, from a sample."""
+    """Returns the bytes of the originals, and of the file in each way, estimated from a sample."""
     found = [
         sizes for piece in map_in_processes(_Sizes(images, ways), spread(images, SAMPLE)) for sizes in piece if sizes
     ]
@@ -95,7 +95,7 @@ class _Sizes(Dataset):
             content = self.images.read(index)
             image = decode(content)
         except Exception:
-            return []  # told with its name when it is written
+            return []  # reported with its name when it is written
         return [len(content), *(len(encode(image, way, index).content) for way in self.ways)]
 
 

@@ -1,4 +1,4 @@
-"""One split, prepared: its .beton file, what is known of it, and of evaluation images the originals beside."""
+"""One prepared split: its .beton file, the description of it, and the originals of evaluation images."""
 
 import hashlib
 import json
@@ -17,25 +17,25 @@ from data.beton.writer import Advice, write_shards
 from data.datasets.source import Split
 from data.prepare.originals import Published
 from infvit.errors import UsageError
-from infvit.run.files import create_once
+from infvit.run.files import atomic_write, create_once
 
 ADVICE = Advice(
     room="make room, or choose another --out",
     smaller="give a smaller --max-side, or --mode jpg",
-    bad="mend or remove it, or leave such images out with --skip-bad",
+    bad="repair or remove it, or leave such images out with --skip-bad",
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything about one split.
+    """The preparation of one split.
 
     Args:
         name: of the data set, as in conf/data.
         split: "train" or "val".
         images: the originals.
         classes: names of the labels.
-        out: the folder that is filled.
+        out: the folder to write to.
         settings: how images are encoded.
         shard: images per shard.
         skip_bad: leave out images that cannot be decoded.
@@ -56,24 +56,24 @@ class Job:
 
     @property
     def originals(self) -> Path:
-        """Where evaluation images are kept as they are."""
+        """The file of the evaluation images as they were published."""
         return self.path.with_suffix(".zip")
 
     def is_done(self) -> bool:
-        """Raises UsageError if the file is of other images or settings."""
+        """Returns whether the file exists; UsageError if it has other images or settings."""
         if not self.path.exists():
             return False
-        told = self.path.with_suffix(".json")
-        about = json.loads(told.read_text()) if told.exists() else {}
-        asked = {"listing": self.images.listing(), "settings": asdict(self.settings)}
-        other = [name for name, value in asked.items() if about.get(name) != value]
+        description = self.path.with_suffix(".json")
+        about = json.loads(description.read_text()) if description.exists() else {}
+        expected = {"listing": self.images.listing(), "settings": asdict(self.settings)}
+        other = [name for name, value in expected.items() if about.get(name) != value]
         if other:
-            what = "other images" if "listing" in other else f"its images in another way, {about['settings']}"
-            raise UsageError(f"{self.path} is there and holds {what}: remove it, or choose another --out")
+            what = "other images" if "listing" in other else f"its images with other settings, {about['settings']}"
+            raise UsageError(f"{self.path} exists and holds {what}: remove it, or choose another --out")
         return True
 
     def run(self) -> None:
-        """Writes what is missing.
+        """Writes the files that are missing.
 
         Raises:
             UsageError: an image that cannot be read or decoded, a full disk, a killed process.
@@ -85,29 +85,27 @@ class Job:
         shutil.rmtree(shards_of(self.path.with_suffix(".beton.part")), ignore_errors=True)
 
     def _write(self) -> None:
-        with create_once(self.path, keep_part=True) as beside:
-            if beside is None:
-                return  # written by another process meanwhile
+        with create_once(self.path, keep_part=True) as part:
+            if part is None:
+                return  # another process has written it meanwhile
             identity = json.dumps([self.images.fingerprint(), asdict(self.settings), FORMAT])
             print(f"writing {self.path}", flush=True)
             rows = write_shards(
-                self.images, beside, self.settings, identity, self.split, self.shard, self.skip_bad, ADVICE
+                self.images, part, self.settings, identity, self.split, self.shard, self.skip_bad, ADVICE
             )
             bad = rows["sample"][rows["oddities"] & BAD > 0].tolist()
             if self.split == "val":
                 self._keep_originals(set(bad))
-            told = self.path.with_suffix(".json")
-            told.with_suffix(".json.part").write_text(json.dumps(self._about(rows, bad), indent=2) + "\n")
-            told.with_suffix(".json.part").replace(told)
+            atomic_write(self.path.with_suffix(".json"), json.dumps(self._about(rows, bad), indent=2) + "\n")
         self._report(rows, bad)
 
     def _keep_originals(self, bad: set[int]) -> None:
-        """The evaluation images as they were published, <class>/<name>, for the exact pipeline."""
+        """Stores the evaluation images as they were published, as <class>/<name>, for the exact pipeline."""
         images, title = self.images, f"{self.split} originals"
-        with create_once(self.originals) as beside:
-            if beside is None:
+        with create_once(self.originals) as part:
+            if part is None:
                 return
-            with zipfile.ZipFile(beside, "w") as kept, ImageProgress(title, len(images)) as progress:
+            with zipfile.ZipFile(part, "w") as kept, ImageProgress(title, len(images)) as progress:
                 for piece in images.pieces():
                     contents = [(index, images.read(index)) for index in piece if index not in bad]
                     for index, content in contents:
@@ -119,21 +117,19 @@ class Job:
         good = rows[rows["oddities"] & BAD == 0]
         content, labels = hashlib.sha256(), self.images.labels[good["sample"]]
         for digest, label in zip(good["digest"], labels.tolist(), strict=True):
-            content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as data.datasets.image_files does it
+            content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as in data.datasets.image_files
         about = {"fingerprint": content.hexdigest(), "classes": self.classes, **describe_labels(labels)}
         about |= {"settings": asdict(self.settings), "format": FORMAT, "listing": self.images.listing()}
         return about | {"source": self.images.kind, "left_out": {i: self.images.title(i) for i in bad}}
 
     def _report(self, rows: np.ndarray, bad: list[int]) -> None:
-        told = {
-            CMYK: "{} in CMYK became RGB",
-            OTHER_FORMAT: "{} of another format than the name says, read as what they are",
-            ROTATED: "{} with an EXIF rotation, which training and evaluation ignore too",
-        }
-        counts = {flag: int((rows["oddities"] & flag > 0).sum()) for flag in told}
-        for flag, words in told.items():
-            if counts[flag]:
-                print(f"  {words.format(f'{counts[flag]:,}')}")
+        for flag, words in (
+            (CMYK, "in CMYK, converted to RGB"),
+            (OTHER_FORMAT, "of another format than the name says, read as what they are"),
+            (ROTATED, "with an EXIF rotation, which training and evaluation ignore too"),
+        ):
+            if count := int((rows["oddities"] & flag > 0).sum()):
+                print(f"  {count:,} {words}")
         if bad:
             print(f"  left out {len(bad):,} that cannot be decoded, named in {self.path.with_suffix('.json').name}:")
             print("\n".join(f"    {self.images.title(index)}" for index in bad))

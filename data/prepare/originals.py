@@ -1,4 +1,4 @@
-"""The images of a split as they were published, wherever they lie, in one order: by label, then by name."""
+"""The images of a split as they were published, whatever the form, in one order: by label, then by name."""
 
 import functools
 import hashlib
@@ -14,13 +14,13 @@ from infvit.errors import UsageError
 
 
 class Published:
-    """What the sources have in common. The same images have the same order, and so the same fingerprint, in all.
+    """The images of a split. The same images have the same order, and so the same listing, in every form.
 
     Args:
-        kind: what was found, in words.
+        kind: the form, in words.
         names: of the images, within their class.
         labels: (n,) int64.
-        places: (n, m) int64: where each image lies; equal first columns lie in one file.
+        places: (n, m) int64: the place of each image; places with an equal first column are in one file.
     """
 
     def __init__(self, kind: str, names: list[str], labels: list[int], places: np.ndarray) -> None:
@@ -37,15 +37,15 @@ class Published:
         return decode(self.read(index)), int(self.labels[index])
 
     def listing(self) -> str:
-        """sha256 of names and labels, to recognise what was prepared."""
+        """Returns the sha256 of names and labels, to recognise a prepared file."""
         return hashlib.sha256("\n".join(self.names).encode() + self.labels.tobytes()).hexdigest()
 
     def fingerprint(self) -> str:
-        """Of where the images lie, to recognise a job that was begun; that of their content is taken in reading."""
+        """Returns a hash of the places of the images, to recognise a job to resume; content is hashed on reading."""
         return hashlib.sha256((self.kind + self.listing()).encode() + self.places.tobytes()).hexdigest()
 
     def pieces(self) -> list[list[int]]:
-        """In the order in which they lie: archives are read front to back."""
+        """Returns the indices in the order of storage: archives are read front to back."""
         order = np.lexsort(self.places.T[::-1]).tolist()
         return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
 
@@ -73,7 +73,7 @@ class Files(Published):
         super().__init__(kind, [sample[1] for sample in found], [sample[2] for sample in found], places)
 
     def read(self, index: int) -> bytes:
-        """The file as it is."""
+        """Returns the file as it is."""
         return (self.root / self.paths[index]).read_bytes()
 
     def title(self, index: int) -> str:
@@ -96,7 +96,7 @@ class Slices(Published):
         super().__init__(kind, [member[1] for member in members], [member[2] for member in members], places)
 
     def read(self, index: int) -> bytes:
-        """The member's bytes; no other process's reading moves the place in the file."""
+        """Returns the member's bytes, without moving a file position that other processes share."""
         _, start, size, *_ = self.places[index].tolist()
         content = os.pread(_opened(self.archive), size, start)
         if len(content) != size:
@@ -116,5 +116,5 @@ def _stat(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): mend or remove it") from error
+        raise UsageError(f"{path} cannot be read ({error.strerror}): repair or remove it") from error
     return stat.st_size, stat.st_mtime_ns

@@ -14,15 +14,15 @@ SYNSET = re.compile(r"^(n\d{8})_|_(n\d{8})\.")
 
 
 class Rows(Published):
-    """The rows of Parquet files; a group of rows is read at a time.
+    """The rows of Parquet files, read one row group at a time.
 
     Args:
-        kind: what was found, in words.
+        kind: the form, in words.
         files: of the split.
-        classes: synsets in the order of their labels; every name that tells its synset is checked against its label.
+        classes: synsets in the order of their labels; every name that contains its synset is checked against its label.
 
     Raises:
-        UsageError: no pyarrow, files that are no such Parquet, labels that are not the classes'.
+        UsageError: no pyarrow, files with other columns, labels that do not match the classes.
     """
 
     def __init__(self, kind: str, files: list[Path], classes: list[str]) -> None:
@@ -49,12 +49,12 @@ class Rows(Published):
                     f"{label}, which is {means}: expected labels in ImageNet's order, 0 for {classes[0]}"
                 )
         names = [n or "{:05}-{:05}-{:05}".format(*place) for n, place in zip(names, places, strict=True)]
-        # Hugging Face puts the synset behind the published name; without it the images sort as everywhere else.
+        # Hugging Face appends the synset to the published name; without it the images sort as in the other forms.
         names = [re.sub(r"_n\d{8}(?=\.JPEG$)", "", name) for name in names]
         super().__init__(kind, names, labels, np.array(places, dtype=np.int64).reshape(-1, 4))
 
     def pieces(self) -> list[list[int]]:
-        """By groups of rows: each is read once, by one process."""
+        """Returns the indices by row group, so that each is read once, by one process."""
         order = np.lexsort(self.places.T[::-1])
         groups = self.places[order][:, :2]
         starts = np.flatnonzero((np.diff(groups, axis=0, prepend=-1) != 0).any(axis=1))
@@ -86,7 +86,7 @@ def _opened(file: Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError(f"{file} needs pyarrow to be read ({error}): pip install pyarrow") from error
+        raise UsageError(f"reading {file} needs pyarrow ({error}): pip install pyarrow") from error
     try:
         opened = parquet.ParquetFile(file)
         columns = {opened.schema.column(i).path for i in range(len(opened.schema))}

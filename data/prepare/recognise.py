@@ -1,4 +1,4 @@
-"""What lies in a folder: each form in which ImageNet-1K and ImageNet-V2 are handed out, recognised by looking."""
+"""Recognises the published forms of ImageNet-1K and ImageNet-V2, and class folders, in a folder."""
 
 import os
 import re
@@ -16,22 +16,22 @@ from data.prepare.tars import Member, members, unzipped
 from infvit.errors import UsageError
 
 Form = Callable[[], Published | None]
-"""Looks for one form; None where it is not there."""
+"""Returns the images in one form; None if the folder does not hold it."""
 
 PARQUET = {"train": "train", "val": "validation"}
 WORDS = {"train": "training images", "val": "validation images"}
 
 
 def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Published]:
-    """The splits of ImageNet-1K that lie in `source`.
+    """Returns the splits of ImageNet-1K that are stored in `source`.
 
     Args:
         source: the folder.
         classes: synsets in the order of their labels.
-        indices: where the indices of archives are kept.
+        indices: folder of the stored indices of archives.
 
     Raises:
-        UsageError: a form that was recognised is not whole, or has other classes.
+        UsageError: a form that was recognised is incomplete, or has other classes.
     """
     forms: dict[Split, list[Form]] = {
         "train": [
@@ -52,7 +52,7 @@ def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Pub
 
 
 def imagefolder(source: Path) -> tuple[dict[Split, Published], list[str]]:
-    """Both splits of any tree with class folders, and the names of the classes."""
+    """Returns both splits of any tree with class folders, and the names of the classes."""
     for split in ("train", "val"):
         if not (source / split).is_dir():
             raise UsageError(f"{source / split} does not exist: expected train/<class>/* and val/<class>/* in --source")
@@ -66,7 +66,7 @@ def imagefolder(source: Path) -> tuple[dict[Split, Published], list[str]]:
 
 
 def imagenet_v2(source: Path, variant: str, classes: list[str], indices: Path) -> Published | None:
-    """One variant of ImageNet-V2: its folder, or its archive as it was published, compressed or not."""
+    """Returns one variant of ImageNet-V2, from its folder or its archive, compressed or not; None without either."""
     folder = FOLDERS[variant]
     if (source / folder).is_dir():
         named = in_order_of_labels(class_folders(source / folder), classes, source / folder)
@@ -84,7 +84,7 @@ def imagenet_v2(source: Path, variant: str, classes: list[str], indices: Path) -
 
 
 def expected(source: Path, split: Split) -> str:
-    """What was looked for."""
+    """Returns the error message for a split that was not found: the forms that were looked for."""
     forms = {
         "train": "train/<synset>/*.JPEG, ILSVRC2012_img_train.tar or data/train-*.parquet",
         "val": "val/<synset>/*.JPEG, val/ILSVRC2012_val_*.JPEG or ILSVRC2012_img_val.tar (either with "
@@ -102,7 +102,7 @@ def _synset_folders(folder: Path, classes: list[str]) -> Published | None:
 
 
 def _class_folders(folder: Path, names: list[str], classes: list[str], kind: str) -> Published:
-    """Images in class folders; `names` are classes, or what is folder of the labels 0, 1, ..."""
+    """Returns the images in class folders; `names` are classes, or the folders of the labels 0, 1, ..."""
     known = {name: label for label, name in enumerate(classes)}
     labels = [known.get(name, place) for place, name in enumerate(names)]
     samples = []
@@ -156,7 +156,7 @@ def _parquet(source: Path, split: Split, classes: list[str]) -> Published | None
 
 
 def _all_parts(files: list[Path]) -> None:
-    """`train-00003-of-00294.parquet` says how many there should be."""
+    """Raises UsageError if files are missing; `train-00003-of-00294.parquet` contains their number."""
     parts = [re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name) for file in files]
     count = int(parts[0][2]) if parts[0] else 0
     missing = sorted(set(range(count)) - {int(part[1]) for part in parts if part})
@@ -171,6 +171,6 @@ def _all_known(names: list[str], classes: list[str], where: Path) -> None:
     strange = sorted(set(names) - set(classes))
     if strange:
         raise UsageError(
-            f"{where} has classes that are none of ImageNet-1K: {some(strange)}; expected names such as {classes[0]}, "
-            "or python -m data.prepare imagefolder"
+            f"{where} has classes that ImageNet-1K does not have: {some(strange)}; expected names such as "
+            f"{classes[0]}, or python -m data.prepare imagefolder"
         )

@@ -1,25 +1,27 @@
-"""Tar archives, read in place: where every member lies, also the members of tars in a tar.
+"""Tar archives, read in place: an index of the images in a tar, also of tars in a tar.
 
-Names of members are labels and titles here, never paths: nothing is unpacked.
+Names of members are used as labels and titles, never as paths: nothing is unpacked.
 """
 
 import gzip
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.beton.progress import ImageProgress
+from tqdm import tqdm
+
 from data.datasets.image_files import SUFFIXES
 from infvit.errors import UsageError
 from infvit.run.files import create_once
 
 
 class Member(NamedTuple):
-    """An image in an archive: its name, the folder (or the tar) it lies in, and its place in the file, in bytes."""
+    """An image in an archive: its name, its folder (or inner tar), and its place in the file, in bytes."""
 
     name: str
     folder: str
@@ -32,36 +34,29 @@ class Member(NamedTuple):
 
 
 def members(archive: Path, indices: Path) -> list[Member]:
-    """The images in an archive. The index is built once and kept in the folder `indices`.
+    """Returns the images in an archive; their index is built once and stored in the folder `indices`.
 
     Raises:
-        UsageError: the archive is damaged or cut short.
+        UsageError: the archive is damaged or truncated.
     """
     stat = archive.stat()
     path = indices / f"{archive.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}.json"
-    with create_once(path) as beside:
-        if beside is not None:
+    with create_once(path) as part:
+        if part is not None:
             print(f"reading the index of {archive}", flush=True)
-            beside.write_text(json.dumps(list(_watched(archive, stat.st_size))))
+            with archive.open("rb") as file:
+                found = tqdm(_members(file, 0, stat.st_size, archive), "index", unit=" images", file=sys.stdout)
+                part.write_text(json.dumps(list(found)))
     return [Member(*member) for member in json.loads(path.read_text())]
 
 
-def _watched(archive: Path, size: int) -> Iterator[Member]:
-    with archive.open("rb") as file, ImageProgress("index", size >> 20, unit="MB") as progress:
-        for member in _members(file, 0, size, archive):
-            yield member
-            passed = (member.start >> 20) - progress.done
-            progress.advance(passed, passed << 20)
-
-
 def _members(file: io.BufferedReader, start: int, end: int, archive: Path, inside: str = "") -> Iterator[Member]:
-    broken = f"{archive} is damaged or cut short{f' in {inside}' if inside else ''}: fetch it again"
+    broken = f"{archive} is damaged or truncated{f' in {inside}' if inside else ''}: fetch it again"
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                # A million members would take gigabytes.
-                tar.members.clear()  # type: ignore[attr-defined]
+                tar.members.clear()  # type: ignore[attr-defined]  # a million members would take gigabytes
                 if member.offset_data + member.size > end:
                     raise UsageError(broken)
                 if not member.isfile():
@@ -79,20 +74,20 @@ def _members(file: io.BufferedReader, start: int, end: int, archive: Path, insid
 
 
 def unzipped(archive: Path, folder: Path) -> Path:
-    """The tar that a .tar.gz holds, written once: what is compressed cannot be read from the middle.
+    """Returns the tar of a .tar.gz, unpacked once: a compressed file cannot be read from the middle.
 
     Raises:
-        UsageError: the archive is damaged or cut short.
+        UsageError: the archive is damaged or truncated.
     """
     path = folder / archive.name.removesuffix(".gz")
-    with create_once(path) as beside:
-        if beside is not None:
+    with create_once(path) as part:
+        if part is not None:
             print(f"{archive.name} is compressed: unpacked once to {path}, which is deleted at the end", flush=True)
             try:
-                with gzip.open(archive) as packed, beside.open("wb") as file:
+                with gzip.open(archive) as packed, part.open("wb") as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
             except (EOFError, gzip.BadGzipFile, OSError) as error:
                 if getattr(error, "errno", None):
                     raise
-                raise UsageError(f"{archive} is damaged or cut short: fetch it again") from error
+                raise UsageError(f"{archive} is damaged or truncated: fetch it again") from error
     return path

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.made_imagenet import make_tree
+from tests.data.made_imagenet import imagenet_v2, make_tree
 
 
 @pytest.fixture
@@ -19,6 +19,14 @@ def tree(tmp_path):
                 image = Image.fromarray(pixels if i % 3 else pixels[..., 0])
                 image.save(folder / (f"{i}.JPEG" if i % 2 else f"{i}.png"))
     return root
+
+
+@pytest.fixture(scope="session")
+def v2(tmp_path_factory):
+    """ImageNet-V2, matched-frequency: the roots of its three forms."""
+    roots = {form: tmp_path_factory.mktemp(form) for form in ("numbers", "synsets", "archive")}
+    imagenet_v2(*roots.values())
+    return roots
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""ImageNet-1K in small: its 1,000 synsets and names of files, with real JPEGs, in every form in which it is handed out.
+"""ImageNet-1K in small: its 1,000 synsets and file names, with real JPEGs, in every form in which it is published.
 
-Each image has the colour of its label, so that a label that went astray is seen in the pixels.
+Each image has the colour of its label, so that the pixels show a wrong label.
 """
 
 import io
@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from data.datasets.imagenet_v2 import synsets
+from data.datasets.imagenet_v2 import FOLDERS, synsets
+
+ONE_STEP = [
+    *("size=tiny", "size.dim=16", "size.depth=1", "model=vit", "recipe=digits", "recipe.epochs=1"),
+    *("recipe.warmup_epochs=0", "data/loader=torch", "data.module.workers=0", "logger=csv"),
+    "+trainer.limit_train_batches=1",
+]
+"""Overrides of a run of one small step."""
+
+V2 = FOLDERS["matched-frequency"]
 
 GREY, CMYK, ROTATED, PNG = 111, 11, 12, synsets().index("n02105855")
 PNG_NAME = "n02105855_2933.JPEG"
@@ -18,7 +27,7 @@ PNG_NAME = "n02105855_2933.JPEG"
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """It tells the label again, also after JPEG."""
+    """A colour from which `label_of` recovers the label, also after JPEG."""
     return tuple(25 * (label // place % 10) + 12 for place in (100, 10, 1))
 
 
@@ -27,7 +36,7 @@ def label_of(image: Image.Image) -> int:
 
 
 def picture(label: int, number: int) -> Image.Image:
-    """Of an odd size, of one colour but for a grey corner, which shows where up is."""
+    """An image of odd size and of one colour, except for a grey corner, which shows its orientation."""
     image = Image.new("RGB", (17 + (7 * label + number) % 23, 16 + (5 * label + 3 * number) % 19), colour(label))
     image.paste((90, 90, 90), (image.width - 5, image.height - 5, image.width, image.height))
     return image
@@ -98,7 +107,7 @@ def devkit(tree: Path, path: Path) -> None:
 
 
 def parquet(tree: Path, folder: Path) -> None:
-    """Two files a split, the rows shuffled, the synset behind each name, as Hugging Face serves it."""
+    """Two files a split, the rows shuffled, the synset after each name, as Hugging Face serves it."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
@@ -113,6 +122,18 @@ def parquet(tree: Path, folder: Path) -> None:
             ]
             table = pa.table({"image": images, "label": [labels[file.parent.name] for file in files[part::2]]})
             pq.write_table(table, folder / f"{name}-{part:05}-of-00002.parquet", row_group_size=100)
+
+
+def imagenet_v2(numbers: Path, synset_root: Path, archive: Path) -> None:
+    """ImageNet-V2 with numbers and with synsets as folders, an image in each, and as the published archive."""
+    with tarfile.open(archive / "imagenetv2-matched-frequency.tar.gz", "w:gz", compresslevel=1) as tar:
+        for label, name in enumerate(synsets()):
+            content = encoded(label, 5, odd=False)
+            for folder in (numbers / V2 / str(label), synset_root / V2 / name):
+                folder.mkdir(parents=True)
+                (folder / "0.jpeg").write_bytes(content)
+            add(tar, f"{V2}/{label}/0.jpeg", content)
+        add(tar, f"{V2}/../../../evil/0.txt", b"no image")
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

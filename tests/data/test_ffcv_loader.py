@@ -69,7 +69,7 @@ def test_stopping_early_leaves_no_reading_thread(cache, batch_size):
     batches.close()
     end = time.monotonic() + 5
     while any(isinstance(thread, Epoch) for thread in threading.enumerate()):
-        assert time.monotonic() < end, "the reading thread goes on"
+        assert time.monotonic() < end, "the reading thread has not ended"
         time.sleep(0.05)
 
 

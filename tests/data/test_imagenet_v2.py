@@ -2,58 +2,26 @@
 
 import json
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from timm.data import ImageNetInfo
 
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import ImageNetV2, synsets
 from infvit.compare.__main__ import main as compare
 from infvit.errors import UsageError
-
-MATCHED = "imagenetv2-matched-frequency-format-val"
-
-
-def pixel(label: int) -> tuple[int, int, int]:
-    """A colour that tells the label again, also after JPEG."""
-    return tuple(25 * (label // place % 10) + 12 for place in (100, 10, 1))
+from tests.data.made_imagenet import ONE_STEP, V2, label_of
 
 
-def label_of(image: Image.Image) -> int:
-    return int("".join(str(int(channel) // 25) for channel in np.asarray(image)[8, 8]))
-
-
-@pytest.fixture(scope="module")
-def by_number(tmp_path_factory) -> Path:
-    """The matched-frequency variant as its archive unpacks: 1,000 folders, here with one real JPEG in each."""
-    root = tmp_path_factory.mktemp("v2")
-    for label in range(1000):
-        folder = root / MATCHED / str(label)
-        folder.mkdir(parents=True)
-        Image.new("RGB", (16, 16), pixel(label)).save(folder / "0.jpeg", quality=95, subsampling=0)
-    return root
-
-
-@pytest.fixture(scope="module")
-def by_synset(by_number, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("v2_synsets")
-    for label, name in enumerate(synsets()):
-        shutil.copytree(by_number / MATCHED / str(label), root / MATCHED / name)
-    return root
-
-
-def test_numbers_and_synsets_give_every_image_its_label(by_number, by_synset, tmp_path):
-    sets = [ImageNetV2(str(root), str(tmp_path)).split("val") for root in (by_number, by_synset)]
+def test_numbers_and_synsets_give_every_image_its_label(v2, tmp_path):
+    sets = [ImageNetV2(str(root), str(tmp_path)).split("val") for root in (v2["numbers"], v2["synsets"])]
     for images in sets:
         assert images.labels.tolist() == list(range(1000))
         for label in (0, 2, 10, 99, 100, 101, 999):  # sorted as text, 10 follows 1 and 100 follows 10
             image, given = images[label]
             assert label_of(image) == given == label
     assert sets[0].fingerprint() == sets[1].fingerprint()
-    assert len(ImageNetV2(str(by_number), str(tmp_path)).split("train")) == 0
+    assert len(ImageNetV2(str(v2["numbers"]), str(tmp_path)).split("train")) == 0
 
 
 def test_synsets_are_in_the_order_of_imagenets_labels_which_is_that_of_folders_sorted_by_name():
@@ -65,16 +33,16 @@ def test_synsets_are_in_the_order_of_imagenets_labels_which_is_that_of_folders_s
     assert described == ["tench", "goldfish", "golden retriever", "tabby", "giant panda", "toilet tissue"]
 
 
-def test_imagenet_has_no_other_classes_than_its_own(by_number, tmp_path):
+def test_imagenet_has_no_other_classes_than_its_own(v2, tmp_path):
     tree = tmp_path / "tree"
     for split in ("train", "val"):
         for label, name in enumerate(synsets()[:3]):
-            shutil.copytree(by_number / MATCHED / str(label), tree / split / name)
+            shutil.copytree(v2["numbers"] / V2 / str(label), tree / split / name)
     options = {"cache_dir": str(tmp_path), "name": "imagenet", "known_classes": synsets()}
     assert ImageFolder(str(tree), **options).classes == synsets()[:3]
     for split in ("train", "val"):
         (tree / split / synsets()[1]).rename(tree / split / "goldfish")
-    with pytest.raises(UsageError, match=r"no classes of imagenet: goldfish; expected .*n01440764.*data=imagefolder"):
+    with pytest.raises(UsageError, match=r"not classes of imagenet: goldfish; expected .*n01440764.*data=imagefolder"):
         ImageFolder(str(tree), **options)
 
 
@@ -89,39 +57,36 @@ def test_imagenet_has_no_other_classes_than_its_own(by_number, tmp_path):
         (lambda tree: (tree / "7").rename(tree / "1000"), "1000 class folders, expected 1000; .* one: 7"),
         (
             lambda tree: (tree / "7").rename(tree / synsets()[7]),
-            "not of one kind, n01514668 beside 0, 1",
+            "of two kinds, n01514668 beside 0, 1",
         ),
-        (lambda tree: (tree / "7").rename(tree / "hen"), "not of one kind, hen beside"),
+        (lambda tree: (tree / "7").rename(tree / "hen"), "of two kinds, hen beside"),
         (lambda tree: (tree / "7" / "0.jpeg").unlink(), "7 holds no images"),
         (lambda tree: (tree / "7" / "0.jpeg").write_bytes(b"\xff\xd8"), r"cannot be decoded.*7/0.jpeg.*skip_bad"),
     ],
 )
-def test_a_folder_that_cannot_be_used(by_number, tmp_path, change, message):
+def test_a_folder_that_cannot_be_used(v2, tmp_path, change, message):
     root = tmp_path / "v2"
-    (root / MATCHED).mkdir(parents=True)
+    (root / V2).mkdir(parents=True)
     for label in range(1000):
-        folder = root / MATCHED / str(label)
+        folder = root / V2 / str(label)
         folder.mkdir()
-        (folder / "0.jpeg").hardlink_to(by_number / MATCHED / str(label) / "0.jpeg")
-    (root / MATCHED / "7" / "0.jpeg").unlink()
-    shutil.copy(by_number / MATCHED / "7" / "0.jpeg", root / MATCHED / "7")
-    change(root / MATCHED)
+        (folder / "0.jpeg").hardlink_to(v2["numbers"] / V2 / str(label) / "0.jpeg")
+    (root / V2 / "7" / "0.jpeg").unlink()
+    shutil.copy(v2["numbers"] / V2 / "7" / "0.jpeg", root / V2 / "7")
+    change(root / V2)
     with pytest.raises(UsageError, match=message):
         ImageNetV2(str(root), str(tmp_path / "cache"))
-    with pytest.raises(UsageError, match=r"data.variant=v3 is none of ImageNet-V2: expected one of matched-frequency,"):
+    with pytest.raises(UsageError, match=r"data.variant=v3 is not a variant .* expected one of matched-frequency,"):
         ImageNetV2(str(root), str(tmp_path / "cache"), variant="v3")
 
 
-def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_was(cli, by_number, by_synset, tmp_path):
+def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_was(cli, v2, tmp_path):
     tree = tmp_path / "tree"
     for split in ("train", "val"):
         (tree / split).mkdir(parents=True)
         for name in synsets():
-            (tree / split / name).symlink_to(by_synset / MATCHED / name)
-    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "recipe.warmup_epochs=0", "data/loader=torch"]
-    tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
-    tiny += ["+trainer.limit_train_batches=1"]
-    trained = cli("train", "data=imagenet", f"data.root={tree}", *tiny)
+            (tree / split / name).symlink_to(v2["synsets"] / V2 / name)
+    trained = cli("train", "data=imagenet", f"data.root={tree}", *ONE_STEP)
     assert trained.code == 0, trained.err
     (run,) = trained.runs()
     result = (run / "result.json").read_bytes()
@@ -130,7 +95,7 @@ def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_wa
     own = cli("eval", ckpt)
     assert own.code == 0, own.err
     assert not (run / "evaluations").exists()  # its result has that number
-    v2 = cli("eval", ckpt, "data=imagenet_v2", f"data.root={by_number}", "data.module.workers=0")
+    v2 = cli("eval", ckpt, "data=imagenet_v2", f"data.root={v2['numbers']}", "data.module.workers=0")
     assert v2.code == 0, v2.err
     assert "vit on imagenet_v2_matched-frequency, 1,000 images" in v2.out
     assert "No ReaL labels on imagenet_v2_matched-frequency" in v2.out
@@ -145,9 +110,9 @@ def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_wa
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["V2 top-1 %"] == f"{100 * kept['top1']:.2f} ± –"
 
-    refused = cli("train", "data=imagenet_v2", f"data.root={by_number}", *tiny)
+    refused = cli("train", "data=imagenet_v2", f"data.root={v2['numbers']}", *ONE_STEP)
     assert refused.code == 2
     assert "data=imagenet_v2_matched-frequency has no images to train on" in refused.err
-    missing = cli("eval", ckpt, "data=imagenet_v2", f"data.root={by_number}", "data.variant=top-images")
+    missing = cli("eval", ckpt, "data=imagenet_v2", f"data.root={v2['numbers']}", "data.variant=top-images")
     assert missing.code == 2
     assert "imagenetv2-top-images-format-val does not exist" in missing.err

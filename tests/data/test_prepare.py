@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from data.beton.encoding import BetonSettings
+from data.beton.files import beton_path
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import FOLDERS, synsets
 from data.datasets.prepared import Prepared, imagefolder
@@ -77,9 +78,10 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
     reader, settings, cpu = FFCVReader(), BetonSettings(), torch.device("cpu")
     for split, count in (("train", 2000), ("val", 1000)):
         images = imagefolder(str(prepared), "imagenet").split(split)
-        reader.prepare(images, "imagenet", split, tmp_path, settings)
+        beton = beton_path(images, "imagenet", split, tmp_path, settings)
+        reader.prepare(images, beton, settings)
         order = EpochOrder(count, 256, shuffle=False)
-        loader = reader.loader(images, "imagenet", split, tmp_path, settings, View(8, 1.0), order, 250, 1, cpu)
+        loader = reader.loader(images, beton, View(8, 1.0), order, 250, 1, cpu)
         seen = [(pixels[:, :, 1, 1] // 25, labels) for pixels, labels in loader]
         digits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
         assert labels.tolist() == images.labels.tolist()
@@ -88,10 +90,7 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
 
 
 def test_a_run_trains_and_tests_without_the_tree(cli, prepared):
-    tiny = ["size=tiny", "recipe=digits", "recipe.epochs=1", "recipe.warmup_epochs=0", "data/loader=torch"]
-    tiny += ["size.dim=16", "size.depth=1", "data.module.workers=0", "logger=csv", "model=vit"]
-    tiny += ["+trainer.limit_train_batches=1"]
-    trained = cli("train", "data=imagenet", f"data.root={prepared}", *tiny)
+    trained = cli("train", "data=imagenet", f"data.root={prepared}", *made.ONE_STEP)
     assert trained.code == 0, trained.err
     (run,) = trained.runs()
     assert json.loads((run / "result.json").read_text())["metrics"]["test/loss"] > 0
@@ -141,16 +140,16 @@ def test_begun_with_other_settings_it_begins_anew_and_what_is_whole_is_never_ove
     assert before == bytes_of(tmp_path / "raw")
     capfd.readouterr()
     assert prepare(few, out) == 2
-    assert "holds its images in another way, {'mode': 'raw'" in capfd.readouterr().err
+    assert "holds its images with other settings, {'mode': 'raw'" in capfd.readouterr().err
     assert prepare(few, out, "--mode", "raw") == 0
-    assert capfd.readouterr().out.count("is there, whole and kept") == 2
+    assert capfd.readouterr().out.count("exists already and is complete") == 2
     assert bytes_of(out) == before
 
 
 def test_odd_images_become_the_pixels_that_the_exact_pipeline_sees(few, tmp_path, capfd):
     assert prepare(few, tmp_path / "out", "--mode", "raw", "--verify") == 0
     said = capfd.readouterr().out
-    assert "  1 in CMYK became RGB\n" in said
+    assert "  1 in CMYK, converted to RGB\n" in said
     assert "  1 of another format than the name says" in said
     assert "  1 with an EXIF rotation" in said
     assert said.count("they differ by at most 0.0 of 255") == 2
@@ -210,7 +209,7 @@ def test_without_room_nothing_is_begun(few, tmp_path, capfd, monkeypatch):
     said = capfd.readouterr()
     assert "has 5.0 kB free, " in said.err
     assert "--max-side or --mode jpg" in said.err
-    assert "imagenet-train.beton in other ways" in said.out
+    assert "imagenet-train.beton with other settings" in said.out
     assert not list((tmp_path / "out").glob("imagenet-*"))
 
 
