@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.torch_loader import TorchReader
 from tests.data.made_imagenet import imagenet_v2, make_tree
 
 
@@ -19,6 +20,24 @@ def tree(tmp_path):
                 image = Image.fromarray(pixels if i % 3 else pixels[..., 0])
                 image.save(folder / (f"{i}.JPEG" if i % 2 else f"{i}.png"))
     return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ffcv():
+    pytest.importorskip("ffcv")
+    from data.beton.loader import FFCVReader
+
+    return FFCVReader()
+
+
+@pytest.fixture(params=["torch", "ffcv"])
+def reader(request):
+    return TorchReader() if request.param == "torch" else request.getfixturevalue("ffcv")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from callbacks.epoch_seed import EpochSeed
@@ -17,6 +16,7 @@ from data.view import View
 from infvit.cli.devices import seed_run
 from infvit.module import Classifier
 from infvit.schedule import warmup_cosine
+from tests.data.digits_run import trainer
 
 VALIDATION = 361
 """Images to test on: a number that neither two nor three processes divide."""
@@ -54,22 +54,11 @@ def run(cache: Path, world: int = 1) -> dict:
         repeats=3,
     )
     module = Classifier(net, 10, partial(sgd), warmup_cosine, epochs=1, batch_size=72, base_lr=0.0)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=world,
-        strategy="ddp" if world > 1 else "auto",
-        max_epochs=1,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        callbacks=[EpochSeed(3)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=data)
-    metrics = trainer.test(module, datamodule=data, verbose=False)[0]
-    return {"rank": trainer.global_rank, "weights": weights, "images": data.taken, "metrics": metrics}
+    strategy = "ddp" if world > 1 else "auto"
+    fit = trainer(devices=world, strategy=strategy, max_epochs=1, limit_val_batches=0, callbacks=[EpochSeed(3)])
+    fit.fit(module, datamodule=data)
+    metrics = fit.test(module, datamodule=data, verbose=False)[0]
+    return {"rank": fit.global_rank, "weights": weights, "images": data.taken, "metrics": metrics}
 
 
 def sgd(net: nn.Module, lr: float) -> torch.optim.Optimizer:

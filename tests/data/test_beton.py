@@ -23,7 +23,7 @@ RAW = BetonSettings()
 
 
 class Made:
-    """`count` tiny images, made when asked for; `broken` says what happens at image 2."""
+    """`count` tiny images; image 2 is what `broken` returns or raises."""
 
     def __init__(self, broken=lambda: None, count=4):
         self.broken, self.labels = broken, np.zeros(count, dtype=np.int64)
@@ -51,7 +51,7 @@ def killed():
 
 
 def in_seconds(limit, function, *arguments):
-    """Calls it in a thread, so that a hang fails the test; gives what it raised."""
+    """Calls it in a thread, so that a hang fails the test; returns what it raised."""
     raised = []
 
     def call():
@@ -85,9 +85,9 @@ def test_a_writer_that_fails_says_why_and_leaves_nothing(tmp_path, broken, says)
     assert "\n" not in str(error)
 
 
-def test_a_full_disk_is_told_with_what_to_do(tmp_path):
+def test_a_full_disk_is_an_error_with_a_remedy(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # for the kernel, a file that can grow no further
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # to the kernel a file that cannot grow
     try:
         with pytest.raises(UsageError, match=r"a.beton cannot be written: .*make room.*INFVIT_CACHE"):
             write_beton(Made(), tmp_path / "a.beton", RAW)
@@ -97,7 +97,7 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path):
     check_beton(tmp_path / "a.beton", 4)
 
 
-def test_after_a_failure_the_file_is_written_as_if_nothing_had_been(tmp_path):
+def test_after_a_failure_the_file_is_written_completely(tmp_path):
     path = tmp_path / "a.beton"
     in_seconds(30, write_beton, Made(corrupt), path, RAW)
     write_beton(Made(), path, RAW)
@@ -153,14 +153,19 @@ def test_a_byte_that_changes_gives_another_file_and_a_touch_does_not(tree, tmp_p
     assert path() != first
 
 
-def test_a_file_whose_index_or_labels_are_damaged_is_refused(tmp_path):
+def test_beton_is_written_once_and_named_by_content_and_settings(tmp_path):
     images = Digits().split("val")
     path = beton_path(images, "digits", "val", tmp_path, RAW)
     write_beton(images, path, RAW)
-    check_beton(path, 360, images.labels)
-    with pytest.raises(UsageError, match="other labels"):
-        check_beton(path, 360, images.labels[::-1])
+    written = path.stat().st_mtime_ns
+    write_beton(images, path, RAW)
+    assert path.stat().st_mtime_ns == written
+    assert beton_path(images, "digits", "val", tmp_path, BetonSettings(mode="jpg")) != path
+    assert beton_path(Digits().split("train"), "digits", "val", tmp_path, RAW) != path
+    assert not list(tmp_path.rglob("*.part"))
 
+
+def wrong_index(path):
     from ffcv.reader import Reader
     from ffcv.types import FieldDescType, HeaderType
 
@@ -169,6 +174,30 @@ def test_a_file_whose_index_or_labels_are_damaged_is_refused(tmp_path):
     metadata[metadata.dtype.names[0]]["data_ptr"][7] += 10**9
     content = bytearray(path.read_bytes())
     content[start : start + metadata.nbytes] = metadata.tobytes()
-    path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"index does not match .*rm '"):
-        check_beton(path, 360, images.labels)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda _: b"", "not a .beton"),
+        (lambda _: b"GIF89a" * 1000, "not a .beton"),
+        (lambda path: path.read_bytes()[: path.stat().st_size // 2], ""),
+        (lambda path: path.read_bytes()[:-24], ""),
+        (lambda path: path.read_bytes()[:40], ""),
+        (wrong_index, "index does not match"),
+    ],
+    ids=["empty", "foreign", "half", "table", "header", "index"],
+)
+def test_a_damaged_file_is_refused(tmp_path, damage, says):
+    images = Digits().split("val")
+    path = tmp_path / "val.beton"
+    write_beton(images, path, RAW)
+    check_beton(path, 360, images.labels)
+    with pytest.raises(UsageError, match=r"holds 360 samples .*expected 361"):
+        check_beton(path, 361)
+    with pytest.raises(UsageError, match="other labels"):
+        check_beton(path, 360, images.labels[::-1])
+    path.write_bytes(damage(path))
+    with pytest.raises(UsageError, match=rf"{says}.*rm '.*val.beton'"):
+        check_beton(path, 360)

@@ -11,16 +11,14 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from data.augment import RandAugment, RandomErasing
-from data.beton.encoding import BetonSettings
-from data.beton.files import beton_path
 from data.draws import CROP, NOISE, advance, fresh_keys, normals, sample_keys, uniforms
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
 from data.view import View, random_boxes
+from tests.data.digits_run import loader
 from tests.data.photographs import photographs
 from tests.data.timm_in_pillow import to_pil
 
-CPU, RAW = torch.device("cpu"), BetonSettings()
 VIEW = View(24, crop_scale=(0.08, 1.0), flip=True)
 
 
@@ -46,26 +44,11 @@ def images() -> Photographs:
     return Photographs(40)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(params=["torch", "ffcv"])
-def reader(request):
-    if request.param == "torch":
-        return TorchReader()
-    pytest.importorskip("ffcv")
-    from data.beton.loader import FFCVReader
-
-    return FFCVReader()
-
-
 def seen(loaders: Iterable) -> dict[tuple[int, int], torch.Tensor]:
     """The pixels of every image of an epoch over all processes, augmented, by (label, key)."""
     augment, erasing, found = RandAugment(), RandomErasing(0.5), {}
-    for loader in loaders:
-        for pixels, labels, keys in loader:
+    for batches in loaders:
+        for pixels, labels, keys in batches:
             pixels = erasing(augment(pixels, keys) / 255, keys)
             found |= {(int(k), int(y)): x for x, y, k in zip(pixels, labels, keys, strict=True)}
     return found
@@ -73,12 +56,10 @@ def seen(loaders: Iterable) -> dict[tuple[int, int], torch.Tensor]:
 
 def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, cache):
     def epoch(world=1, batch_size=6, workers=1, epoch=0, seed=0, step=36):
-        beton = beton_path(images, "p", "train", cache, RAW)
-        reader.prepare(images, beton, RAW)
         for rank in range(world):
             order = EpochOrder(len(images), step, seed, rank=rank, world_size=world, repeats=3)
             order.set_epoch(epoch)
-            yield reader.loader(images, beton, VIEW, order, batch_size, workers, CPU)
+            yield loader(reader, cache, images, VIEW, order, batch_size, workers)
 
     whole = seen(epoch())
     assert len(whole) == 36
@@ -93,18 +74,12 @@ def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, ca
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
 
 
-def test_both_loaders_cut_and_mirror_alike(images, cache):
-    pytest.importorskip("ffcv")
-    from data.beton.loader import FFCVReader
-
+def test_both_loaders_crop_and_flip_alike(ffcv, images, cache):
     order = EpochOrder(len(images), 40)
     view = View(24, crop_scale=(0.4, 1.0), flip=True)
     pixels = []
-    for reader in (FFCVReader(), TorchReader()):
-        beton = beton_path(images, "p", "train", cache, RAW)
-        reader.prepare(images, beton, RAW)
-        loader = reader.loader(images, beton, view, order, 40, 1, CPU)
-        pixels.append(next(iter(loader))[0].float())
+    for reader in (ffcv, TorchReader()):
+        pixels.append(next(iter(loader(reader, cache, images, view, order, 40)))[0].float())
     ours, theirs = pixels
     assert (ours - theirs).abs().mean((1, 2, 3)).max() < 8  # area against bicubic
     assert (ours - theirs.flip(3)).abs().mean((1, 2, 3)).min() > 8

@@ -1,50 +1,27 @@
-"""The two loaders behind one DataModule: the same samples, labels and, uncompressed, the same pixels."""
+"""The two loaders of the DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
 import os
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from data.beton.encoding import BetonSettings
-from data.beton.files import beton_path, check_beton, write_beton
-from data.datamodule import ImageDataModule
+from data.beton.files import beton_path
 from data.datasets.digits import Digits
 from data.datasets.imagefolder import ImageFolder
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
 from data.view import View
 from infvit.errors import UsageError
-
-RAW = BetonSettings()
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def ffcv():
-    pytest.importorskip("ffcv")
-    from data.beton.loader import FFCVReader
-
-    return FFCVReader()
-
-
-def loader(reader, images, cache, view, order, batch_size=64, workers=2, settings=RAW):
-    beton = beton_path(images, "test", "train", cache, settings)
-    reader.prepare(images, beton, settings)
-    return reader.loader(images, beton, view, order, batch_size, workers, CPU)
+from tests.data.digits_run import RAW, datamodule, loader, trainer
 
 
 def test_both_give_the_same_digits_in_the_same_order(ffcv, cache):
     images, view = Digits().split("train"), View(8, crop_ratio=1.0)
     order = EpochOrder(len(images), 128, seed=3)
     order.set_epoch(4)
-    batches = [list(loader(reader, images, cache, view, order)) for reader in (ffcv, TorchReader())]
+    batches = [list(loader(reader, cache, images, view, order)) for reader in (ffcv, TorchReader())]
     assert len(batches[0]) == len(batches[1]) == 22
     for ours, theirs in zip(*batches, strict=True):
         assert ours[0].dtype == torch.uint8
@@ -59,17 +36,17 @@ def test_ffcv_batches_stay_what_they_were(ffcv, cache):
     """Its buffers are a ring: without a copy, a batch kept for some steps turns into a later one."""
     images = Digits().split("train")
     order = EpochOrder(len(images), 32, seed=0)
-    kept = list(loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32))
-    again = [(b[0].clone(), b[1].clone()) for b in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=32)]
+    kept = list(loader(ffcv, cache, images, order=order, batch_size=32))
+    again = [(b[0].clone(), b[1].clone()) for b in loader(ffcv, cache, images, order=order, batch_size=32)]
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(kept, again, strict=True))
 
 
-def test_a_file_that_changes_while_ffcv_reads_it_is_told_and_one_that_is_removed_is_read_to_its_end(ffcv, cache):
+def test_a_file_that_changes_while_ffcv_reads_it_is_an_error_and_one_that_is_removed_is_read_to_its_end(ffcv, cache):
     images = Digits().split("train")
     path = beton_path(images, "test", "train", cache, RAW)
     aside = path.with_suffix(".aside")
     order = EpochOrder(len(images), 64)
-    batches = loader(ffcv, images, cache, View(8, 1.0), order)
+    batches = loader(ffcv, cache, images, order=order)
     path.rename(aside)
     try:
         assert len(list(batches)) == len(batches)
@@ -88,7 +65,7 @@ def test_a_file_that_changes_while_ffcv_reads_it_is_told_and_one_that_is_removed
 def test_ffcv_evaluation_gives_every_image_once(ffcv, cache):
     images = Digits().split("val")
     order = EpochOrder(len(images), 128, shuffle=False)
-    labels = torch.cat([labels for _, labels in loader(ffcv, images, cache, View(8, 1.0), order, batch_size=128)])
+    labels = torch.cat([labels for _, labels in loader(ffcv, cache, images, order=order, batch_size=128)])
     assert labels.tolist() == images.labels.tolist()
 
 
@@ -97,7 +74,7 @@ def test_both_cut_the_same_boxes_and_mirror_the_same_images(ffcv, tree, tmp_path
     jpg = BetonSettings(mode="jpg", max_resolution=500)
     view, order = View(16, crop_scale=(0.3, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
     for reader in (ffcv, TorchReader()):
-        batches = list(loader(reader, images, tmp_path, view, order, batch_size=6, settings=jpg))
+        batches = list(loader(reader, tmp_path, images, view, order, batch_size=6, settings=jpg))
         assert torch.cat([labels for _, labels, _ in batches]).tolist() == images.labels[order.indices()].tolist()
         means = torch.cat([x.float().mean((1, 2, 3)) for x, *_ in batches])
         brightness = torch.tensor(images.labels[order.indices()]).float() * 60 + 31  # as the tree's classes are made
@@ -116,54 +93,19 @@ def test_the_exact_view_is_timms():
     assert torch.equal((theirs * 255).round().to(torch.uint8), ours)
 
 
-@pytest.mark.usefixtures("ffcv")
-def test_beton_is_written_once_and_named_by_content_and_settings(tmp_path):
-    images = Digits().split("val")
-    path = beton_path(images, "digits", "val", tmp_path, RAW)
-    write_beton(images, path, RAW)
-    written = path.stat().st_mtime_ns
-    write_beton(images, path, RAW)
-    assert path.stat().st_mtime_ns == written
-    assert beton_path(images, "digits", "val", tmp_path, BetonSettings(mode="jpg")) != path
-    assert beton_path(Digits().split("train"), "digits", "val", tmp_path, RAW) != path
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.usefixtures("ffcv")
-def test_a_beton_that_is_cut_short_or_foreign_is_refused(tmp_path):
-    images = Digits().split("val")
-    path = beton_path(images, "digits", "val", tmp_path, RAW)
-    write_beton(images, path, RAW)
-    check_beton(path, len(images))
-    with pytest.raises(UsageError, match=r"holds 360 samples .*expected 361"):
-        check_beton(path, 361)
-    content = path.read_bytes()
-    for damaged in (b"", b"GIF89a" * 1000, content[: len(content) // 2], content[:-24], content[:40]):
-        path.write_bytes(damaged)
-        with pytest.raises(UsageError, match=r"rm '.*digits-val-.*beton'"):
-            check_beton(path, len(images))
-
-
 def test_a_reading_thread_that_dies_is_an_error_not_an_endless_wait(ffcv, tmp_path, monkeypatch):
     from ffcv.loader.epoch_iterator import EpochIterator
 
     images = Digits().split("val")
-    batches = loader(ffcv, images, tmp_path, View(8, 1.0), EpochOrder(len(images), 64, shuffle=False))
+    batches = loader(ffcv, tmp_path, images, order=EpochOrder(len(images), 64, shuffle=False))
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: 1 / 0)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     with pytest.raises(RuntimeError, match="reading thread died"):
         list(batches)
 
 
-def datamodule(cache, **options):
-    defaults = {"view": View(8, 1.0), "batch_size": 128, "seed": 0, "mean": [0.5] * 3, "std": [0.5] * 3, "workers": 0}
-    return ImageDataModule("digits", Digits(), TorchReader(), cache_dir=str(cache), **defaults | options)
-
-
 def attached(module, **options):
-    module.trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False, **options
-    )
+    module.trainer = trainer(**options)
     return module
 
 
@@ -197,22 +139,21 @@ def test_augmentation_acts_on_bytes_in_training_alone_and_erasing_on_normalised_
     assert seen == [("a", 0, 255, [7, 9]), ("b", -1, 1, [7, 9])]
 
 
-@pytest.mark.parametrize(("read_by", "workers"), [("ffcv", 2), ("torch", 0), ("torch", 2)])
-def test_a_begun_epoch_goes_on_with_the_next_batch_and_the_next_one_is_whole(request, cache, read_by, workers):
-    reader = request.getfixturevalue("ffcv") if read_by == "ffcv" else TorchReader()
+@pytest.mark.parametrize(("reader", "workers"), [("ffcv", 2), ("torch", 0), ("torch", 2)], indirect=["reader"])
+def test_a_resumed_epoch_starts_with_the_next_batch_and_the_following_epoch_is_whole(reader, cache, workers):
     images = Digits().split("train")
     order = EpochOrder(len(images), 128, seed=3)
 
     def labels():
         return [batch[1].tolist() for batch in batches]
 
-    batches = loader(reader, images, cache, View(8, 1.0), order, batch_size=128, workers=workers)
+    batches = loader(reader, cache, images, order=order, batch_size=128, workers=workers)
     order.set_epoch(2)
     whole = labels()
     order.set_epoch(3)
     following = labels()
     order.resume(2, 4 * 128)
-    batches = loader(reader, images, cache, View(8, 1.0), order, batch_size=128, workers=workers)
+    batches = loader(reader, cache, images, order=order, batch_size=128, workers=workers)
     assert len(batches) == len(whole)
     assert labels() == whole[4:]
     order.set_epoch(3)

@@ -1,18 +1,13 @@
-"""Images that grow: the side of every epoch, with both loaders, evaluation at the full one, and after a resumption."""
+"""Images that grow: the side of every epoch with both loaders, also after a resume; evaluation at the full side."""
 
 import json
 
 import numpy as np
 import pytest
-import torch
-from lightning.pytorch import LightningModule, Trainer
 
-from data.datamodule import ImageDataModule
-from data.datasets.digits import Digits
 from data.progressive import Ramp
-from data.torch_loader import TorchReader
-from data.view import View
 from infvit.errors import UsageError
+from tests.data.digits_run import Recorder, datamodule, trainer
 
 
 def ffcv_resolution(epoch: int) -> int:
@@ -37,59 +32,31 @@ def test_sides_are_ffcvs_multiples_of_the_patch_and_full_at_the_end():
         (160, 0, 0.95, "the last of 10 epochs trains at the full side"),
     ],
 )
-def test_a_ramp_that_is_none_is_refused(start, begin, end, says):
+def test_a_ramp_that_is_out_of_range_is_refused(start, begin, end, says):
     with pytest.raises(UsageError, match=says):
         Ramp(start, begin, end, epochs=10, multiple=16)
 
 
-class Sides(LightningModule):
-    """Notes the sides of the images of every step, by epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.trained, self.validated = torch.nn.Parameter(torch.zeros(1)), {}, {}
-
-    def training_step(self, batch, *_):
-        self.trained.setdefault(self.current_epoch, []).append(tuple(batch[0].shape))
-        return self.weight.sum()
-
-    def validation_step(self, batch, *_):
-        self.validated.setdefault(self.current_epoch, set()).add(batch[0].shape[-1])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
 def fitted(reader, cache, ramp, epochs, checkpoint=None, workers=0):
-    settings = {"workers": workers, "progressive": ramp}
-    data = ImageDataModule("d", Digits(), reader, View(8, 1.0), 128, str(cache), 0, [0.5] * 3, [0.5] * 3, **settings)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = Trainer(max_epochs=epochs, enable_checkpointing=False, use_distributed_sampler=False, **quiet)
-    module = Sides()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    return trainer, module
+    fit, module = trainer(max_epochs=epochs), Recorder()
+    fit.fit(module, datamodule=datamodule(cache, reader, workers=workers, progressive=ramp), ckpt_path=checkpoint)
+    return fit, module
 
 
 GROWING = ("torch", Ramp(start=4, begin=0.25, end=0.75, epochs=4, multiple=2), [4, 4, 6, 8])
 AT_ONCE = ("ffcv", Ramp(start=4, begin=0.5, end=0.5, epochs=2, multiple=2), [4, 8])  # FFCV compiles for each side
 
 
-@pytest.mark.parametrize(("loader", "ramp", "sides"), [GROWING, AT_ONCE])
-def test_each_epoch_has_its_side_also_after_a_resumption_and_evaluation_the_full_one(loader, ramp, sides, tmp_path):
-    reader = TorchReader()
-    if loader == "ffcv":
-        pytest.importorskip("ffcv")
-        from data.beton.loader import FFCVReader
-
-        reader = FFCVReader()
+@pytest.mark.parametrize(("reader", "ramp", "sides"), [GROWING, AT_ONCE], indirect=["reader"])
+def test_each_epoch_has_its_side_also_after_a_resume_and_evaluation_the_full_one(reader, ramp, sides, tmp_path):
     epochs, middle = range(len(sides)), len(sides) // 2
-    trainer, module = fitted(reader, tmp_path, ramp, middle)
-    trainer.save_checkpoint(tmp_path / "middle.ckpt")
+    first, module = fitted(reader, tmp_path, ramp, middle)
+    first.save_checkpoint(tmp_path / "middle.ckpt")
     _, resumed = fitted(reader, tmp_path, ramp, len(sides), tmp_path / "middle.ckpt", workers=1)
     assert list(module.trained) == list(epochs[:middle])
     assert list(resumed.trained) == list(epochs[middle:])
-    for epoch, shapes in (module.trained | resumed.trained).items():
-        assert shapes == [(128, 3, sides[epoch], sides[epoch])] * 11
+    for epoch, batches in (module.trained | resumed.trained).items():
+        assert [batch[0].shape for batch in batches] == [(128, 3, sides[epoch], sides[epoch])] * 11
     assert module.validated | resumed.validated == {epoch: {8} for epoch in epochs}
 
 
