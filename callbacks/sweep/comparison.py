@@ -10,7 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from callbacks.loggers import Mode, wandb_mode, wandb_settings, wandb_table
-from infvit.compare import Comparison, to_text, write_comparison
+from infvit.compare import Comparison, records, to_text, write_comparison
 from infvit.errors import UsageError
 from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
@@ -114,6 +114,6 @@ def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pi
         mode=mode,
         settings=wandb_settings(),
     ) as run:
-        run.log({"comparison": wandb_table(comparison.records()), "page": wandb.Html(str(sweep / "comparison.html"))})
+        run.log({"comparison": wandb_table(records(comparison)), "page": wandb.Html(str(sweep / "comparison.html"))})
         run.log({picture.stem: wandb.Image(str(picture)) for picture in pictures})
         return run.entity

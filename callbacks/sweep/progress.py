@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from infvit.cli.run_folder import finished_result
 from infvit.compare import Comparison, Estimate, Row
-from infvit.compare.render import shared
+from infvit.compare.notes import shared
 from infvit.run.environment import SWEEP_COMMAND, command
 from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero

@@ -7,8 +7,8 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
 from infvit.compare import Comparison, to_markdown
+from infvit.compare.charts import PICTURES
 from infvit.compare.page import ATTENTION_PICTURE
-from infvit.compare.pictures import PICTURES
 
 ATTENTION = ATTENTION_PICTURE.removesuffix(".png")  # the key of the runs' pictures
 TITLE_ROOM = 128  # characters in a report's title

@@ -15,13 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from infvit.cli.devices import TrainingData, check_batch
-from infvit.compare.render import amount, duration
 from infvit.measure.cost import Cost, cost
 from infvit.measure.shape import shape
 from infvit.measure.subprocess_case import peak_memory
 from infvit.module import Classifier
 from infvit.run.checkpoint import KEPT
 from infvit.run.identity import recipe_hash
+from infvit.tables.numbers import amount, duration, three_digits
 
 STEPS = 3
 
@@ -169,12 +169,12 @@ def estimate(
     if ramp is not None:
         share = f"{100 * ramp.pixels(size):.0f}%"
         yield "", f"from {ramp.start} to {size} px: {share} of the pixels that the time below is for"
-    by = f"by steps of {' and '.join(map(_three, others))} s" if others else "by the only step"
-    yield "speed", f"{_three(step_rate)} images/s {by}, after a first of {_three(first)} s"
+    by = f"by steps of {' and '.join(map(three_digits, others))} s" if others else "by the only step"
+    yield "speed", f"{three_digits(step_rate)} images/s {by}, after a first of {three_digits(first)} s"
     slower = "the bottleneck" if timer.loader_rate < step_rate else "not the bottleneck"
-    yield "loader", f"{_three(timer.loader_rate)} images/s alone ({data.loader_name}): {slower}"
+    yield "loader", f"{three_digits(timer.loader_rate)} images/s alone ({data.loader_name}): {slower}"
     yield "time", f"about {duration(seconds)}, {duration(validation)} of it for validation"
-    yield "", f"{_three(seconds * devices / 3600)} device-hours, without the test at the end"
+    yield "", f"{three_digits(seconds * devices / 3600)} device-hours, without the test at the end"
     total = torch.cuda.get_device_properties(module.device).total_memory if on_cuda else 0
     on_device = f"{amount(timer.device_memory)}B of {amount(total)}B on each device, " * on_cuda
     yield "memory", f"{on_device}{amount(timer.memory)}B in each process"
@@ -182,8 +182,3 @@ def estimate(
     files = f"{amount(timer.files_size)}B of .beton files, " * bool(timer.files_size)
     yield "disk", f"{files}{kept} checkpoint{'s' * (kept != 1)} of {amount(timer.checkpoint_size)}B"
     yield "", f"{amount(shutil.disk_usage(timer.folder).free)}B free"
-
-
-def _three(value: float) -> str:
-    """Three significant digits, or all digits before the decimal point."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""`python -m infvit.compare RUN_DIRS...`: print the table of these runs and write its files."""
+"""`python -m infvit.compare RUN_DIRS...`: prints the table of these runs and writes its files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 from infvit.compare import FILES, find_results, to_text, write_comparison
-from infvit.compare.pairing import BASELINE
+from infvit.compare.comparison import BASELINE
 from infvit.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m infvit.compare", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or of many")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the files go (default: here)")
+    parser.add_argument("--out", default=".", metavar="DIR", help="folder for the files (default: here)")
     parser.add_argument(
         "--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})"
     )

@@ -1,14 +1,15 @@
-"""What is measured of a finished run later, beside its `result.json`.
+"""Measurements of a finished run that are stored beside its `result.json`.
 
-`RUN/evaluations/<data>-<fingerprint>.json` is its accuracy on other data than its own, `RUN/attention.json` how good
-its maps are.
+`RUN/evaluations/<data>-<fingerprint>.json` is its accuracy on other data than its own; `RUN/attention.json` has the
+scores of its attention maps.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,143 +19,126 @@ from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
 EVALUATIONS = "evaluations"
 METRICS = ("top1", "top5", "loss")
-
-SHORT = 8
-"""Digits of a fingerprint that tell data of one name apart."""
+DIGITS = 8
+"""Of a fingerprint, in names."""
 
 MAPS_FILE = "attention.json"
 MAP_FIGURES = {"morf_aoc": "MoRF-AOC", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
-"""Of the maps of a model's own attention, by their headings."""
+"""Scores of the maps of a model's own attention, with their headings."""
 
 
 def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
-    """Keep an evaluation beside the run's result, which stays as it is; returns the file.
+    """Writes an evaluation beside the run's result, over an earlier one of the same data; returns the file.
 
-    The same data measured again replace what was there. None if there is nothing to keep: the data are the run's own,
-    or the run has not finished, so that the checkpoint is not yet what its row in a table stands for.
+    Returns None, and writes nothing, if the data are the run's own, or if the run has not finished: its checkpoint is
+    not yet the one that its row in a table stands for.
 
     Args:
         run_dir: the run's folder.
         row: of the run's last checkpoint: "data" and "fingerprint", the accuracies "top1" and "top5" as fractions,
-            "loss", and what else is known.
+            "loss", and any further values.
     """
-    try:
-        result = Result.read(run_dir / RESULT_FILE)
-    except UnreadableResultError:
-        return None
-    if result.status != "finished" or result.data_fingerprint == row["fingerprint"]:
+    result = _finished(run_dir)
+    if result is None or result.data_fingerprint == row["fingerprint"]:
         return None
     # Different data may have one name, as every data=imagefolder without data.name=NAME.
-    path = run_dir / EVALUATIONS / f"{row['data'].replace('/', '_')}-{row['fingerprint'][:SHORT]}.json"
+    path = run_dir / EVALUATIONS / f"{row['data'].replace('/', '_')}-{row['fingerprint'][:DIGITS]}.json"
     path.parent.mkdir(exist_ok=True)
-    # A run that is started again in the same folder has another checkpoint: `started` tells whose evaluation this is.
-    atomic_write(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
-    return path
+    return _write(path, row, result)
 
 
 def keep_maps(run_dir: Path, figures: dict[str, Any], fingerprint: str, how: str) -> Path | None:
-    """Keep the quality of a run's maps beside its result, which stays as it is; returns the file.
+    """Writes the scores of a run's maps beside its result; returns the file.
 
-    None if there is nothing to keep: they are of other data than the run's own, or the run has not finished.
+    Returns None, and writes nothing, if they are of other data than the run's own, or if the run has not finished.
 
     Args:
         run_dir: the run's folder.
         figures: `MAP_FIGURES` as fractions, None where one was not measured.
         fingerprint: of the data.
-        how: it was measured, in words; figures measured differently do not compare.
+        how: the settings of the measurement in words; scores of different settings do not compare.
     """
+    result = _finished(run_dir)
+    if result is None or result.data_fingerprint != fingerprint:
+        return None
+    return _write(run_dir / MAPS_FILE, figures | {"how": how}, result)
+
+
+def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableResultError]]:
+    """The results with what is stored in their `run_dir` as metrics, and the errors of files that cannot be used.
+
+    Accuracies become "<data>/top1", with the fingerprint where different data have one name
+    ("imagefolder#1a2b3c4d/top1"). Scores of maps become "attention/morf_aoc", their settings `extra["maps"]`.
+    """
+    results = list(results)
+    errors: list[UnreadableResultError] = []
+
+    def readable(result: Result, paths: Iterable[Path], **expected: Iterable[str]) -> Iterator[dict[str, Any]]:
+        for path in paths:
+            try:
+                yield _read(path, result, **expected)
+            except UnreadableResultError as error:
+                errors.append(error)
+
+    evaluations, maps = [], []
+    for result in results:
+        folder = Path(result.run_dir)
+        # Of one measured twice the last counts.
+        files = sorted((folder / EVALUATIONS).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        evaluations.append([*readable(result, files, texts=("data", "fingerprint"), numbers=METRICS)])
+        files = [folder / MAPS_FILE] if (folder / MAPS_FILE).is_file() else []
+        maps.append([*readable(result, files, texts=("how",), optional=MAP_FIGURES)])
+    data = Counter(name for name, _ in {(row["data"], row["fingerprint"]) for rows in evaluations for row in rows})
+    together = []
+    for result, rows, of_maps in zip(results, evaluations, maps, strict=True):
+        metrics, extra = dict(result.metrics), dict(result.extra)
+        for row in rows:
+            name = row["data"] + (f"#{row['fingerprint'][:DIGITS]}" if data[row["data"]] > 1 else "")
+            metrics |= {f"{name}/{metric}": row[metric] for metric in METRICS}
+        for row in of_maps:
+            metrics |= {f"attention/{name}": row[name] for name in MAP_FIGURES if row.get(name) is not None}
+            extra["maps"] = row["how"]
+        together.append(replace(result, metrics=metrics, extra=extra))
+    return together, errors
+
+
+def _finished(run_dir: Path) -> Result | None:
     try:
         result = Result.read(run_dir / RESULT_FILE)
     except UnreadableResultError:
         return None
-    if result.status != "finished" or result.data_fingerprint != fingerprint:
-        return None
-    path = run_dir / MAPS_FILE
-    atomic_write(path, json.dumps(figures | {"how": how, "run_started": result.started}, indent=2) + "\n")
+    return result if result.status == "finished" else None
+
+
+def _write(path: Path, row: dict[str, Any], result: Result) -> Path:
+    # A run that starts again in the same folder writes another checkpoint: `run_started` identifies the measured one.
+    atomic_write(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
     return path
 
 
-def with_maps(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableResultError]]:
-    """The results with the quality of their maps as metrics "attention/morf_aoc", and the files that hold none.
-
-    How it was measured is `extra["maps"]`.
-    """
-    together: list[Result] = []
-    unreadable: list[UnreadableResultError] = []
-    for result in results:
-        path = Path(result.run_dir) / MAPS_FILE
-        if path.is_file():
-            try:
-                row = _read_maps(path, result)
-                figures = {f"attention/{name}": row[name] for name in MAP_FIGURES if row.get(name) is not None}
-                result = replace(result, metrics=result.metrics | figures, extra=result.extra | {"maps": row["how"]})
-            except UnreadableResultError as error:
-                unreadable.append(error)
-        together.append(result)
-    return together, unreadable
-
-
-def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableResultError]]:
-    """The results with the evaluations in their `run_dir` as metrics "<data>/top1", and the files that are none.
-
-    Different data of one name have the fingerprint in it ("imagefolder#1a2b3c4d"), unless they were named when they
-    were measured (data.name=NAME).
-    """
-    results = list(results)
-    found: list[list[dict[str, Any]]] = []
-    unreadable: list[UnreadableResultError] = []
-    for result in results:
-        found.append([])
-        files = (Path(result.run_dir) / EVALUATIONS).glob("*.json")
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):  # of one measured twice the last counts
-            try:
-                found[-1].append(_read(path, result))
-            except UnreadableResultError as error:
-                unreadable.append(error)
-    prints: dict[str, set[str]] = {}
-    for row in (row for rows in found for row in rows):
-        prints.setdefault(row["data"], set()).add(row["fingerprint"])
-    together = []
-    for result, rows in zip(results, found, strict=True):
-        metrics = dict(result.metrics)
-        for row in rows:
-            several = len(prints[row["data"]]) > 1
-            name = row["data"] + (f"#{row['fingerprint'][:SHORT]}" if several else "")
-            metrics |= {f"{name}/{metric}": row[metric] for metric in METRICS if metric in row}
-        together.append(replace(result, metrics=metrics))
-    return together, unreadable
-
-
-def _read(path: Path, result: Result) -> dict[str, Any]:
-    row = _json(path)
-    texts = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("data", "fingerprint"))
-    if not texts or row["data"] in ("", "train", "val", "test") or not all(_number(row.get(name)) for name in METRICS):
-        raise UnreadableResultError(path, "is no evaluation: expected data, fingerprint, top1, top5 and loss")
-    return _of_this(path, row, result)
-
-
-def _read_maps(path: Path, result: Result) -> dict[str, Any]:
-    row = _json(path)
-    whole = isinstance(row, dict) and isinstance(row.get("how"), str)
-    if not whole or not all(row.get(name) is None or _number(row[name]) for name in MAP_FIGURES):
-        raise UnreadableResultError(path, f"is no quality of maps: expected how and {', '.join(MAP_FIGURES)}")
-    return _of_this(path, row, result)
-
-
-def _json(path: Path) -> Any:
+def _read(
+    path: Path, result: Result, texts: Iterable[str], numbers: Iterable[str] = (), optional: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A measurement of the run; raises `UnreadableResultError` for one without these values, or of another run."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UnreadableResultError(path, f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UnreadableResultError(path, "is not JSON: measure again with eval.py") from error
-
-
-def _of_this(path: Path, row: dict[str, Any], result: Result) -> dict[str, Any]:
+    valid = (
+        isinstance(row, dict)
+        and all(isinstance(row.get(name), str) for name in texts)
+        and all(_is_number(row.get(name)) for name in numbers)
+        and all(row.get(name) is None or _is_number(row[name]) for name in optional)
+        and row.get("data") not in ("", "train", "val", "test")
+    )
+    if not valid:
+        raise UnreadableResultError(path, f"is not a measurement: expected {', '.join((*texts, *numbers, *optional))}")
     if row.get("run_started") != result.started:
         raise UnreadableResultError(path, "is of an earlier run in this folder: measure again with eval.py")
-    return row
+    return dict(row)
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

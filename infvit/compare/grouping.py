@@ -1,4 +1,4 @@
-"""Which runs are seeds of one configuration, what the configurations are called, and what keeps two apart."""
+"""Which runs are seeds of one configuration, what configurations are called, and what makes two incomparable."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from infvit.run.result import CONFIG_FIELDS, SIGNATURE, Result
 
 def group(results: Iterable[Result]) -> list[list[Result]]:
     """The runs of each configuration, in the order in which the configurations first appear."""
-    groups: dict[tuple[Any, ...], list[Result]] = {}
     results = list(results)
+    groups: dict[tuple[Any, ...], list[Result]] = {run.config_key: [] for run in results}
     for run in results:
-        groups.setdefault(run.config_key, [])
-    for run in results:
-        groups[_home(run, list(groups))].append(run)
+        groups[_group_key(run, list(groups))].append(run)
     return [runs for runs in groups.values() if runs]
+
+
+def _group_key(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
+    own = run.config_key
+    unknown = [v in (None, "") and name != "variant" for name, v in zip((*CONFIG_FIELDS, "settings"), own, strict=True)]
+    if run.status == "finished" or not any(unknown):
+        return own
+    for key in keys:
+        if key != own and all(any_ or a == b for any_, a, b in zip(unknown, own, key, strict=True)):
+            return key
+    return own
 
 
 def best_known(runs: Sequence[Result]) -> Result:
@@ -26,7 +36,7 @@ def best_known(runs: Sequence[Result]) -> Result:
 
 
 def shared_overrides(configs: Sequence[Result]) -> tuple[str, ...]:
-    """The overrides in the variants of all configurations: they tell none from another. One alone shares nothing."""
+    """The overrides in the variants of all configurations; a single configuration shares nothing."""
     if len(configs) < 2:
         return ()
     variants = [_overrides(config.variant) for config in configs]
@@ -34,45 +44,43 @@ def shared_overrides(configs: Sequence[Result]) -> tuple[str, ...]:
 
 
 def names_of(configs: Sequence[Result], shared: Sequence[str] = ()) -> list[str]:
-    """A name for each configuration: its model and its overrides but those that all share.
+    """A name for each configuration: its model and its overrides without shared ones.
 
-    Where several have one name, what tells them apart is added.
+    Where several have the same name, the fields and settings in which they differ are added.
     """
-    plain = []
+    short = []
     for config in configs:
         own = [word for word in _overrides(config.variant) if word not in shared]
-        plain.append(" ".join([config.model, *own]))
+        short.append(" ".join([config.model, *own]))
     names = []
-    for config, name in zip(configs, plain, strict=True):
-        alike = [other for other, theirs in zip(configs, plain, strict=True) if theirs == name]
-        telling = [field for field in CONFIG_FIELDS if len({getattr(other, field) for other in alike}) > 1]
-        for named, digest in (("recipe", "recipe_hash"), ("data", "data_fingerprint")):
-            pairs = {(getattr(other, named), getattr(other, digest)) for other in alike}
-            if named in telling and len({first for first, _ in pairs}) == len(pairs):
-                telling.remove(digest)
-        words = [f"{field}={getattr(config, field)}" for field in telling]
-        same = [other for other in alike if all(getattr(other, f) == getattr(config, f) for f in telling)]
-        words += _settings_that_tell(config, same)
+    for config, name in zip(configs, short, strict=True):
+        namesakes = [other for other, theirs in zip(configs, short, strict=True) if theirs == name]
+        fields = _differing_fields(namesakes)
+        words = [f"{field}={getattr(config, field)}" for field in fields]
+        same = [other for other in namesakes if all(getattr(other, f) == getattr(config, f) for f in fields)]
+        words += [f"{key}={_value(config.settings, key)}" for key in _differing([other.settings for other in same])]
         names.append(f"{name} ({', '.join(words)})" if words else name)
     return names
 
 
-def _settings_that_tell(config: Result, others: Sequence[Result]) -> list[str]:
-    """Words for the settings in which a configuration differs from others that are alike in all fields."""
-    if config.settings:
-        kept = [other.settings for other in others if other.settings]
-        return [f"{key}={_value(config.settings, key)}" for key in _differing(kept)]
-    return ["settings unknown"] if any(other.settings for other in others) else []
+def _differing_fields(configs: Sequence[Result]) -> list[str]:
+    """The fields with several values; a hash only where the name that it belongs to does not distinguish."""
+    fields = [field for field in CONFIG_FIELDS if len({getattr(config, field) for config in configs}) > 1]
+    for name, digest in (("recipe", "recipe_hash"), ("data", "data_fingerprint")):
+        pairs = {(getattr(config, name), getattr(config, digest)) for config in configs}
+        if name in fields and len({value for value, _ in pairs}) == len(pairs):
+            fields.remove(digest)
+    return fields
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys with several values, once each: what a model hands on to its parts is the same again."""
-    told: dict[tuple[str, ...], str] = {}
+    """The keys with several values, once each: a model hands the same value on to its parts under other keys."""
+    found: dict[tuple[str, ...], str] = {}
     for key in sorted(set().union(*settings), key=lambda key: (key.count("."), key)):
         values = [_value(one, key) for one in settings]
         if len(set(values)) > 1:
-            told.setdefault((key.rpartition(".")[2], *values), key)
-    return sorted(told.values())
+            found.setdefault((key.rpartition(".")[2], *values), key)
+    return sorted(found.values())
 
 
 def _value(settings: dict[str, Any], key: str) -> str:
@@ -80,24 +88,21 @@ def _value(settings: dict[str, Any], key: str) -> str:
 
 
 def _overrides(variant: str) -> list[str]:
-    """The overrides of a variant; a value may hold spaces, so one ends where the next "name=" or "~name" begins."""
+    """The overrides of a variant; a value may contain spaces, so one ends where the next "name=" or "~name" begins."""
     return re.split(r" (?=~|\+*[\w./@-]+=)", variant) if variant else []
 
 
 def differences(config: Result, reference: Result) -> tuple[str, ...]:
-    """What keeps a configuration from being compared with the reference, in words ("depth 24, not 4")."""
+    """What keeps a configuration from being compared with the reference, in words ("depth 24, not 4").
+
+    Settings of data and trainer follow from the fields, so they are named only where all fields agree.
+    """
     ours, theirs = _described(config, reference), _described(reference, config)
-    fields = tuple(
-        f"{ours[name]}, not {theirs[name].partition(' ')[2]}"
-        for name in SIGNATURE
-        if getattr(config, name) != getattr(reference, name)
-    )
-    if fields or config.protocol == reference.protocol:
-        return fields  # which the settings of data and trainer follow
+    fields = [name for name in SIGNATURE if getattr(config, name) != getattr(reference, name)]
+    if fields:
+        return tuple(f"{ours[name]}, not {theirs[name].partition(' ')[2]}" for name in fields)
     mine, its = config.protocol, reference.protocol
-    if not mine or not its:
-        return ("settings unknown" if its else "settings known, not unknown",)
-    return tuple(f"{name} {_value(mine, name)}, not {_value(its, name)}" for name in _differing([mine, its]))
+    return tuple(f"{key} {_value(mine, key)}, not {_value(its, key)}" for key in _differing([mine, its]))
 
 
 def _described(config: Result, other: Result) -> dict[str, str]:
@@ -115,18 +120,5 @@ def _described(config: Result, other: Result) -> dict[str, str]:
     }
 
 
-def _short(digest: str, other: str = "") -> str:
+def _short(digest: str, other: str) -> str:
     return digest if digest[:8] == other[:8] else digest[:8] or "unknown"
-
-
-def _home(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
-    own = run.config_key
-    names = (*CONFIG_FIELDS, "settings")
-    open_ends = [value in (None, "") and name != "variant" for name, value in zip(names, own, strict=True)]
-    if run.status == "finished" or not any(open_ends):
-        return own
-    for key in keys:
-        if key != own and all(o or mine == its for o, mine, its in zip(open_ends, own, key, strict=True)):
-            return key
-    return own

@@ -50,9 +50,9 @@ document.addEventListener("click", event => {
 
 // The configuration of a row: on hover, on focus, and on a tap.
 const configs = data("configs");
-let told = null;
-function tell(row, x, y) {
-  told = row;
+let shownFor = null;
+function showConfig(row, x, y) {
+  shownFor = row;
   tip.hidden = !row;
   if (!row) return;
   const facts = row.dataset.run ? configs.runs[row.dataset.run] : configs.rows[row.dataset.row];
@@ -61,24 +61,24 @@ function tell(row, x, y) {
 for (const row of all("tr[data-row]")) {
   row.addEventListener("pointermove", event => {
     if (event.pointerType !== "mouse") return;
-    if (event.target.closest("a")) tell(null);
-    else if (told === row) move(event.clientX, event.clientY);
-    else tell(row, event.clientX, event.clientY);
+    if (event.target.closest("a")) showConfig(null);
+    else if (shownFor === row) move(event.clientX, event.clientY);
+    else showConfig(row, event.clientX, event.clientY);
   });
-  row.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") tell(null); });
+  row.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") showConfig(null); });
   row.addEventListener("click", event => {
-    if (!event.target.closest("a") && event.pointerType !== "mouse") tell(told === row ? null : row, event.clientX, event.clientY);
+    if (!event.target.closest("a") && event.pointerType !== "mouse") showConfig(shownFor === row ? null : row, event.clientX, event.clientY);
   });
   const cell = row.cells[0];
   cell.addEventListener("focus", () => {
     if (!cell.matches(":focus-visible")) return;
     const at = cell.getBoundingClientRect();
-    tell(row, at.left, at.bottom);
+    showConfig(row, at.left, at.bottom);
   });
-  cell.addEventListener("blur", () => tell(null));
+  cell.addEventListener("blur", () => showConfig(null));
 }
-addEventListener("keydown", event => { if (event.key === "Escape") tell(null); });
-addEventListener("scroll", () => tell(null), {passive: true});
+addEventListener("keydown", event => { if (event.key === "Escape") showConfig(null); });
+addEventListener("scroll", () => showConfig(null), {passive: true});
 
 // Charts. A hidden plot has no width to fill: it is drawn when it is first shown.
 const specs = data("charts") ?? {};
@@ -102,7 +102,7 @@ async function draw(plot) {
   config.legend = {...config.legend, columns: narrow ? 2 : 3};
   if (narrow) config.axis = {...config.axis, labelLimit: 110};
   plot.dataset.drawn = theme();
-  // Level 1: errors alone. That nothing is left of a chart after filtering is none.
+  // Level 1: errors alone. A chart that filters leave empty is not an error.
   await vegaEmbed(plot, spec, {renderer: "svg", actions: false, config, tooltip: {theme: theme()}, logLevel: 1});
 }
 function drawAll() {

@@ -1,35 +1,36 @@
-"""A comparison as one HTML page that needs nothing beside it and asks no network."""
+"""A comparison as one HTML page that needs nothing beside it and no network."""
 
 from __future__ import annotations
 
 import base64
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from infvit.compare import render
-from infvit.compare.charts import COSTS
-from infvit.compare.pictures import charts, library, spec
-from infvit.compare.provenance import flat, subject
-from infvit.compare.table import Comparison, Row
+from infvit.compare import notes
+from infvit.compare.charts import COSTS, charts
+from infvit.compare.columns import table
+from infvit.compare.comparison import Comparison, Row
+from infvit.compare.provenance import flat, provenance
 from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
 from infvit.tables.html import environment
-from infvit.tables.interval import Estimate
-from infvit.tables.theme import THEMES
+from infvit.tables.numbers import duration, percent, plus_minus
+from infvit.tables.table import Column, Table
+from infvit.tables.theme import THEMES, specification, vega_embed
 
-TEMPLATE = "page.html.jinja"
 ATTENTION_PICTURE = "attention.png"
-"""In a run's folder: what its model looks at, made by the run."""
+"""In a run's folder: what its attention weighs the patches of some images with."""
 MOST_INLINED = 2_000_000
-"""Characters of pictures within the page, so that one of 200 rows stays below 5 MB; what is beyond is linked."""
+"""Characters of pictures within the page: one of 200 rows stays below 5 MB, and further pictures are linked."""
 
 
-class Look(NamedTuple):
-    """What the first counted seed of a row looks at: a link to the picture, and the picture itself or nothing."""
+class Picture(NamedTuple):
+    """The attention picture of a row's first counted seed: the link to it, and the picture itself or ""."""
 
     row: str
     seed: int
@@ -37,57 +38,55 @@ class Look(NamedTuple):
     inlined: str
 
 
+class Run(NamedTuple):
+    """A run as the page lists it: its row, its folder as seen from the page, and the link to it."""
+
+    row: Row
+    result: Result
+    folder: str
+    link: str
+
+
+RUNS: list[Column[Run]] = [
+    Column("model", lambda run: run.row.name, left=True),
+    Column("seed", lambda run: run.result.seed, ascending=True),
+    Column("status", lambda run: run.result.status, left=True),
+    Column("top-1 %", lambda run: run.result.metrics.get("test/top1"), percent),
+    Column("training", lambda run: run.result.seconds, duration, ascending=True),
+    Column("folder", lambda run: run.folder or None, left=True, style=lambda _: "long"),
+    Column("error", lambda run: run.result.error_line or None, left=True, style=lambda _: "long bad", optional=True),
+]
+
+
 def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     """The page: what was compared, a sortable table, charts, every run. Links to run folders start from `page_dir`."""
     templates = environment(Path(__file__).parent)
-    templates.filters |= {
-        "breakable": _breakable,
-        "heading": render.heading,
-        "percent": render.percent,
-        "points": render.points,
-        "speed": render.speed,
-        "as_published": render.as_published,
-        "map_heading": render.map_heading,
-        "maps_as_published": render.maps_as_published,
-        "plain": render.plain,
-        "rate": render.rate,
-        "amount": render.amount,
-        "duration": render.duration,
-    }
-    specs = {name: spec(chart) for name, chart in charts(comparison).items()}
-    looks = _looks(comparison.rows, page_dir)
-    runs = [(row, run) for row in comparison.rows for run in row.runs]
-    return templates.get_template(TEMPLATE).render(
+    templates.filters |= {"breakable": _breakable, "recipe": _recipe, "plus_minus": plus_minus}
+    specifications = {name: specification(chart) for name, chart in charts(comparison).items()}
+    runs = [Run(row, run, *_folder(run, page_dir)) for row in comparison.rows for run in row.runs]
+    pictures = _pictures([run for run in runs if run.result is next(iter(run.row.counted), None)])
+    pictured = {picture.row for picture in pictures}
+    return templates.get_template("page.html.jinja").render(
         title=_title(comparison),
         comparison=comparison,
         counts=_counts(comparison),
-        subject=subject(comparison),
-        notes=render.notes(comparison),
-        failures=render.failures(comparison),
-        unfinished=render.unfinished(comparison),
-        explained=render.explained(comparison),
-        flops=render.FLOPS,
-        paired=any(row.paired for row in comparison.rows),
-        published=any(row.published for row in comparison.rows),
-        nothing=Estimate(),
-        verdict=_verdict,
+        provenance=provenance(comparison),
+        notes=notes,
+        results=table(comparison),
+        runs=Table(RUNS, runs),
         whiskers=_whiskers(comparison.rows),
         models=sorted({row.config.model for row in comparison.rows}),
         recipes=sorted({_recipe(row.config) for row in comparison.rows}),
-        recipe=_recipe,
-        runs=runs,
-        folder=lambda run: _folder(run, page_dir),
         configs={
             "rows": {row.name: _facts(row.config) for row in comparison.rows},
-            "runs": [_facts(run) + _of_the_run(run) for _, run in runs],
+            "runs": [_facts(run.result) + _facts_of_run(run.result) for run in runs],
         },
-        looks=looks,
-        lookless=[row.name for row in comparison.rows if row.finished and row.name not in {look.row for look in looks}],
-        charts=specs,
-        costs={name: title for name, title in COSTS.items() if name in specs},
+        pictures=pictures,
+        without_picture=[row.name for row in comparison.rows if row.finished and row.name not in pictured],
+        charts=specifications,
+        costs={name: title for name, title in COSTS.items() if name in specifications},
         themes=THEMES,
-        # A page without charts goes without it.
-        bundle=Markup(library()) if specs else "",
+        vega_embed=Markup(vega_embed()) if specifications else "",
     )
 
 
@@ -116,20 +115,13 @@ def _recipe(run: Result) -> str:
     return f"{run.recipe}#{run.recipe_hash[:8]}" if run.recipe_hash else run.recipe
 
 
-def _verdict(difference: Estimate | None) -> str:
-    """Whether the whole interval of a difference lies on one side of zero."""
-    if difference is None or difference.low is None or difference.high is None:
-        return ""
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
-
-
 def _facts(run: Result) -> list[tuple[str, str]]:
-    """The configuration, as pairs of name and value, what is not known left out."""
+    """The configuration as pairs of name and value, without what is not known."""
     facts = {name: getattr(run, name) for name in CONFIG_FIELDS} | {"parameters": run.parameters}
     return [(name.replace("_", " "), str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def _of_the_run(run: Result) -> list[tuple[str, str]]:
+def _facts_of_run(run: Result) -> list[tuple[str, str]]:
     """What one run adds to its configuration."""
     facts: dict[str, object] = {name: f"{value:.4g}" for name, value in run.metrics.items() if value is not None}
     facts |= {"started": run.started, "last written (UTC)": run.last_written, "commit": run.git_commit}
@@ -138,7 +130,7 @@ def _of_the_run(run: Result) -> list[tuple[str, str]]:
 
 
 def _folder(run: Result, page_dir: str | Path) -> tuple[str, str]:
-    """The run's folder as seen from the page, and the link to it; both empty where no folder is known."""
+    """The run's folder as seen from the page, and the link to it; both "" where no folder is known."""
     if not run.run_dir:
         return "", ""
     try:
@@ -149,16 +141,13 @@ def _folder(run: Result, page_dir: str | Path) -> tuple[str, str]:
     return folder, quote(folder if folder.startswith("..") else f"./{folder}") + "/"
 
 
-def _looks(rows: tuple[Row, ...], page_dir: str | Path) -> list[Look]:
-    """The attention pictures that there are, in the order of the rows, within the page as long as there is room."""
-    looks = []
+def _pictures(runs: Sequence[Run]) -> list[Picture]:
+    """The attention pictures of the runs that have one, within the page as long as there is room."""
+    pictures = []
     room = MOST_INLINED
-    for row in rows:
-        run = next(iter(row.counted), None)
-        if run is None or not run.run_dir:
-            continue
+    for run in runs:
         try:
-            content = (Path(run.run_dir) / ATTENTION_PICTURE).read_bytes()
+            content = (Path(run.result.run_dir) / ATTENTION_PICTURE).read_bytes() if run.result.run_dir else b""
         except OSError:
             continue
         if not content.startswith(b"\x89PNG"):
@@ -166,25 +155,20 @@ def _looks(rows: tuple[Row, ...], page_dir: str | Path) -> list[Look]:
         inlined = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         fits = len(inlined) <= room
         room -= len(inlined) if fits else 0
-        link = _folder(run, page_dir)[1]
-        looks.append(Look(row.name, run.seed, link and link + ATTENTION_PICTURE, inlined if fits else ""))
-    return looks
+        link = run.link and run.link + ATTENTION_PICTURE
+        pictures.append(Picture(run.row.name, run.result.seed, link, inlined if fits else ""))
+    return pictures
 
 
-def _whiskers(rows: tuple[Row, ...]) -> dict[str, dict[str, Any]]:
-    """For each row with a top-1, where its mean and interval lie on one scale shared by all rows, in percent."""
-
-    def ends(estimate: Estimate) -> tuple[float, float, float]:
-        mean = estimate.mean or 0.0
-        low, high = (mean if end is None else end for end in (estimate.low, estimate.high))
-        return max(0.0, low), mean, min(1.0, high)
-
-    drawn = {row.name: ends(row.top1) for row in rows if row.top1.mean is not None}
-    if not drawn:
-        return {}
-    start, stop = min(low for low, _, _ in drawn.values()), max(high for _, _, high in drawn.values())
-    span = stop - start or 1.0
+def _whiskers(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """For each row with a top-1, where its mean and interval are on one scale shared by all rows, in percent."""
+    drawn = {}
+    for row in rows:
+        if (mean := row.top1.mean) is not None:
+            low, high = (mean if end is None else end for end in (row.top1.low, row.top1.high))
+            drawn[row.name] = {"low": max(0.0, low), "mean": mean, "high": min(1.0, high)}
+    start = min((ends["low"] for ends in drawn.values()), default=0.0)
+    span = max((ends["high"] for ends in drawn.values()), default=0.0) - start or 1.0
     return {
-        name: {key: round(100 * (x - start) / span, 2) for key, x in zip(("low", "mean", "high"), three, strict=True)}
-        for name, three in drawn.items()
+        name: {key: round(100 * (end - start) / span, 2) for key, end in ends.items()} for name, ends in drawn.items()
     }

@@ -1,4 +1,4 @@
-"""What every page of the library shares: its layout, its light and dark, the tip beside the pointer, and no network."""
+"""The layout that all HTML pages share: light and dark, a tooltip beside the pointer, no network."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The mean over seeds and how well the seeds determine it."""
+"""The mean over seeds with its 95% interval."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Estimate:
     """A mean over `n` seeds with the half-width of its 95% interval, in the unit of the values.
 
     The interval is Student's t with n - 1 degrees of freedom, t * s / sqrt(n), s the sample standard deviation. It
-    assumes that seeds are independent draws of roughly normal values. One seed has no interval (None). Two have one
-    3.6 times as wide as three would at the same spread: two say little, and the interval says so.
+    assumes that seeds are independent draws of roughly normal values. One seed has no interval (None). That of two
+    seeds is 3.6 times as wide as that of three with the same spread.
     """
 
     n: int = 0
@@ -27,7 +27,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Estimate:
-        """From one value per seed; a seed without a value does not count."""
+        """Estimates from one value per seed; a seed without a finite value does not count."""
         known = [float(value) for value in values if value is not None and math.isfinite(value)]
         if not known:
             return cls()
@@ -36,6 +36,10 @@ class Estimate:
             return cls(1, mean)
         t = float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2))
         return cls(len(known), mean, t * statistics.stdev(known, xbar=mean) / math.sqrt(len(known)))
+
+    def record(self, key: str) -> dict[str, float | None]:
+        """The estimate as raw values under flat names: the mean under `key`, its half-width and its number of seeds."""
+        return {key: self.mean, f"{key}_ci95_half_width": self.half_width, f"{key}_n": self.n}
 
     @property
     def low(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import random
 from collections.abc import Callable
@@ -10,12 +11,33 @@ from typing import Any
 
 import pytest
 
+from infvit.compare import Comparison, to_html, to_latex, to_markdown, to_text
 from infvit.run.result import Result
 
+Printed = Callable[[Comparison], str]
+FORMATS: dict[str, Printed] = {
+    "text": lambda comparison: to_text(comparison, 250),
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "html": to_html,
+}
 MakeResult = Callable[..., Result]
 MakeSweep = Callable[..., list[Path]]
 
 COSTS = {"vit": (1.31e6, 84e6), "infvit": (1.30e6, 81e6), "linear_infvit": (1.05e6, 68e6)}
+
+
+@pytest.fixture(params=FORMATS)
+def printed(request: pytest.FixtureRequest) -> Printed:
+    """Prints a comparison in one format, then undoes escapes and line breaks so that all formats read the same."""
+
+    def read(comparison: Comparison) -> str:
+        text = html.unescape(FORMATS[request.param](comparison).split("<script")[0])
+        for escaped, char in (("\\allowbreak{}", ""), ("$\\pm$", "±"), ("\\textendash{}", "–"), ("\\", "")):
+            text = text.replace(escaped, char)
+        return " ".join(text.split())
+
+    return read
 
 
 @pytest.fixture(scope="session")

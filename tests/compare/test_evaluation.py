@@ -1,19 +1,16 @@
-"""What a run scores on other data: kept beside its result, shown as a column, and never mistaken for another run's."""
+"""Measurements stored beside a run's result are columns of the comparison and never counted for another run."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, to_text
+from infvit.compare import Comparison, records, to_text
 from infvit.compare.evaluation import keep, keep_maps
 from infvit.run.result import Result
-from tests.compare.conftest import MakeResult, MakeSweep
+from tests.compare.conftest import MakeResult, MakeSweep, Printed
 
 V2 = "imagenet_v2_matched-frequency"
 
@@ -22,22 +19,23 @@ def row(top1: float, data: str = V2, fingerprint: str = "f00d") -> dict[str, Any
     return {"data": data, "fingerprint": fingerprint, "images": 10, "top1": top1, "top5": 1.0, "loss": 0.5}
 
 
-def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+def test_a_test_set_is_a_column_with_its_interval_over_seeds(
+    make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
+) -> None:
     folders = make_sweep([make_result(model, seed) for model in ("vit", "infvit") for seed in (0, 1)])
     before = [(folder / "result.json").read_bytes() for folder in folders]
     for folder, top1 in zip(folders, (0.60, 0.64), strict=False):
         assert keep(folder, row(top1)) == folder / "evaluations" / f"{V2}-f00d.json"
     comparison = Comparison.from_dirs(folders)
-    for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
-        assert "V2 top-1" in text
-        assert "62.00 ± 25.41" in " ".join(text.replace(r"$\pm$", "±").split())  # t(1) * 0.02
+    text = printed(comparison)
+    assert "V2 top-1" in text
+    assert "62.00 ± 25.41" in text  # t(1) * 0.02
     assert "V2 top-1 %" in to_text(comparison, 80).splitlines()[0]  # before the speed, which was not asked for
-    shown = {line["model"]: line for line in csv.DictReader(io.StringIO(to_csv(comparison)))}
-    assert shown["vit"][f"{V2}_top1"] == "0.62"
-    assert shown["infvit"][f"{V2}_top1"] == ""
+    rows = {line["model"]: line for line in records(comparison)}
+    assert (rows["vit"][f"{V2}_top1"], rows["infvit"][f"{V2}_top1"]) == (0.62, None)
     assert [(folder / "result.json").read_bytes() for folder in folders] == before
     keep(folders[0], row(0.70))
-    assert "67.00 ± 38.12" in to_markdown(Comparison.from_dirs(folders))  # measured again
+    assert "67.00 ± 38.12" in to_text(Comparison.from_dirs(folders), 80)  # measured again
     (folders[1] / "evaluations" / f"{V2}-f00d.json").unlink()
     assert "vit: of 2 finished seeds, not all have V2 top-1" in to_text(Comparison.from_dirs(folders))
 
@@ -46,7 +44,7 @@ def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeRe
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
     keep(folders[0], row(0.5, "imagefolder", "1a2b3c4d5e6f"))
     keep(folders[1], row(0.6, "imagefolder", "99887766aabb"))
-    assert Comparison.from_dirs(folders).elsewhere == ["imagefolder#1a2b3c4d", "imagefolder#99887766"]
+    assert Comparison.from_dirs(folders).test_sets == ["imagefolder#1a2b3c4d", "imagefolder#99887766"]
 
 
 def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
@@ -57,12 +55,9 @@ def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
     measured.append(("imagefolder", 0.8, "1a2b3c4d5e6f"))
     paths = [keep(folder, row(top1, data, fingerprint)) for data, top1, fingerprint in measured]
     assert len(set(paths)) == 3
-    (only,) = Comparison.from_dirs([folder]).rows
-    shown = {name: top1.mean for name, top1 in only.elsewhere.items()}
-    assert shown == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7}
-    (folder / "evaluations" / "sketch.json").write_bytes(paths[2].read_bytes())  # as it was named before
-    keep(folder, row(0.75, "sketch", "f00d"))
-    assert Comparison.from_dirs([folder]).rows[0].elsewhere["sketch"].mean == 0.75
+    comparison = Comparison.from_dirs([folder])
+    top1 = {name: comparison.rows[0].metric(f"{name}/top1").mean for name in comparison.test_sets}
+    assert top1 == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7}
 
 
 def test_the_runs_own_data_and_an_unfinished_run_are_not_kept(make_result: MakeResult, make_sweep: MakeSweep) -> None:
@@ -73,36 +68,11 @@ def test_the_runs_own_data_and_an_unfinished_run_are_not_kept(make_result: MakeR
     assert not (done / "evaluations").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('{"data": "imagenet_', "is not JSON"),
-        ("[1]", "is no evaluation"),
-        (json.dumps(row(0.5) | {"top1": "high"}), "is no evaluation"),
-        (json.dumps(row(0.5) | {"data": "test"}), "is no evaluation"),  # it would replace the run's own numbers
-        (json.dumps(row(0.5) | {"run_started": "2020-01-01T00:00:00+00:00"}), "is of an earlier run in this folder"),
-    ],
-)
-def test_what_is_no_evaluation_of_this_run_is_named_and_not_counted(
-    content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
-) -> None:
-    (folder,) = make_sweep([make_result()])
-    path = Path(folder / "evaluations" / f"{V2}.json")
-    path.parent.mkdir()
-    path.write_text(content)
-    comparison = Comparison.from_dirs([folder])
-    assert comparison.elsewhere == []
-    ((where, why),) = [(bad.path, bad.reason) for bad in comparison.unreadable]
-    assert where == str(path)
-    assert why.startswith(reason)
-    assert comparison.rows[0].top1.mean == 0.9
-
-
 MAPS = {"morf_aoc": 0.6, "roc_auc": 0.75, "pr_auc": None}
 
 
-def test_the_quality_of_maps_is_columns_beside_what_is_published(
-    make_result: MakeResult, make_sweep: MakeSweep
+def test_the_scores_of_maps_are_columns_beside_what_is_published(
+    make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
 ) -> None:
     paper = {"data": "imagenet", "dim": 1024, "heads": 16, "patch": 16, "image_size": 224, "num_classes": 1000}
     paper |= {"recipe": "deit", "epochs": 300}
@@ -111,23 +81,22 @@ def test_the_quality_of_maps_is_columns_beside_what_is_published(
         path = keep_maps(folder, MAPS | {"morf_aoc": aoc}, "9f3ac2d417b0", "patches blurred away")
         assert path == folder / "attention.json"
     comparison = Comparison.from_dirs(folders)
-    for text in (to_text(comparison, 250), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
-        plain = " ".join(text.replace(r"$\pm$", "±").replace(r"\%", "%").split())
-        assert "62.00 ± 25.41" in plain  # t(1) * 0.02
-        assert "75.00 ± 0.00" in plain
-        assert "MoRF-AOC 42.6 ROC-AUC 53.8 PR-AUC 56.2" in plain  # of softmax
-        assert "MoRF-AOC 71.7 ROC-AUC 77.3 PR-AUC 72.4" in plain
-        assert (
-            "MoRF-AOC, ROC-AUC: of the maps that the attention of each model is by itself, patches blurred away."
-            in plain
-        )
-        assert "PR-AUC %" not in plain  # which nobody measured
-    shown = {line["model"]: line for line in csv.DictReader(io.StringIO(to_csv(comparison)))}
-    assert (shown["vit"]["morf_aoc"], shown["vit"]["published_morf_aoc"]) == ("0.62", "0.426")
-    assert (shown["infvit"]["morf_aoc"], shown["infvit"]["published_morf_aoc"]) == ("", "0.717")
-    assert "in different ways" not in to_text(comparison, 250)
+    text = printed(comparison)
+    for words in (
+        "62.00 ± 25.41",  # t(1) * 0.02
+        "75.00 ± 0.00",
+        "MoRF-AOC 42.6 ROC-AUC 53.8 PR-AUC 56.2",  # of softmax
+        "MoRF-AOC 71.7 ROC-AUC 77.3 PR-AUC 72.4",
+        "MoRF-AOC, ROC-AUC: of the maps that the attention of each model is by itself, patches blurred away.",
+    ):
+        assert words in text
+    assert "PR-AUC %" not in text  # not measured
+    rows = {line["model"]: line for line in records(comparison)}
+    assert (rows["vit"]["morf_aoc"], rows["vit"]["published_morf_aoc"]) == (0.62, 0.426)
+    assert (rows["infvit"]["morf_aoc"], rows["infvit"]["published_morf_aoc"]) == (None, 0.717)
+    assert "in different ways" not in text
     keep_maps(folders[2], MAPS, "9f3ac2d417b0", "patches dropped as tokens")
-    assert "the quality of maps was measured in different ways" in to_text(Comparison.from_dirs(folders), 250)
+    assert "the quality of maps was measured in different ways" in printed(Comparison.from_dirs(folders))
 
 
 def test_maps_of_other_data_and_of_an_unfinished_run_are_not_kept(
@@ -139,22 +108,34 @@ def test_maps_of_other_data_and_of_an_unfinished_run_are_not_kept(
     assert not (done / "attention.json").exists()
 
 
+ACCURACY = f"evaluations/{V2}.json"
+MAPS_EXPECTED = "is not a measurement: expected how, morf_aoc, roc_auc, pr_auc"
+
+
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("file", "content", "reason"),
     [
-        ("{", "is not JSON"),
-        (json.dumps(MAPS), "is no quality of maps"),
-        (json.dumps(MAPS | {"how": "", "roc_auc": "good"}), "is no quality of maps"),
-        (json.dumps(MAPS | {"how": "", "run_started": "2020"}), "is of an earlier run in this folder"),
+        (ACCURACY, '{"data": "imagenet_', "is not JSON"),
+        (ACCURACY, "[1]", "is not a measurement: expected data, fingerprint, top1, top5, loss"),
+        (ACCURACY, json.dumps(row(0.5) | {"top1": "high"}), "is not a measurement"),
+        (ACCURACY, json.dumps(row(0.5) | {"data": "test"}), "is not a measurement"),  # would replace the run's own
+        (ACCURACY, json.dumps(row(0.5) | {"run_started": "2020"}), "is of an earlier run in this folder"),
+        ("attention.json", "{", "is not JSON"),
+        ("attention.json", json.dumps(MAPS), MAPS_EXPECTED),
+        ("attention.json", json.dumps(MAPS | {"how": "", "roc_auc": "good"}), MAPS_EXPECTED),
+        ("attention.json", json.dumps(MAPS | {"how": "", "run_started": "2020"}), "is of an earlier run"),
     ],
 )
-def test_a_file_that_holds_no_maps_of_this_run_is_named(
-    content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
+def test_a_file_that_is_not_a_measurement_of_this_run_is_named_and_not_counted(
+    file: str, content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
 ) -> None:
     (folder,) = make_sweep([make_result()])
-    (folder / "attention.json").write_text(content)
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
     comparison = Comparison.from_dirs([folder])
-    assert comparison.maps == []
+    assert comparison.test_sets == comparison.maps == []
     ((where, why),) = [(bad.path, bad.reason) for bad in comparison.unreadable]
-    assert where == str(folder / "attention.json")
+    assert where == str(path)
     assert why.startswith(reason)
+    assert comparison.rows[0].top1.mean == 0.9

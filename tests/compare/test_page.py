@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from infvit.compare import FILES, Comparison, to_html, write_comparison
-from infvit.compare.charts import MOST_POINTS
-from infvit.compare.pictures import PICTURES, charts, spec
+from infvit.compare.charts import MOST_POINTS, PICTURES, charts
 from infvit.run.result import Result
+from infvit.tables.theme import specification
 from tests.compare.conftest import MakeResult, MakeSweep
 
 EVIL = "<script>document.title='broken into'</script>"
@@ -107,7 +107,7 @@ def test_a_curve_is_the_mean_of_its_seeds_between_the_lowest_and_the_highest(mak
 
 def points(comparison: Comparison, chart: str) -> list[dict[str, str]]:
     """What a chart of the comparison draws."""
-    content = spec(charts(comparison)[chart])
+    content = specification(charts(comparison)[chart])
     (text,) = [data for data in content["datasets"].values() if isinstance(data, str)]
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -142,7 +142,7 @@ def test_a_row_shows_what_its_first_seed_looks_at(make_result: MakeResult, make_
     links = Links()
     links.feed(page)
     assert {"./1_seed%3D0/attention.png", "./3_seed%3D0/attention.png"} <= set(links.found)
-    assert "as their runs said: none." in page
+    assert "Rows whose runs made no picture: none." in page
     assert "What the models look at" not in to_html(Comparison.from_results(runs))
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import pytest
 
-from infvit.compare import Comparison, to_csv, to_html, to_latex, to_markdown, to_text
+from infvit.compare import Comparison, records
 from infvit.compare.published import published
-from tests.compare.conftest import MakeResult
+from tests.compare.conftest import MakeResult, Printed
 
 IMAGENET = {
     "data": "imagenet",
@@ -71,28 +68,24 @@ def test_a_size_named_on_the_command_line_is_still_the_published_model(make_resu
         assert found.top1 == 0.854
 
 
-def test_every_output_marks_them_as_published_and_names_the_source(make_result: MakeResult) -> None:
+def test_every_format_marks_them_as_published_and_names_the_source(make_result: MakeResult, printed: Printed) -> None:
     measured = {"test/top1": 0.79, "v2/top1": 0.66}
     comparison = Comparison.from_results(
         [make_result("linear_infvit", **IMAGENET, metrics=measured), make_result("other", **IMAGENET)]
     )
-    for text in (to_text(comparison, 140), to_markdown(comparison), to_latex(comparison), to_html(comparison)):
-        plain = " ".join(text.split())
-        assert "84.7 V2 79.8 (53.5M)" in plain
-        assert "published" in plain.lower()
-        assert "not measured here: arXiv:2603.00175" in plain
-        assert "66.00" in plain
-    linear, other = csv.DictReader(io.StringIO(to_csv(comparison)))
-    if linear["model"] != "linear_infvit":
-        linear, other = other, linear
-    assert (linear["published_top1"], linear["published_v2_top1"], linear["v2_top1"]) == ("0.847", "0.798", "0.66")
+    text = printed(comparison)
+    for words in ("84.7 V2 79.8 (53.5M)", "published", "not measured here: arXiv:2603.00175", "66.00"):
+        assert words in text
+    rows = {row["model"]: row for row in records(comparison)}
+    linear, other = rows["linear_infvit"], rows["other"]
+    assert (linear["published_top1"], linear["published_v2_top1"], linear["v2_top1"]) == (0.847, 0.798, 0.66)
     assert linear["published_source"] == "arXiv:2603.00175"
-    assert other["published_top1"] == other["v2_top1"] == ""
+    assert other["published_top1"] is other["v2_top1"] is None
 
 
-def test_digits_have_no_published_column_and_no_further_test_set(make_result: MakeResult) -> None:
+def test_digits_have_no_published_column_and_no_further_test_set(make_result: MakeResult, printed: Printed) -> None:
     comparison = Comparison.from_results([make_result("vit"), make_result("infvit")])
-    for text in (to_text(comparison, 200), to_markdown(comparison), to_latex(comparison), to_csv(comparison)):
-        assert "published" not in text.lower()
-        assert "v2" not in text
-    assert "2603.00175" not in to_html(comparison)
+    text = printed(comparison).partition("</style>")[2] or printed(comparison)
+    assert "published" not in text.lower()
+    assert "V2" not in text
+    assert not [name for name in records(comparison)[0] if "published" in name or "v2" in name]

@@ -219,8 +219,7 @@ def test_other_data_are_normalised_as_the_runs_were_and_kept_by_what_they_are(cl
         path.unlink()
     evaluated(cli, f"ckpt={ckpt}", *other)
     evaluated(cli, f"ckpt={ckpt}", *other, "data.name=even")
-    (comparison,) = Comparison.from_dirs([run]).rows
-    names = [name.partition("#")[0] for name in comparison.elsewhere]
+    names = [name.partition("#")[0] for name in Comparison.from_dirs([run]).test_sets]
     assert names == ["even", "imagefolder", "imagefolder"]
 
     older = shutil.copy(ckpt, ckpt.with_name("older.ckpt"))

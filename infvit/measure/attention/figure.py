@@ -12,12 +12,12 @@ import vl_convert
 from PIL import Image
 from torch import Tensor
 
-from infvit.compare.pictures import spec, vl_version
 from infvit.errors import UsageError
 from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
 from infvit.measure.attention.heat import coloured, enlarged, over, picture
 from infvit.measure.attention.maps import token_map
 from infvit.measure.model_source import LoadedRun, ModelSource
+from infvit.tables.theme import VEGA_LITE, specification
 
 CELL, GAP, GROUP_GAP = 72, 3, 9
 """Points: width of a picture, gap between two, and gap between two models."""
@@ -103,7 +103,7 @@ def write_figure(
         _words("the map's largest", end - 67, below, 90, align="left"),
     ]
     drawn = alt.layer(*pictures, *lines, *words).properties(width=end, height=below + LETTER / 2, padding=1)
-    return _written(spec(drawn), folder)
+    return _written(specification(drawn), folder)
 
 
 def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:
@@ -155,8 +155,8 @@ def _at(x: float, y: float) -> alt.Chart:
 
 def _written(content: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"figure.pdf": vl_convert.vegalite_to_pdf(content, vl_version(), config=THEME)}
-    kinds["figure.png"] = vl_convert.vegalite_to_png(content, vl_version(), config=THEME, scale=PIXELS / CELL)
+    kinds = {"figure.pdf": vl_convert.vegalite_to_pdf(content, VEGA_LITE, config=THEME)}
+    kinds["figure.png"] = vl_convert.vegalite_to_png(content, VEGA_LITE, config=THEME, scale=PIXELS / CELL)
     for name, kept in kinds.items():
         (folder / name).write_bytes(kept)
     return [folder / name for name in kinds]

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import altair as alt
-import vl_convert
 
-from infvit.compare.pictures import spec, vl_version
 from infvit.measure.attention.quality_rows import Rows
 from infvit.tables.interval import Estimate
-from infvit.tables.theme import PICTURE_THEME
+from infvit.tables.theme import to_png
 
 ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
 
@@ -48,4 +46,4 @@ def write_curves(rows: Rows, removal: str, path: Path) -> None:
             ),
         )
     )
-    path.write_bytes(vl_convert.vegalite_to_png(spec(chart), vl_version(), scale=2, config=PICTURE_THEME))
+    path.write_bytes(to_png(chart))

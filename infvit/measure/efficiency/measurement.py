@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from infvit.compare.render import duration
 from infvit.errors import UsageError, expect
 from infvit.measure.cost import Cost, cost
 from infvit.measure.efficiency.case import PRODUCT, Case, Efficiency
@@ -39,6 +38,7 @@ from infvit.measure.shape import shape
 from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW, free_memory, run_isolated
 from infvit.run.environment import command, hardware, versions
 from infvit.run.files import atomic_write
+from infvit.tables.numbers import duration
 
 ENERGY_READINGS = 3
 """Per case."""

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import altair as alt
-import vl_convert
 
-from infvit.compare.pictures import spec, vl_version
 from infvit.measure.efficiency.case import Case, Efficiency, exponents
 from infvit.measure.efficiency.table import TITLES
-from infvit.tables.theme import PICTURE_THEME
+from infvit.tables.theme import to_png
 
 
 def write_plots(result: Efficiency, folder: Path) -> list[Path]:
@@ -18,8 +16,7 @@ def write_plots(result: Efficiency, folder: Path) -> list[Path]:
         timed = [case for case in result.cases if case.kind == kind and case.timed]
         if timed:
             path = folder / f"efficiency_{kind}.png"
-            content = spec(_both(result, kind, timed))
-            path.write_bytes(vl_convert.vegalite_to_png(content, vl_version(), scale=2, config=PICTURE_THEME))
+            path.write_bytes(to_png(_both(result, kind, timed)))
             written.append(path)
     return written
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from infvit.compare.render import NOTHING, amount
 from infvit.measure.efficiency.case import BASELINES, Case, Efficiency, exponents
 from infvit.measure.efficiency.passes import FORWARD, TRAINING
 from infvit.measure.efficiency.timing import Spread
+from infvit.tables.numbers import NOTHING, amount
 
 WIDTH = 80
 PUBLISHED_FILE = Path(__file__).with_name("published_efficiency.yaml")

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from infvit.compare import Comparison, Row
-from infvit.compare.render import notes, points, speed
+from infvit.compare.columns import table
+from infvit.compare.notes import remarks
 from infvit.errors import UsageError
 from tests.compare.conftest import MakeResult
 
@@ -23,6 +24,20 @@ def runs(make_result: MakeResult, model: str, values: dict[int, tuple[float, flo
 
 def row(comparison: Comparison, name: str) -> Row:
     return next(row for row in comparison.rows if row.name == name)
+
+
+def cell(row: Row, heading: str) -> str:
+    """What the table prints of a row."""
+    (column,) = [column for column in table(Comparison((row,))).columns if column.heading == heading]
+    return column.cell(row)
+
+
+def points(row: Row) -> str:
+    return cell(row, "Δ top-1")
+
+
+def speed(row: Row) -> str:
+    return cell(row, "speed")
 
 
 def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result: MakeResult) -> None:
@@ -50,7 +65,7 @@ def test_only_seeds_that_both_have_finished_are_paired(make_result: MakeResult) 
     assert paired is not None
     assert paired.top1.n == 2
     assert paired.top1.mean == pytest.approx(((0.84 - 0.80) + (0.95 - 0.94)) / 2)
-    assert "infvit: of 3 finished seeds, 2 paired with vit" in notes(comparison)
+    assert "infvit: of 3 finished seeds, 2 paired with vit" in remarks(comparison)
 
 
 def test_rows_that_do_not_compare_have_no_difference(make_result: MakeResult) -> None:
@@ -103,7 +118,7 @@ def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result: M
     with pytest.raises(UsageError, match="no row or model named swin to compare with; there are: infvit, vit"):
         Comparison.from_results(results, baseline="swin")
     without = Comparison.from_results(runs(make_result, "a", VIT) + runs(make_result, "b", VIT))
-    assert notes(without) == ["no finished run of vit compares with another row: no paired differences"]
+    assert remarks(without) == ["no finished run of vit compares with another row: no paired differences"]
 
 
 def test_speeds_of_different_machines_are_not_divided(make_result: MakeResult) -> None:

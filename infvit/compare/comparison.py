@@ -1,0 +1,234 @@
+"""Groups results into rows: seeds of one configuration, their means, and what does not compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from infvit.compare.evaluation import MAP_FIGURES, with_evaluations
+from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
+from infvit.compare.pairing import Paired
+from infvit.compare.published import Published, published
+from infvit.errors import UsageError
+from infvit.run.result import CONFIG_FIELDS, RESULT_FILE, WITHOUT_NUMBERS, Result, UnreadableResultError
+from infvit.tables.interval import Estimate
+
+BASELINE = "vit"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A place where a result was expected and none can be read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: all its runs, and means over its finished seeds.
+
+    `differs` names what keeps the row from being compared with most others; `paired` is its difference to the baseline
+    that it compares with.
+    """
+
+    name: str
+    runs: tuple[Result, ...]
+    differs: tuple[str, ...] = ()
+    paired: Paired | None = None
+
+    @cached_property
+    def counted(self) -> tuple[Result, ...]:
+        """The runs that means are taken over: one finished run per seed, the latest."""
+        finished = sorted((run for run in self.runs if run.status == "finished"), key=lambda run: run.started)
+        latest = {run.seed: run for run in finished}
+        return tuple(latest[seed] for seed in sorted(latest))
+
+    @property
+    def repeats(self) -> list[Result]:
+        """Finished runs of a seed that a later run replaces: they are not independent of it and do not count."""
+        counted = {id(run) for run in self.counted}
+        return [run for run in self.runs if run.status == "finished" and id(run) not in counted]
+
+    @property
+    def finished(self) -> int:
+        """The number of seeds that the means are taken over."""
+        return len(self.counted)
+
+    def metric(self, name: str) -> Estimate:
+        """The mean of a metric ("test/top1") over seeds."""
+        return Estimate.of(run.metrics.get(name) for run in self.counted)
+
+    def field(self, name: str) -> Estimate:
+        """The mean of a field of `Result` ("seconds") over seeds."""
+        return Estimate.of(getattr(run, name) for run in self.counted)
+
+    @cached_property
+    def top1(self) -> Estimate:
+        """The top-1 on the test images, a fraction."""
+        return self.metric("test/top1")
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the row agrees with the reference in everything that a comparison needs."""
+        return not self.differs
+
+    @cached_property
+    def config(self) -> Result:
+        """The run that represents the configuration: a counted one where there is one."""
+        return best_known(self.counted or self.runs)
+
+    def known(self, name: str) -> Any:
+        """A field of the configuration, from the first run that knows it."""
+        return next((value for run in (*self.counted, *self.runs) if (value := getattr(run, name)) is not None), None)
+
+    @cached_property
+    def published(self) -> Published | None:
+        """The published numbers of this configuration."""
+        return published(self.config)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether other rows are paired with this one."""
+        return self.paired is not None and self.paired.baseline == self.name
+
+    def count(self, status: str) -> int:
+        """The number of runs that have the status."""
+        return sum(run.status == status for run in self.runs)
+
+    @property
+    def troubles(self) -> str:
+        """The runs that have no numbers, counted: "1 failed, 2 running", or ""."""
+        return ", ".join(f"{n} {status}" for status in WITHOUT_NUMBERS if (n := self.count(status)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows by falling top-1, the places that could not be read, and the name of the baseline."""
+
+    rows: tuple[Row, ...]
+    unreadable: tuple[Unreadable, ...] = ()
+    baseline: str = BASELINE
+
+    @classmethod
+    def from_results(
+        cls, results: Iterable[Result], unreadable: Iterable[Unreadable] = (), baseline: str | None = None
+    ) -> Comparison:
+        """Groups results by configuration, marks what differs from the most common one, pairs with the baseline.
+
+        `baseline` names a model or a row (`UsageError` if there is none); by default it is softmax, `BASELINE`.
+        """
+        groups = group(results)
+        configs = [best_known(runs) for runs in groups]
+        rows = [
+            Row(name, tuple(sorted(runs, key=lambda run: (run.seed, run.started))))
+            for name, runs in zip(names_of(configs, shared_overrides(configs)), groups, strict=True)
+        ]
+        reference = _reference(rows)
+        rows = [replace(row, differs=differences(row.config, reference)) for row in rows if reference]
+        _check_baseline(rows, baseline)
+        rows = _paired(rows, baseline or BASELINE)
+        rows.sort(key=lambda row: -1.0 if row.top1.mean is None else row.top1.mean, reverse=True)
+        return cls(tuple(rows), tuple(unreadable), baseline or BASELINE)
+
+    @classmethod
+    def from_dirs(cls, dirs: Iterable[str | Path], baseline: str | None = None) -> Comparison:
+        """Reads every `result.json` in and below the folders, with the measurements stored beside it.
+
+        `run_dir` becomes the folder where it was found. A file that cannot be read, or a folder without any, becomes an
+        entry of `unreadable`. Only a path that does not exist raises `UsageError`.
+        """
+        results: list[Result] = []
+        unreadable: list[Unreadable] = []
+        found = {directory: find_results(directory) for directory in dirs}
+        for path in {path.resolve(): path for paths in found.values() for path in paths}.values():
+            try:
+                results.append(replace(Result.read(path), run_dir=str(path.parent)))
+            except UnreadableResultError as error:
+                unreadable.append(Unreadable(error.path, error.reason))
+        unreadable += [
+            Unreadable(str(folder), f"no {RESULT_FILE} in it") for folder, paths in found.items() if not paths
+        ]
+        results, errors = with_evaluations(results)
+        unreadable += [Unreadable(error.path, error.reason) for error in errors]
+        return cls.from_results(results, unreadable, baseline)
+
+    @property
+    def runs(self) -> list[Result]:
+        """Every run of every row, in the order of the rows."""
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The overrides that all rows have, which their names leave out."""
+        return shared_overrides([row.config for row in self.rows])
+
+    @property
+    def test_sets(self) -> list[str]:
+        """The further test sets on which any row was measured ("imagenet_v2" has the metric "imagenet_v2/top1")."""
+        metrics = {name for row in self.rows for run in row.counted for name in run.metrics}
+        names = {name.removesuffix("/top1") for name in metrics if name.endswith("/top1")}
+        return sorted(names - {"train", "val", "test"})
+
+    @property
+    def maps(self) -> list[str]:
+        """Those of `MAP_FIGURES` that any row has."""
+        return [name for name in MAP_FIGURES if any(row.metric(f"attention/{name}").n for row in self.rows)]
+
+
+def find_results(path: str | Path) -> list[Path]:
+    """The `result.json` files in a folder and below it, sorted; a path to such a file is itself."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such folder; give the folder of a run or of a sweep")
+    return sorted(path.rglob(RESULT_FILE))
+
+
+def _reference(rows: Sequence[Row]) -> Result | None:
+    """The configuration that most finished rows compare with, the first of equally common ones."""
+    candidates = [row.config for row in rows if row.finished] or [row.config for row in rows]
+    if not candidates:
+        return None
+    signatures = [config.signature for config in candidates]
+    # Counter keeps the first of equally common signatures.
+    return candidates[signatures.index(Counter(signatures).most_common(1)[0][0])]
+
+
+def _check_baseline(rows: Sequence[Row], name: str | None) -> None:
+    known = {row.name for row in rows} | {row.config.model for row in rows}
+    if name is not None and name not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise UsageError(f"no row or model named {name} to compare with; there are: {there}")
+
+
+def _paired(rows: Sequence[Row], baseline: str) -> list[Row]:
+    """The rows, each with its difference to the baseline that it compares with; a baseline has none to itself."""
+    paired: dict[str, Paired] = {}
+    for row in rows:
+        base = _baseline_of(row, rows, baseline)
+        if base is not None and base is not row:
+            paired[row.name] = Paired.of(base.name, row.counted, base.counted)
+            paired[base.name] = Paired(base.name)
+    return [replace(row, paired=paired.get(row.name)) for row in rows]
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
+    """The row that `row` is compared with: comparable with it, and of the model `name`, or else of that row name.
+
+    Of several it is the one that shares most of the configuration, so that softmax with faint positions is the
+    baseline of InfSA with faint positions; of equals, the one without overrides.
+    """
+    named = [other for other in rows if other.config.model == name] or [other for other in rows if other.name == name]
+    candidates = [other for other in named if other.counted and other.config.signature == row.config.signature]
+
+    def closeness(other: Row) -> tuple[bool, int, bool]:
+        shared = sum(getattr(row.config, name) == getattr(other.config, name) for name in CONFIG_FIELDS)
+        return other is row, shared, not other.config.variant
+
+    return max(candidates, key=closeness, default=None)
