@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints: written whole or not at all, read without running anything of theirs."""
+"""The checkpoint files of a run: written atomically with a checksum, and read without executing anything in them."""
 
 import hashlib
 import os
@@ -11,31 +11,27 @@ from typing import IO, Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
-from torch import nn
 
 from infvit.errors import UsageError
 from infvit.run.files import tolerate_write_errors
 
 NEWEST = "the newest checkpoint"
-"""What a line calls it when it cannot be written."""
+"""Its name in messages about write errors."""
 
 LAST = "last.ckpt"
 """A link to the newest checkpoint of a run."""
 
 KEPT = 2
-"""Checkpoints that a run keeps: the one before is for a disk that damages the newest."""
-
-FLUSHED = 64 * 2**20
-"""Bytes of a checkpoint between two flushes to the disk."""
+"""Checkpoints that a run keeps: the older one is for a disk that damages the newest."""
 
 NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
 """Steps of training, and the first digits of the content's sha256: file and checksum appear with one renaming."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place, flushes them to the disk, and renames them: a kill leaves the old ones.
+    """Writes a checkpoint under another name, syncs it to disk and renames it: a kill leaves the earlier ones.
 
-    A disk that is full, or fails, leaves them too: a warning, once, and the run goes on.
+    So does a disk that is full or fails: a line reports it once, and the run continues.
     """
 
     def __init__(self) -> None:
@@ -43,10 +39,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.unwritten: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """`path` is FOLDER/stepN.ckpt; what appears is FOLDER/stepN-CHECKSUM.ckpt, and FOLDER/last.ckpt leads to it."""
+        """Writes FOLDER/stepN-CHECKSUM.ckpt for the path FOLDER/stepN.ckpt, and links FOLDER/last.ckpt to it."""
         path = Path(path)
-        then = f"training goes on and tries again, the ones from before stay; make room in {path.parent}"
-        with tolerate_write_errors(NEWEST, then, self.unwritten):
+        consequence = f"training continues and tries again, the earlier ones stay; make room in {path.parent}"
+        with tolerate_write_errors(NEWEST, consequence, self.unwritten):
             try:
                 self._write(checkpoint, path)
             finally:
@@ -58,77 +54,55 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         with part.open("wb") as file:
-            hashed = _Hashed(file)
-            torch.save(checkpoint, cast(IO[bytes], hashed))
+            hashing = _HashingFile(file)
+            torch.save(checkpoint, cast(IO[bytes], hashing))
             file.flush()
             os.fsync(file.fileno())
-        whole = folder / f"{path.stem}-{hashed.sha256.hexdigest()[:16]}.ckpt"
-        part.rename(whole)
-        make_last(whole)
+        complete = folder / f"{path.stem}-{hashing.sha256.hexdigest()[:16]}.ckpt"
+        part.rename(complete)
+        link_last(complete)
         for old in newest_first(folder)[KEPT:]:
             old.unlink()
 
 
-def make_last(path: Path) -> None:
-    """Makes `LAST` lead to a checkpoint beside it."""
-    link = path.with_name(f"{LAST}.part")
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    link.rename(path.with_name(LAST))
-    _flush(path.parent)
-
-
-def _checksum(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha256.update(block)
-    return sha256.hexdigest()[:16]
-
-
-class _Hashed:
-    """A file that is written in order, and the checksum of what was.
-
-    It is flushed to the disk on the way: a slow one then shows that it goes on, where one flush of all at the end may
-    take minutes without a sign.
-    """
+class _HashingFile:
+    """A file that is written in order, with the checksum of its content."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256, self.pending = file, hashlib.sha256(), 0
+        self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        written = self.file.write(data)
-        self.pending += written
-        if self.pending >= FLUSHED:
-            self.file.flush()
-            os.fdatasync(self.file.fileno())
-            self.pending = 0
-        return written
+        return self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()
 
 
-def _flush(folder: Path) -> None:
-    """Names are on the disk once their folder is."""
-    handle = os.open(folder, os.O_RDONLY)
+def link_last(path: Path) -> None:
+    """Links `LAST` to a checkpoint in the same folder, and syncs the folder, which holds the names, to disk."""
+    link = path.with_name(f"{LAST}.part")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.rename(path.with_name(LAST))
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)
     finally:
-        os.close(handle)
+        os.close(folder)
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by the time of their writing."""
+    """The checkpoints of a folder, by the time when they were written."""
     found = [path for path in folder.glob("step*.ckpt") if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is not damaged, None if there is none at all.
+    """The newest checkpoint of a folder that is not damaged, None if there are none; a line names a damaged one.
 
-    A damaged one is named in a line; UsageError if all are.
+    Raises:
+        UsageError: all are damaged.
     """
     found = newest_first(folder)
     for path in found:
@@ -138,12 +112,16 @@ def newest_intact(folder: Path) -> Path | None:
         except UsageError as error:
             print(f"{error}; looking for the one before", flush=True)
     if found:
-        raise UsageError(f"no checkpoint in {folder} is whole: remove the folder to start anew, or restore one of them")
+        raise UsageError(f"all checkpoints in {folder} are damaged: restore one, or remove the folder to start again")
     return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The checkpoint's content, nothing of it unpickled but tensors and plain values; UsageError if it is none."""
+    """The checkpoint's content; only tensors and plain values are unpickled.
+
+    Raises:
+        UsageError: the file is missing, damaged or not a checkpoint.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(
@@ -151,28 +129,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     named = NAME.fullmatch(path.resolve().name)
     if named:
-        found = _checksum(path)
+        sha256 = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                sha256.update(block)
+        found = sha256.hexdigest()[:16]
         if found != named[2]:
             raise UsageError(f"{path} is damaged (checksum {found}, expected {named[2]}): use an earlier one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what zip, pickle or the file system raise
-        raise UsageError(f"{path} is not a whole checkpoint ({type(error).__name__}): use an earlier one") from error
+        raise UsageError(f"{path} is not a complete checkpoint ({type(error).__name__}): use an earlier one") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UsageError(f"{path} holds no state_dict: expected a checkpoint written by train.py")
     return content
 
 
 def matching_checkpoint(path: str | None, module: LightningModule) -> str | None:
-    """`path`, after making sure that its weights are this module's; UsageError naming the first that is not."""
+    """Returns `path` if the checkpoint's weights fit the module; UsageError names the first one that does not."""
     if path is None:
         return None
     matching_weights(path, read_checkpoint(path), module)
     return str(path)
 
 
-def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> None:
-    """Raises UsageError if weights of the checkpoint are not this module's, naming the first."""
+def matching_weights(path: str, content: dict[str, Any], module: LightningModule) -> None:
+    """Raises UsageError if names or shapes of the checkpoint's weights are not the module's, naming the first."""
     theirs, ours = content["state_dict"], module.state_dict()
     for name in [*ours, *theirs]:
         if name not in theirs or name not in ours or theirs[name].shape != ours[name].shape:
@@ -184,12 +166,12 @@ def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> N
 
 
 def matching_classes(path: str, content: dict[str, Any], classes: Sequence[str], data: str) -> None:
-    """Raises UsageError if the checkpoint tells another number of classes apart; says so if they have other names."""
+    """Raises UsageError if the checkpoint has another number of classes; warns if the classes have other names."""
     theirs = content.get("ImageDataModule", {}).get("classes") or classes
-    ours, named = (f"{len(known):,} ({', '.join(known[:3])}, ...)" for known in (theirs, classes))
+    ours, named = (f"{len(known):,} classes ({', '.join(known[:3])}, ...)" for known in (theirs, classes))
     if len(theirs) != len(classes):
-        raise UsageError(f"{path} tells {ours} classes apart, data={data} has {named}: give data of the same classes")
+        raise UsageError(f"{path} has {ours}, data={data} has {named}: give data of the same classes")
     if list(theirs) != list(classes):
         warnings.warn(
-            f"{path} was trained on classes {ours}, {data} has {named}: they are taken in order", stacklevel=2
+            f"{path} was trained on {ours}, {data} has {named}: they are taken in order", stacklevel=2
         )

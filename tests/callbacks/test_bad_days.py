@@ -157,21 +157,6 @@ def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_che
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
-def test_a_large_checkpoint_reaches_the_disk_piece_by_piece(tmp_path, monkeypatch):
-    pieces, flush = [], os.fdatasync
-
-    def flushed(file):
-        flush(file)
-        pieces.append(os.fstat(file).st_size)
-
-    monkeypatch.setattr(os, "fdatasync", flushed)
-    weights = {f"block{i}": torch.full((2**20,), float(i)) for i in range(40)}
-    checkpoint.AtomicCheckpointIO().save_checkpoint({"state_dict": weights}, tmp_path / "step1.ckpt")
-    assert [round(size / 2**20) for size in pieces] == [64, 128]
-    found = checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)["state_dict"]
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
-
-
 def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_command_goes_on():
     command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -174,7 +174,7 @@ def test_a_run_killed_before_the_link_to_its_last_checkpoint_has_it_when_it_goes
     run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
     assert cli("train", *run).code == 0
     newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
-    checkpoint.make_last(before)
+    checkpoint.link_last(before)
     path = Path("run/result.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
     assert cli("train", *run).code == 0  # nothing is left to train, and no checkpoint is written

@@ -146,7 +146,7 @@ def forgotten(trial: Path, step: int) -> str | None:
 
 def in_writing(place: str, count: int) -> Callable[[], None]:
     """Makes a process kill itself at a place of its `count`-th checkpoint."""
-    owner: Any = {"write": checkpoint._Hashed, "fsync": os}.get(place, Path)
+    owner: Any = {"write": checkpoint._HashingFile, "fsync": os}.get(place, Path)
     real, seen = getattr(owner, place), 0
 
     def fatal(*args: Any) -> Any:

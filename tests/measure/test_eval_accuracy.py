@@ -292,7 +292,7 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
     assert "test_vit.safetensors holds no weights of test_vit for 10 classes" in line
     ckpt, _ = trained(cli, "experiment=digits", "model=vit")
     line = format_config_error(cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}"))
-    assert "tells 10 (0, 1, 2, ...) classes apart, data=imagenet has 1,000 (n01440764" in line
+    assert "has 10 classes (0, 1, 2, ...), data=imagenet has 1,000 classes (n01440764" in line
     content = torch.load(ckpt, weights_only=True)
     content["state_dict"]["net.head.bias"][3] = torch.nan
     nan = ckpt.with_name("nan.ckpt")  # a name without a checksum
