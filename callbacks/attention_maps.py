@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor, nn
 
 from callbacks.loggers import OfflineFallbackWandbLogger
@@ -15,7 +14,7 @@ from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError, expect
 from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.health import Health, health
-from infvit.measure.attention.heat import over, picture
+from infvit.measure.attention.heat import draw_sheet
 from infvit.measure.attention.maps import layer_maps
 from infvit.run.files import atomic_write, print_line, tolerate_write_errors
 from infvit.sharding import unsharded
@@ -24,10 +23,6 @@ IMAGES = 8
 ROWS = 4
 """Blocks that a picture during training shows at most, evenly spaced and including the last one."""
 
-SIDES = 96, 144
-"""Pixels of an image in the picture: smaller ones are enlarged to at least 96, larger ones reduced to 144."""
-
-GAP = 4
 MAX_WEIGHTS = 2**28
 """Attention weights of one image that are held at a time, one gigabyte: a picture must not cost a run its memory."""
 
@@ -130,22 +125,3 @@ def _health_by_block(found: Health) -> dict[str, float]:
     named.pop("gamma", None)
     blocks = {f"{name}/{i}": float(mean.nanmean()) for name, means in named.items() for i, mean in enumerate(means)}
     return {name: value for name, value in blocks.items() if math.isfinite(value)}
-
-
-def draw_sheet(images: Tensor, *maps: Tensor) -> Image.Image:
-    """The images in a row and, below it, a row for each of the maps: the images, brightest where the map is largest.
-
-    Args:
-        images: uint8 (B, 3, s, s).
-        maps: each (B, h, w), nonnegative.
-    """
-    size = images.shape[-1]
-    side = min(size * -(-SIDES[0] // size), SIDES[1])
-    sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, (len(maps) + 1) * (side + GAP) - GAP), "white")
-    resampling = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
-    for i, image in enumerate(images):
-        top = picture(image).resize((side, side), resampling)
-        sheet.paste(top, (i * (side + GAP), 0))
-        for row, weights in enumerate(maps, start=1):
-            sheet.paste(over(top, weights[i]), (i * (side + GAP), row * (side + GAP)))
-    return sheet.quantize(128)  # a third of the bytes, without a visible difference

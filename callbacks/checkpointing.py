@@ -1,7 +1,6 @@
 """Checkpoints every few minutes, at the end of training, and on the signals that end a job."""
 
 import os
-import shlex
 import signal
 import subprocess
 import time
@@ -10,12 +9,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 
 from callbacks.training_stats import TrainingStats
+from infvit.cli.run_folder import resume_command
 from infvit.errors import Interrupted, expect
 from infvit.run.checkpoint import NEWEST, AtomicCheckpointIO
 from infvit.run.files import print_line
@@ -177,13 +175,3 @@ def requeue() -> None:
             subprocess.run(["scontrol", "requeue", job], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             print_line(f"job {job} is not requeued ({error}): submit it again")
-
-
-def resume_command() -> str:
-    """The command that resumes this run, quoted for a shell."""
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return "the sweep's command, again"
-    task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
-    where = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
-    return shlex.join(["python", "train.py", *task, *where, "resume=auto"])

@@ -1,4 +1,4 @@
-"""Randomness that depends on (seed, epoch, rank) alone, so that a resumed run draws what the whole one would have."""
+"""Random numbers that depend on seed, epoch, step and rank alone: a resumed run draws those of an uninterrupted one."""
 
 import random
 
@@ -8,19 +8,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class EpochSeed(Callback):
-    """Seeds Python, numpy and torch at the start of every training epoch, and after every batch.
+    """Seeds Python, NumPy and torch at the start of every training epoch and after every batch, each rank differently.
 
-    Dropout, stochastic depth, Mixup and device-side augmentation then do not depend on how many random numbers the
-    epochs before consumed: stopping at an epoch's end and resuming changes nothing. Each rank draws its own.
-    How many numbers a model draws in a step does not matter to the next one's augmentation either: with one seed all
-    models see the same images. Of several accumulated batches of one step each has its own.
+    Dropout, stochastic depth, Mixup and augmentation on the device then do not depend on how many random numbers were
+    drawn before. So a resumed run equals an uninterrupted one, and with the same seed all models see the same images,
+    however many numbers they draw themselves. Batches that are accumulated into one step have different seeds.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In the middle of an epoch, of a run that goes on, no start of an epoch follows."""
+        """Seeds a run that resumes within an epoch, where `on_train_epoch_start` is not called."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         self._seed(trainer, *([trainer.global_step] if done else []))
 
@@ -30,16 +29,16 @@ class EpochSeed(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """For the batch that follows. Checkpoints are written between steps, so the first of a step needs no place."""
-        place = (batch_idx + 1) % trainer.accumulate_grad_batches
-        self._seed(trainer, trainer.global_step, *[place] * bool(place))
+        """Seeds the next batch, by its number within the step unless it is the first, where a run may resume."""
+        within_step = (batch_idx + 1) % trainer.accumulate_grad_batches
+        self._seed(trainer, trainer.global_step, *[within_step] * bool(within_step))
 
-    def _seed(self, trainer: Trainer, *place: int) -> None:
-        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank, *place))
+    def _seed(self, trainer: Trainer, *position: int) -> None:
+        entropy = np.random.SeedSequence((self.seed, trainer.current_epoch, trainer.global_rank, *position))
         draw = int(entropy.generate_state(1)[0])
         random.seed(draw)
         np.random.seed(draw)  # timm's Mixup draws from numpy's global generator
         if trainer.strategy.root_device.type == "cpu":
             torch.default_generator.manual_seed(draw)
         else:
-            torch.manual_seed(draw)  # as long as a GPU is not in use it writes down who asked, 0.8 ms a step
+            torch.manual_seed(draw)  # before CUDA is initialized it stores a stack trace: 0.8 ms on the CPU

@@ -1,4 +1,4 @@
-"""The loggers of a run: W&B, offline where it cannot be reached, and a CSV file that a resumed run continues."""
+"""The loggers of a run, W&B and a CSV file; all W&B runs are started with the settings of this module."""
 
 import base64
 import csv
@@ -84,10 +84,6 @@ class OfflineFallbackWandbLogger(Logger):
         newest = max((path.name.partition("run-")[2] for path in self.folder.glob("wandb/*run-*-*")), default="")
         return newest.partition("-")[2] or None
 
-    @property
-    def save_dir(self) -> str:
-        return str(self.folder)
-
     @rank_zero_only
     def log_hyperparams(self, params: Any, *_: Any) -> None:
         self.experiment.config.update(params, allow_val_change=True)
@@ -141,32 +137,30 @@ class ResumableCSVLogger(Logger):
                 self.pending = []
 
     def _write(self) -> None:
-        found = self._columns()
+        """Appends the rows; writes the file again if they have new columns."""
+        found = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                found = next(csv.reader(file), [])
         columns = sorted({*found, *(name for row in self.pending for name in row)})
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
-        if columns == found:
+        if columns != found:
+            writer.writeheader()
+            if found:
+                with self.path.open(newline="") as file:
+                    writer.writerows(csv.DictReader(file))
             writer.writerows(self.pending)
-            size = self.path.stat().st_size
-            try:
-                with self.path.open("a", newline="") as file:
-                    file.write(text.getvalue())
-            except OSError:
-                os.truncate(self.path, size)
-                raise
+            atomic_write(self.path, text.getvalue())
             return
-        writer.writeheader()
-        if found:
-            with self.path.open(newline="") as file:
-                writer.writerows(csv.DictReader(file))
         writer.writerows(self.pending)
-        atomic_write(self.path, text.getvalue())
-
-    def _columns(self) -> list[str]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", newline="") as file:
+                file.write(text.getvalue())
+        except OSError:
+            os.truncate(self.path, size)
+            raise
 
     def rows(self) -> int:
         """The number of rows so far, written or not."""

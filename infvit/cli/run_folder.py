@@ -1,5 +1,6 @@
 """The folder of a run: a new or an earlier one, the checkpoint to resume from, and the result of a finished job."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 
 from infvit.errors import UsageError
 from infvit.run import identity
-from infvit.run.checkpoint import LAST, make_last, matching_checkpoint, newest_first, newest_intact
+from infvit.run.checkpoint import LAST, link_last, matching_checkpoint, newest_first, newest_intact
 from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
@@ -61,7 +62,7 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
             with tolerate_write_errors(
                 LAST, "it links to an older checkpoint"
             ):  # the run was killed before it wrote the link
-                make_last(newest)
+                link_last(newest)
         found = None if newest is None else str(newest)
     elif cfg.resume is None and newest_first(folder):
         raise UsageError(
@@ -71,6 +72,16 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
     if checkpoint is not None:
         _check_same_run(checkpoint, run)
     return checkpoint
+
+
+def resume_command() -> str:
+    """The command that resumes this run, quoted for a shell."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return "the sweep's command, again"
+    task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
+    where = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
+    return shlex.join(["python", "train.py", *task, *where, "resume=auto"])
 
 
 def _check_same_run(checkpoint: str, run: Result) -> None:

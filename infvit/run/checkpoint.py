@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
+from torch import nn
 
 from infvit.errors import UsageError
 from infvit.run.files import tolerate_write_errors
@@ -145,7 +145,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def matching_checkpoint(path: str | None, module: LightningModule) -> str | None:
+def matching_checkpoint(path: str | None, module: nn.Module) -> str | None:
     """Returns `path` if the checkpoint's weights fit the module; UsageError names the first one that does not."""
     if path is None:
         return None
@@ -153,7 +153,7 @@ def matching_checkpoint(path: str | None, module: LightningModule) -> str | None
     return str(path)
 
 
-def matching_weights(path: str, content: dict[str, Any], module: LightningModule) -> None:
+def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> None:
     """Raises UsageError if names or shapes of the checkpoint's weights are not the module's, naming the first."""
     theirs, ours = content["state_dict"], module.state_dict()
     for name in [*ours, *theirs]:
@@ -172,6 +172,4 @@ def matching_classes(path: str, content: dict[str, Any], classes: Sequence[str],
     if len(theirs) != len(classes):
         raise UsageError(f"{path} has {ours}, data={data} has {named}: give data of the same classes")
     if list(theirs) != list(classes):
-        warnings.warn(
-            f"{path} was trained on {ours}, {data} has {named}: they are taken in order", stacklevel=2
-        )
+        warnings.warn(f"{path} was trained on {ours}, {data} has {named}: they are taken in order", stacklevel=2)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from callbacks import attention_maps
-from callbacks.attention_maps import draw_sheet
+from infvit.measure.attention.heat import draw_sheet
 
 QUICK = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
 QUICK += ["+trainer.limit_train_batches=2"]

@@ -66,7 +66,7 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
     (line,) = [line for line in stopped.out.splitlines() if line.startswith("SIGTERM after step 14 (epoch 2 of 2)")]
     assert result(folder)["status"] == "interrupted"
     assert "resume=auto" in result(folder)["error"]
-    _, script, *arguments = shlex.split(line.rpartition("go on with: ")[2])
+    _, script, *arguments = shlex.split(line.rpartition("resume with: ")[2])
     assert script == "train.py"
 
     resumed = cli("train", *arguments)
@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, sign
     signals(signal.SIGTERM, 3)
     stopped = cli("train", *run, "data.root=one")
     assert stopped.code == 143, stopped.err
-    assert "no run of this configuration to go on with" in stopped.out
+    assert "no run of this configuration to resume" in stopped.out
     refused = cli("train", *run, "data.root=others")
     assert refused.code == 2
     (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]

@@ -11,6 +11,12 @@ HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 OPACITY = 0.65
 """Default opacity of the colours over the grey image."""
 
+SIDES = 96, 144
+"""Pixels of an image in a sheet: smaller ones are enlarged to at least 96, larger ones reduced to 144."""
+
+GAP = 4
+"""Pixels between images."""
+
 
 def picture(image: Tensor) -> Image.Image:
     """uint8 (3, height, width) → the image."""
@@ -34,3 +40,22 @@ def over(image: Image.Image, weights: Tensor, opacity: float = OPACITY) -> Image
     """The grey image under the colours of a map (h, w), one square of pixels per token."""
     heat = coloured(weights).resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(image.convert("L").convert("RGB"), heat, opacity)
+
+
+def draw_sheet(images: Tensor, *maps: Tensor) -> Image.Image:
+    """The images in a row and, below it, a row for each of the maps: the images, brightest where the map is largest.
+
+    Args:
+        images: uint8 (B, 3, s, s).
+        maps: each (B, h, w), nonnegative.
+    """
+    size = images.shape[-1]
+    side = min(size * -(-SIDES[0] // size), SIDES[1])
+    sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, (len(maps) + 1) * (side + GAP) - GAP), "white")
+    resampling = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
+    for i, image in enumerate(images):
+        top = picture(image).resize((side, side), resampling)
+        sheet.paste(top, (i * (side + GAP), 0))
+        for row, weights in enumerate(maps, start=1):
+            sheet.paste(over(top, weights[i]), (i * (side + GAP), row * (side + GAP)))
+    return sheet.quantize(128)  # a third of the bytes, without a visible difference
