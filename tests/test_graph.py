@@ -18,7 +18,6 @@ from infvit.graph import (
     pagerank,
     spectral_radius,
 )
-from tests.attention.twins import WITHOUT_WEIGHTS
 
 VECTORS = {
     "katz out": lambda A: katz(A, 0.9, "out"),
@@ -365,11 +364,3 @@ def test_linear_vs_perron_wants_a_linear_layer(name):
     layer, x = attention(name)
     with pytest.raises(UsageError, match=r"layer is \w+ with weights of shape \(3, 4, 11, 11\)"):
         linear_vs_perron(layer, x)
-
-
-def test_linear_infsa_is_the_only_layer_with_a_weight_per_token():
-    for name, kind in ATTENTIONS.items():
-        if name in WITHOUT_WEIGHTS:
-            continue
-        layer, x = attention(name)
-        assert (layer.weights(x).ndim == 3) == issubclass(kind, LinearInfSA)

@@ -1,23 +1,32 @@
-"""Every operator against its naive twin, and what a user of the layer relies on."""
+"""Every operator against its naive twin, and the properties that all share."""
 
 import math
+import re
 
 import pytest
 import torch
 from timm.layers import Attention as TimmAttention
 
-from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.attention import ATTENTIONS, LinearInfSA, SoftmaxAttention
 from infvit.errors import UsageError
 from tests.attention.twins import SIGNED, TWINS, WITHOUT_WEIGHTS
 
 NAMES = list(ATTENTIONS)
+
+INFSA = [
+    ("infsa", {"hops": 1}),
+    ("infsa", {"hops": 3}),
+    ("infsa", {"hops": math.inf}),
+    ("linear_infsa", {}),
+    ("linear_infsa", {"chunk": 4}),
+]
 
 
 def layer_and_input(name, B=2, N=13, D=32, H=4, dtype=torch.float64, seed=0, **options):
     torch.manual_seed(seed)
     layer = ATTENTIONS[name](D, num_heads=H, **options).to(dtype)
     with torch.no_grad():
-        for parameter in layer.parameters():  # biases too, and a gamma per head of its own
+        for parameter in layer.parameters():  # biases too, and a different gamma per head
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return layer, torch.randn(B, N, D, dtype=dtype)
 
@@ -58,49 +67,34 @@ def test_half_precision_is_finite_and_close(name, dtype, how):
         with torch.autocast("cpu", dtype):
             got = layer.float()(x.float())
     assert got.isfinite().all()
-    tolerance = 3e-2 if name == "linformer" else 2e-2  # its logits sum over the tokens, and so do their roundings
+    tolerance = 3e-2 if name == "linformer" else 2e-2  # its logits are sums over tokens, with their rounding errors
     assert (got.double() - expected).norm() <= tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])
-def test_weights_are_what_the_operator_weighs_with(name):
+def test_the_output_follows_from_the_weights(name):
     layer, x = layer_and_input(name)
     Q, _K, V = layer.heads(x)
     w = layer.weights(x)
+    assert w.ndim == (4 if layer.weighs == "matrix" else 3)
     gamma = layer.gamma[:, None, None] if hasattr(layer, "gamma") else 1.0
     O = w @ V if w.ndim == 4 else (w[:, :, None] @ V).expand_as(Q)  # noqa: E741
     assert (layer.merge_heads(gamma * O) - layer(x)).abs().max() <= 1e-10
     assert (w >= 0).all() or name in SIGNED
 
 
-@pytest.mark.parametrize("name", ["infsa", "linear_infsa"])
-def test_gamma_learns(name):
-    layer, x = layer_and_input(name)
-    layer(x).square().sum().backward()
-    assert layer.gamma_logit.shape == (4,)
-    assert (layer.gamma_logit.grad != 0).all()
-    assert PureInfSA(8, 2).gamma.tolist() == pytest.approx([0.95, 0.95])
-
-
-@pytest.mark.parametrize("name", ["infsa", "linear_infsa"])
-def test_a_head_that_is_off_gives_zero_and_a_finite_gradient(name):
-    layer, x = layer_and_input(name)
+@pytest.mark.parametrize(("name", "options"), INFSA, ids=str)
+@pytest.mark.usefixtures("path")
+def test_a_head_that_is_off_gives_zero_and_a_finite_gradient(name, options):
+    layer, x = layer_and_input(name, **options)
     with torch.no_grad():  # K = -Q and equal tokens: every score of every head is negative
-        D = layer.dim
-        layer.qkv.weight[D : 2 * D] = -layer.qkv.weight[:D]
-        layer.qkv.bias[D : 2 * D] = -layer.qkv.bias[:D]
+        layer.qkv.weight[32:64] = -layer.qkv.weight[:32]
+        layer.qkv.bias[32:64] = -layer.qkv.bias[:32]
     x = x[:, :1].expand_as(x).clone().requires_grad_()
     assert (layer.weights(x) == 0).all()
     output = layer(x)
     assert torch.equal(output, layer.proj.bias.expand_as(output))
     assert all(g.isfinite().all() for g in gradients(output, layer, x))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_all_zero_input_has_finite_gradients(name):
-    layer, x = layer_and_input(name, qkv_bias=False)
-    x = torch.zeros_like(x, requires_grad=True)
-    assert all(g.isfinite().all() for g in gradients(layer(x), layer, x))
 
 
 def test_linear_infsa_forms_only_q_per_token():
@@ -116,13 +110,14 @@ def test_linear_infsa_forms_only_q_per_token():
     assert counter.get_total_flops() <= q_projection + sums_and_scores + 20 * D * D
 
 
-def test_linear_infsa_accumulates_in_float32_over_many_tokens():
-    """Equal weights of 1 / N at N = 200,000 would vanish in bfloat16 sums."""
-    layer, _ = layer_and_input("linear_infsa", D=8, H=1)
-    x = torch.randn(1, 200_000, 8, dtype=torch.float64) + 1
+@pytest.mark.parametrize("name", [n for n in NAMES if not ATTENTIONS[n].time.startswith(("O(N²", "0"))])
+def test_sums_over_many_tokens_are_accumulated_in_float32(name):
+    """Weights near 1 / N at N = 20,000 vanish in bfloat16 sums."""
+    layer, _ = layer_and_input(name, D=8, H=1)
+    x = torch.randn(1, 20_000, 8, dtype=torch.float64) + 1
     expected = layer(x)
     got = layer.bfloat16()(x.bfloat16())
-    assert (got.double() - expected).norm() <= 2e-2 * expected.norm()
+    assert (got.double() - expected).norm() <= 3e-2 * expected.norm()
 
 
 def test_softmax_loads_timm_attention_weights():
@@ -133,20 +128,42 @@ def test_softmax_loads_timm_attention_weights():
     assert (ours(x) - theirs(x)).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "key_padding_mask" in ATTENTIONS[n].supported_masks])
-@pytest.mark.parametrize("filling", [0.0, 1e3, float("nan")])
-def test_padding_a_batch_equals_running_each_image_alone(name, filling):
+@pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in NAMES), *INFSA], ids=str)
+@pytest.mark.parametrize("fill", [7.0, float("nan")])
+def test_a_padded_batch_gives_and_learns_the_same_as_each_image_alone(name, options, fill):
+    layer, x = layer_and_input(name, B=3, **options)
+    seen = torch.rand(3, 13).argsort(1) < torch.tensor([[13], [5], [1]])  # anywhere in the sequence
+    padded = x.masked_fill(~seen[..., None], fill).requires_grad_()
+    alone = x.clone().requires_grad_()
+    got = layer(padded, key_padding_mask=~seen)[seen]
+    expected = torch.cat([layer(image[tokens][None])[0] for image, tokens in zip(alone, seen, strict=True)])
+    assert (got - expected).abs().max() <= 1e-10
+    for g, e in zip(gradients(got, layer, padded), gradients(expected, layer, alone), strict=True):
+        assert (g - e).abs().max() <= 1e-8 * max(1, e.abs().max())
+    if name not in WITHOUT_WEIGHTS:
+        weights = layer.weights(padded, key_padding_mask=~seen)
+        assert (weights.movedim(-1, 1)[~seen] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_of_nothing_but_padding_is_finite(name):
     layer, x = layer_and_input(name)
-    lengths = [13, 1, 6]
-    padding = torch.arange(13) >= torch.tensor(lengths)[:, None]
-    x = torch.randn(3, 13, 32, dtype=torch.float64).masked_fill(padding[..., None], filling)
-    padded = layer(x, key_padding_mask=padding)
-    for i, n in enumerate(lengths):
-        assert (padded[i, :n] - layer(x[i : i + 1, :n])[0]).abs().max() <= 1e-12
-        if name not in WITHOUT_WEIGHTS:
-            assert (layer.weights(x, key_padding_mask=padding)[i, ..., n:] == 0).all()
-    gradient = torch.autograd.grad(padded[~padding].square().sum(), list(layer.parameters()))
-    assert all(g.isfinite().all() for g in gradient)
+    x.requires_grad_()
+    padding = torch.tensor([[True] * 13, [False] * 13])
+    output = layer(x, key_padding_mask=padding)
+    assert all(g.isfinite().all() for g in gradients(output, layer, x))
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [(n, m) for n in NAMES for m in ("attn_mask", "is_causal") if m not in ATTENTIONS[n].supported_masks],
+)
+def test_an_unsupported_mask_is_refused_with_the_reason(name, mask):
+    layer, x = layer_and_input(name)
+    value = True if mask == "is_causal" else torch.zeros(13, 13, dtype=torch.bool)
+    for call in (layer, layer.weights):
+        with pytest.raises(UsageError, match=f"cannot honour {mask}: {re.escape(layer.mask_hint)}"):
+            call(x, **{mask: value})
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "attn_mask" in ATTENTIONS[n].supported_masks])
@@ -155,7 +172,7 @@ def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
     layer, x = layer_and_input(name)
     hidden = torch.zeros(shape, dtype=torch.bool)
     hidden[..., 3, 5:] = True
-    hidden[..., 4, :] = True  # sees nothing at all
+    hidden[..., 4, :] = True  # sees no token
     weights, open_weights = layer.weights(x, attn_mask=hidden), layer.weights(x)
     assert (weights[..., 3, 5:] == 0).all()
     assert (weights[..., 4, :] == 0).all()
@@ -165,7 +182,7 @@ def test_attention_masks_give_weight_0_and_change_only_their_rows(name, shape):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "is_causal" in ATTENTIONS[n].supported_masks])
-def test_a_causal_layer_tells_no_token_of_later_ones(name):
+def test_a_causal_layer_does_not_depend_on_later_tokens(name):
     layer, x = layer_and_input(name)
     changed = x.clone()
     changed[:, 9:] = 10 * torch.randn(2, 4, 32, dtype=torch.float64)
@@ -191,7 +208,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("N", [1, 17])
-def test_the_first_token_alone_is_the_first_of_all(name, options, qkv_bias, N):
+def test_the_class_token_alone_equals_the_first_of_all(name, options, qkv_bias, N):
     layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias, **options)
     x.requires_grad_()
     alone, of_all = layer.forward_class_token(x), layer(x)[:, :1]
@@ -208,8 +225,8 @@ def test_the_first_token_alone_is_the_first_of_all(name, options, qkv_bias, N):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_token_alone_asks_a_replaced_or_watched_projection(name):
-    """An adapter such as LoRA takes the place of `qkv`; what looks for NaN puts hooks on it."""
+def test_the_class_token_alone_calls_a_replaced_or_hooked_projection(name):
+    """LoRA replaces `qkv`; NaN detection registers hooks on it."""
 
     class Adapted(torch.nn.Linear):
         def forward(self, x):
@@ -221,7 +238,7 @@ def test_the_first_token_alone_asks_a_replaced_or_watched_projection(name):
     layer.forward_class_token(x)
     hook.remove()
     layer.qkv.__class__ = Adapted
-    if name == "linear_infsa":  # which has one query for all, of the weights
+    if name == "linear_infsa":  # multiplies with the weights themselves
         for act in (layer, layer.forward_class_token, layer.weights):
             with pytest.raises(UsageError, match="does something else with them: merge it"):
                 act(x)
@@ -240,7 +257,7 @@ def test_dropout_acts_in_training_only(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_input_names_what_is_wrong(name):
+def test_bad_input_is_named(name):
     with pytest.raises(UsageError, match=r"num_heads=5 does not divide dim=32"):
         ATTENTIONS[name](32, num_heads=5)
     layer, x = ATTENTIONS[name](32), torch.zeros(2, 13, 32)
@@ -258,3 +275,28 @@ def test_bad_input_names_what_is_wrong(name):
         if not next(iter(arguments)).endswith("mask") or next(iter(arguments)) in layer.supported_masks:
             with pytest.raises(ValueError, match=message):
                 layer(**{"x": x, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *(("infsa", {"hops": hops}, f"hops={hops}") for hops in (0, 1.5, -1, math.nan, -math.inf)),
+        ("infsa", {"tolerance": 0}, "tolerance=0"),
+        ("infsa", {"hops": math.inf, "attn_drop": 0.1}, r"attn_drop=0\.1 with hops=inf"),
+        ("linear_infsa", {"chunk": 0}, "chunk=0"),
+        ("linear_infsa", {"chunk": 4, "attn_drop": 0.1}, r"attn_drop=0\.1"),
+        ("linear_infsa", {"gamma": 1.0}, r"gamma=1\.0"),
+        ("focused_linear", {"power": 0}, "power=0"),
+        ("focused_linear", {"kernel_size": 4}, "kernel_size=4.*odd"),
+        ("nystrom", {"landmarks": 0}, "landmarks=0"),
+        ("nystrom", {"kernel_size": 2}, "kernel_size=2.*odd"),
+        ("performer", {"num_features": 0}, "num_features=0"),
+        ("performer", {"redraw": -1}, "redraw=-1"),
+        ("linformer", {"tokens": 0}, "tokens=0"),
+        ("linformer", {"tokens": 17, "rank": 18}, "rank=18.*1 to 17"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused_by_name(name, options, message):
+    with pytest.raises(UsageError, match=message):
+        ATTENTIONS[name](32, **options)

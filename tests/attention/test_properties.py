@@ -1,4 +1,4 @@
-"""What holds for every input: shapes, scales, constant and empty content, NaN in one image."""
+"""Properties for any input: shapes, scales, constant and empty content, NaN in one image."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, graph_tiles, pure
+from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA
 from tests.attention.test_attention import gradients
 from tests.attention.twins import TWINS
 
@@ -34,13 +34,6 @@ def strong(make, D, H, seed):
 def content(B, N, D, scale, constant):
     x = torch.randn(B, 1, D).expand(B, N, D) if constant else torch.randn(B, N, D)
     return (scale * x).requires_grad_()
-
-
-@pytest.fixture(params=["dense", "tiles"])
-def path(request, monkeypatch):
-    if request.param == "tiles":
-        monkeypatch.setattr(pure, "DENSE_TOKENS", 0)
-        monkeypatch.setattr(graph_tiles, "TILE", 4)
 
 
 @pytest.mark.parametrize("kind", INFSA)

@@ -1,4 +1,4 @@
-// Numbers come as 16-bit logarithms of their share of a largest one: gallery.py, codes.
+// Values are 16-bit logarithms of their share of the largest one: `codes` in gallery.py.
 const {models, heat, lowest, strongest, names} = data("content");
 const numbers = text => new Uint16Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
 const decoded = code => code && Math.exp(-Math.log(lowest) / 65534 * (code - 65535));
@@ -8,8 +8,8 @@ for (const model of models) {
 }
 const percent = share => (share ? `${(100 * share).toPrecision(3).replace(/e([+-])/, " × 10^$1")} %` : "0");
 
-// A map: its model, and where it begins among the model's codes at the block that is chosen.
-let block = null; // null: all of them together
+// A map: its model, and the offset of the selected block in the model's codes.
+let block = null; // null: all blocks together
 function look(map) {
   const {model: m, method, image} = map.dataset;
   const model = models[m];
@@ -32,7 +32,7 @@ function draw(map) {
   map.nextElementSibling.textContent = peak ? `largest ${percent(peak)}` : "0 everywhere";
 }
 
-// The token that is pointed at: outlined in every map of its row, told about beside its own.
+// The token under the pointer: outlined in every map of its row, described beside its own.
 let at = null; // {map, token}
 const token = (columns, i) => `row ${Math.floor(i / columns) + 1}, column ${i % columns + 1}`;
 function outline(map, places, kind) {
@@ -77,7 +77,7 @@ function point(map, i) {
   ], 0, 0);
   beside(map);
 }
-// Below the map, or above where there is no room, so that the row stays in sight.
+// Below the map, or above it if there is no room, so that the row stays visible.
 function beside(map) {
   const box = map.getBoundingClientRect(), tall = tip.offsetHeight;
   move(box.left - 18, box.bottom + tall + 20 > innerHeight ? box.top - tall - 22 : box.bottom - 6);
@@ -120,7 +120,7 @@ for (const map of all(".map")) {
 }
 tip.setAttribute("aria-live", "polite");
 addEventListener("keydown", event => { if (event.key === "Escape") clear(); });
-// Focus scrolls a map into view: the tip goes along with it.
+// Focus scrolls a map into view: the tip moves with it.
 const scrolled = () => (at?.map.matches(":focus-visible") ? beside(at.map) : clear());
 for (const pane of [window, document.querySelector(".scroll")]) pane.addEventListener("scroll", scrolled, {passive: true});
 
