@@ -1,4 +1,4 @@
-"""Where the attention modules of timm, torchvision, torch and transformers keep q, k, v, o, and what else they hold."""
+"""Reads q, k, v, o from the attention modules of timm, torchvision, torch and transformers."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,13 +7,18 @@ import torch
 from torch import Tensor, nn
 
 
-class LeftAlone(Exception):  # noqa: N818 (an outcome that the report tells, not an error)
-    """A self-attention that cannot be carried over faithfully; the message is the reason."""
+class LeftAlone(Exception):  # noqa: N818 (an outcome for the report, not an error)
+    """A self-attention that cannot be converted exactly; the message is the reason."""
 
 
 @dataclass
 class Projections:
-    """The maps of one self-attention: weights as torch's `Linear` stores them, (out, in)."""
+    """The projections of one self-attention, weights as torch's `Linear` stores them, (out, in).
+
+    Attributes:
+        biases: of q, k, v.
+        sources: the tensors of the module that the projections are views of.
+    """
 
     q: Tensor
     k: Tensor
@@ -37,7 +42,7 @@ class Projections:
         return any(bias is not None for bias in self.biases)
 
     def copy_to(self, layer: nn.Module) -> None:
-        """Writes the maps into `layer.qkv` and `layer.proj`; a missing bias becomes 0, or no bias for `proj`."""
+        """Copies the projections into `layer.qkv` and `layer.proj`; a missing bias becomes 0, or no bias for `proj`."""
         if not isinstance(layer.qkv, nn.Linear) or not isinstance(layer.proj, nn.Linear):
             raise TypeError(f"{type(layer).__name__} has no Linear qkv and proj")
         with torch.no_grad():
@@ -52,11 +57,7 @@ class Projections:
                 layer.proj.bias.copy_(self.out_bias)
 
     def check(self) -> None:
-        """Refuses shapes that the attentions here do not have.
-
-        Raises:
-            LeftAlone: grouped queries, cross-attention, heads of another width, integer weights.
-        """
+        """Raises LeftAlone for grouped queries, cross-attention, heads of unequal width and integer weights."""
         weights = {"q": self.q, "k": self.k, "v": self.v, "o": self.out}
         for name, weight in weights.items():
             if not weight.is_floating_point():
@@ -75,21 +76,21 @@ class Projections:
 
 
 def read_projections(module: nn.Module) -> Projections | None:
-    """The maps of `module`, or None if it is laid out in no way known here.
+    """The projections of `module`, or None if its layout is unknown.
 
     Raises:
-        LeftAlone: if the layout is known and its shapes cannot be carried over.
+        LeftAlone: if the layout is known but its shapes cannot be converted.
     """
     for read in (_multihead, _packed, _separate, _nested):
-        maps = read(module)
-        if maps is not None:
-            maps.check()
-            return maps
+        projections = read(module)
+        if projections is not None:
+            projections.check()
+            return projections
     return None
 
 
 def _multihead(module: nn.Module) -> Projections | None:
-    """torch: one packed matrix, or three when keys and values are of another width."""
+    """torch: one packed matrix, or three if keys and values have other widths than queries."""
     if not isinstance(module, nn.MultiheadAttention):
         return None
     if module.in_proj_weight is None:
@@ -112,53 +113,53 @@ def _multihead(module: nn.Module) -> Projections | None:
 
 
 def _packed(module: nn.Module) -> Projections | None:
-    """timm and torchvision: `qkv` and `proj`; BEiT keeps q_bias and v_bias beside a qkv without bias."""
+    """timm and torchvision: `qkv` and `proj`; BEiT has q_bias and v_bias beside a qkv without bias."""
     qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
     if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear) or heads is None:
         return None
     if qkv.weight.shape[0] % 3:
         raise LeftAlone(f"q, k, v of unequal width, {qkv.weight.shape[0]} together")
     q, k, v = qkv.weight.chunk(3)
-    apart = tuple(getattr(module, f"{letter}_bias", None) for letter in "qkv")
-    if qkv.bias is not None and any(bias is not None for bias in apart):
-        raise LeftAlone("biases of q, k, v both packed and apart")
+    separate = tuple(getattr(module, f"{letter}_bias", None) for letter in "qkv")
+    if qkv.bias is not None and any(bias is not None for bias in separate):
+        raise LeftAlone("biases of q, k, v both packed and separate")
     return Projections(
         q,
         k,
         v,
         proj.weight,
         heads,
-        apart if qkv.bias is None else qkv.bias.chunk(3),
+        separate if qkv.bias is None else qkv.bias.chunk(3),
         proj.bias,
         attn_drop=_probability(module, "attn_drop"),
         proj_drop=_probability(module, "proj_drop"),
-        sources=_tensors(qkv.weight, qkv.bias, *apart, proj.weight, proj.bias),
+        sources=_tensors(qkv.weight, qkv.bias, *separate, proj.weight, proj.bias),
     )
 
 
 def _separate(module: nn.Module) -> Projections | None:
     """transformers: `q_proj`, `k_proj`, `v_proj`, and `out_proj` (CLIP) or `o_proj`."""
-    maps = [getattr(module, f"{letter}_proj", None) for letter in "qkv"]
+    linears = [getattr(module, f"{letter}_proj", None) for letter in "qkv"]
     out = next((o for name in ("out_proj", "o_proj", "proj") if (o := getattr(module, name, None)) is not None), None)
-    return _of_linears([*maps, out], _heads(module), _probability(module, "attention_dropout", "dropout"), 0.0)
+    return _from_linears([*linears, out], _heads(module), _probability(module, "attention_dropout", "dropout"), 0.0)
 
 
 def _nested(module: nn.Module) -> Projections | None:
-    """transformers: `query`, `key`, `value` in a child, and `output.dense` beside it."""
+    """transformers: `query`, `key`, `value` in a child module, and `output.dense` beside it."""
     output = getattr(module, "output", None)
     for child in module.children():
-        maps = [getattr(child, name, None) for name in ("query", "key", "value")]
+        linears = [getattr(child, name, None) for name in ("query", "key", "value")]
         drop = _probability(child, "dropout", "dropout_prob", "attention_probs_dropout_prob")
-        found = _of_linears(
-            [*maps, getattr(output, "dense", None)], _heads(child), drop, _probability(output, "dropout")
+        found = _from_linears(
+            [*linears, getattr(output, "dense", None)], _heads(child), drop, _probability(output, "dropout")
         )
         if found is not None:
             return found
     return None
 
 
-def _of_linears(maps: list[object], heads: int | None, attn_drop: float, proj_drop: float) -> Projections | None:
-    linears = [linear for linear in maps if isinstance(linear, nn.Linear)]
+def _from_linears(modules: list[object], heads: int | None, attn_drop: float, proj_drop: float) -> Projections | None:
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
     if len(linears) < 4 or heads is None:
         return None
     q, k, v, out = linears
@@ -191,28 +192,24 @@ def _probability(module: object, *names: str) -> float:
     return 0.0
 
 
-_WHAT_IT_IS = (
+_EXTRA_PARTS = (
     (r"rel_pos|relative_position|position_bias|attention_bias|\brpe", "relative-position bias"),
     (r"rope|rotary|freqs", "rotary embedding"),
     (r"q_norm|k_norm|q_ln|k_ln|qk_norm|norm_q|norm_k|query_norm|key_norm|q_layernorm|k_layernorm", "qk-norm"),
-    (r"gamma_logit", "a learned discount: it is no softmax attention"),
+    (r"gamma_logit", "a learned discount: it is not softmax attention"),
     (r"logit_scale|temperature", "a learned scale of the scores"),
     (r"gate", "a gate on the output"),
     (r"norm", "a norm"),
 )
 
 
-def check_nothing_is_left_over(module: nn.Module, maps: Projections) -> None:
-    """Every parameter and buffer of `module` must be part of q, k, v or o.
-
-    Raises:
-        LeftAlone: naming what else the module holds.
-    """
-    known = {id(source) for source in maps.sources}
+def check_holds_nothing_else(module: nn.Module, projections: Projections) -> None:
+    """Raises LeftAlone, naming what else there is, unless all parameters and buffers belong to q, k, v and o."""
+    known = {id(source) for source in projections.sources}
     held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     left = [name for name, tensor in held if id(tensor) not in known]
     if not left:
         return
     names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-    kind = next((kind for pattern, kind in _WHAT_IT_IS if re.search(pattern, " ".join(left))), None)
+    kind = next((kind for pattern, kind in _EXTRA_PARTS if re.search(pattern, " ".join(left))), None)
     raise LeftAlone(f"{kind} ({names})" if kind else f"holds more than q, k, v and o: {names}")

@@ -1,4 +1,4 @@
-"""State dicts of the published InfSA layer (arXiv:2603.00175), in the names of the layers here."""
+"""Loads state dicts of the published InfSA layer (arXiv:2603.00175), whose names differ from the layers here."""
 
 from collections.abc import Mapping
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from infvit.errors import UsageError
 
-_MAPS = ("q_proj", "k_proj", "v_proj")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 def from_published(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Tensor]:
-    """Renames and packs every published layer in `state_dict`, under whatever prefix; the rest passes unchanged.
+    """Renames and packs every published layer in `state_dict`, under any prefix; other entries are unchanged.
 
     `q_proj`, `k_proj`, `v_proj` become `qkv`; `out_proj` becomes `proj`; `rho_logit` becomes `gamma_logit`. A missing
-    bias becomes 0 beside others that are there.
+    bias becomes 0 if q, k, v have any.
 
     Args:
         state_dict: tensors by name.
-        num_heads: heads of the layers, to which a `rho_logit` of one number for all heads is spread.
+        num_heads: heads of the layers; a scalar `rho_logit` is expanded to them.
 
     Raises:
         UsageError: if there is no published layer, one is incomplete, or the number of heads is missing or wrong.
@@ -31,8 +31,8 @@ def from_published(state_dict: Mapping[str, Tensor], num_heads: int | None = Non
         missing = [n for n in ("k_proj.weight", "v_proj.weight", "out_proj.weight") if prefix + n not in given]
         if missing:
             raise UsageError(f"incomplete published layer {prefix.rstrip('.')!r}: {', '.join(missing)} missing")
-        weights = [given.pop(f"{prefix}{name}.weight") for name in _MAPS]
-        biases = [given.pop(f"{prefix}{name}.bias", None) for name in _MAPS]
+        weights = [given.pop(f"{prefix}{name}.weight") for name in _PROJECTIONS]
+        biases = [given.pop(f"{prefix}{name}.bias", None) for name in _PROJECTIONS]
         given[f"{prefix}qkv.weight"] = torch.cat(weights)
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
@@ -56,12 +56,12 @@ def load_published(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         RuntimeError: if names or shapes do not match (`nn.Module.load_state_dict`, strict).
     """
     named = {f"{name}." if name else "": m for name, m in module.named_modules()}
-    spread: dict[str, Tensor] = {}
+    expanded: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         owner = named.get(name.removesuffix("rho_logit")) if name.endswith("rho_logit") else None
         heads = getattr(owner, "num_heads", None)
-        spread[name] = tensor if heads is None else _per_head(tensor.reshape(-1), heads, name)
-    module.load_state_dict(from_published(spread))
+        expanded[name] = tensor if heads is None else _per_head(tensor.reshape(-1), heads, name)
+    module.load_state_dict(from_published(expanded))
 
 
 def _per_head(rho: Tensor, num_heads: int | None, prefix: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a conversion did, and what it left as it was."""
+"""The report of a conversion: what was converted, and what was not and why."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class Report:
     """Outcome of `convert`: every attention found is either in `converted` or in `left_alone`.
 
-    Args:
+    Attributes:
         attention: name of the attention that replaced the others.
         converted: names of the modules that were replaced.
         left_alone: name → reason of each attention that was not.

@@ -1,4 +1,4 @@
-"""Finds the attentions of a model, and how each is called."""
+"""Finds the attentions of a model and the arguments that each is called with."""
 
 import ast
 import inspect
@@ -9,19 +9,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from infvit.attention import Attention
 from infvit.convert.adapters import REFUSED, WITHOUT_EFFECT, AdaptedAttention
-from infvit.convert.projections import LeftAlone, Projections, check_nothing_is_left_over, read_projections
+from infvit.convert.projections import LeftAlone, Projections, check_holds_nothing_else, read_projections
 
 
 @dataclass
 class Site:
-    """One attention of a model: what it is, where it hangs, and its maps or the reason why it has none to carry."""
+    """One attention of a model: the module, its ancestors, and its projections or the reason why it has none."""
 
     name: str
     module: nn.Module
     ancestors: list[nn.Module] = field(default_factory=list)
-    maps: Projections | None = None
+    projections: Projections | None = None
     reason: str = ""
 
     @property
@@ -31,17 +30,17 @@ class Site:
 
 
 def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ...] = ()) -> Iterator[Site]:
-    """Every attention under `module`, in order, also the ones that cannot be converted."""
+    """Every attention below `module`, in order, including those that cannot be converted."""
     site = Site(name, module, list(ancestors))
     if isinstance(module, AdaptedAttention):
         site.reason = f"already converted to {type(module.layer).__name__}"
         yield site
         return
     try:
-        site.maps = read_projections(module)
+        site.projections = read_projections(module)
     except LeftAlone as reason:
         site.reason = str(reason)
-    if site.maps is not None or site.reason:
+    if site.projections is not None or site.reason:
         yield site
         return
     inside = False
@@ -52,18 +51,18 @@ def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ..
                 yield found
     if not inside and _looks_like_attention(module):
         children = ", ".join(module._modules) or "no submodules"
-        site.reason = f"{type(module).__name__} ({children}) is laid out in no way known here"
+        site.reason = f"{type(module).__name__} ({children}) has an unknown layout"
         yield site
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
-    """Whether the report should name it: silence is worse than one name too many."""
+    """Whether the report should list it; better one name too many than one too few."""
     if any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads")):
         return True
     return re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__) is not None
 
 
-_WHY_AN_ARGUMENT_MATTERS = (
+_UNSUPPORTED_ARGUMENTS = (
     (r"rope|rotary|position|freqs|object_queries", "rotary or added position embeddings at every call"),
     (r"encoder|key_value|kv|context|memory|^key$|^value$|query", "cross-attention"),
     (r"past|cache", "a cache of keys and values"),
@@ -71,14 +70,14 @@ _WHY_AN_ARGUMENT_MATTERS = (
 
 
 def called_with(site: Site) -> list[str]:
-    """The names of the arguments of a site that is called with tokens first.
+    """The argument names of a site's forward, the tokens first.
 
     Raises:
-        LeftAlone: if it takes, or is known to be given, what a converted layer cannot honour.
+        LeftAlone: if it takes, or is known to be called with, an argument that a converted layer does not support.
     """
-    module, maps = site.module, site.maps
-    assert maps is not None
-    check_nothing_is_left_over(module, maps)
+    module = site.module
+    assert site.projections is not None
+    check_holds_nothing_else(module, site.projections)
     _check_flags(site)
     parameters = inspect.signature(module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -87,7 +86,7 @@ def called_with(site: Site) -> list[str]:
         return names
     for name in names[1:]:
         if name not in REFUSED | WITHOUT_EFFECT:
-            why = next((why for p, why in _WHY_AN_ARGUMENT_MATTERS if re.search(p, name)), "not known here")
+            why = next((why for p, why in _UNSUPPORTED_ARGUMENTS if re.search(p, name)), "unknown here")
             raise LeftAlone(f"its forward takes {name}: {why}")
     if not names:
         raise LeftAlone("its forward names no arguments")
@@ -103,23 +102,23 @@ def _check_flags(site: Site) -> None:
     if isinstance(getattr(parent, "attn_mask", None), Tensor):
         raise LeftAlone("its block holds an attn_mask")
     owners = [module, *reversed(site.ancestors)]
-    # BEiT keeps a bias in the block, or one for all blocks: it comes as an argument, at every call.
+    # BEiT has a bias in the block, or one for all blocks, and passes it as an argument at every call.
     for owner in site.ancestors:
         for name, part in owner._modules.items():
             if part is not None and re.search("rel(ative)?_?pos", f"{name} {type(part).__name__}", re.IGNORECASE):
                 raise LeftAlone(f"relative-position bias, held by its {type(owner).__name__} ({name})")
     config = next((c for owner in owners if hasattr(c := getattr(owner, "config", None), "model_type")), None)
     if hasattr(config, "vocab_size") and not any(hasattr(config, n) for n in ("image_size", "patch_size")):
-        raise LeftAlone(f"text ({type(config).__name__}): its attention is given padding or causal masks")
+        raise LeftAlone(f"text ({type(config).__name__}): its attention is called with padding or causal masks")
 
 
 def _check_self_attention(site: Site) -> None:
-    """An `nn.MultiheadAttention` serves self- and cross-attention alike: the code that calls it tells which."""
+    """Raises LeftAlone if the source of the parent calls this `nn.MultiheadAttention` as cross-attention."""
     if not site.ancestors:
         return
     parent = site.ancestors[-1]
     if isinstance(parent, nn.TransformerDecoderLayer) and site.attribute == "self_attn":
-        raise LeftAlone("self-attention of a decoder, which is given causal masks")
+        raise LeftAlone("self-attention of a decoder, which is called with causal masks")
     for arguments in _calls(type(parent), site.attribute):
         names = {argument.id if isinstance(argument, ast.Name) else None for argument in arguments}
         if len(arguments) == 3 and (len(names) > 1 or None in names):
@@ -128,7 +127,7 @@ def _check_self_attention(site: Site) -> None:
 
 
 def _calls(owner: type, attribute: str) -> Iterator[list[ast.expr]]:
-    """Query, key and value of each `self.<attribute>(...)` in the source of `owner`, where it can be read."""
+    """Query, key and value of each `self.<attribute>(...)` in the source of `owner`, if it is available."""
     for cls in owner.__mro__:
         if cls.__module__.startswith("torch.nn.modules.module") or cls is object:
             continue
@@ -146,8 +145,3 @@ def _calls(owner: type, attribute: str) -> Iterator[list[ast.expr]]:
             ):
                 keywords = {keyword.arg: keyword.value for keyword in node.keywords}
                 yield [*node.args[:3], *(keywords[n] for n in ("query", "key", "value") if n in keywords)]
-
-
-def is_own(module: nn.Module) -> bool:
-    """Whether it is one of the layers here, which are replaced without an adapter."""
-    return isinstance(module, Attention)

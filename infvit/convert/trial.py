@@ -1,4 +1,4 @@
-"""Tries an attention on its own: is it plain softmax attention of its q, k, v, o, and what does it return?"""
+"""Runs an attention by itself to verify that it is plain softmax attention, and to see what it returns."""
 
 import copy
 from typing import Any
@@ -10,28 +10,28 @@ from infvit.attention import SoftmaxAttention
 from infvit.convert.projections import LeftAlone, read_projections
 
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest output; transformers' eager attention rounds to float32 on the way."""
+"""Largest difference relative to the largest output; transformers' eager attention rounds to float32 inside."""
 
 
 def returned_by(module: nn.Module, tokens: str) -> int:
-    """0 if `module` returns the tokens alone, n if a tuple of n; what it computes is compared with softmax attention.
+    """0 if `module` returns the tokens alone, n if it returns a tuple of n; verifies that it is softmax attention.
 
-    The trial runs on a copy, in float64 on the CPU and with random weights, so that nothing hides behind biases that
-    start at 0 or scores too faint to matter, and the module itself stays as it is.
+    The trial runs on a copy, in float64 on the CPU and with random weights, so that biases initialised to 0 or tiny
+    scores cannot hide a difference.
 
     Raises:
-        LeftAlone: if it cannot be run on (B, N, D), or computes something else.
+        LeftAlone: if it cannot run on (B, N, D), or does not compute softmax attention.
     """
     generator = torch.Generator().manual_seed(0)
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             twin = _random_twin(module, generator)
-            maps = read_projections(twin)
-            assert maps is not None
-            x = torch.randn(2, 5, maps.dim, generator=generator, dtype=torch.float64)
-            expected = SoftmaxAttention(maps.dim, maps.num_heads, maps.qkv_bias).double()
-            maps.copy_to(expected)
-            # An input that asks for gradients keeps torch off its fused inference kernels.
+            projections = read_projections(twin)
+            assert projections is not None
+            x = torch.randn(2, 5, projections.dim, generator=generator, dtype=torch.float64)
+            expected = SoftmaxAttention(projections.dim, projections.num_heads, projections.qkv_bias).double()
+            projections.copy_to(expected)
+            # An input that requires gradients keeps torch from its fused inference kernels.
             found, returned = _call(twin, tokens, x.requires_grad_())
             found, softmax = found.detach(), expected(x).detach()
             difference = (found - softmax).abs().max() if found.shape == x.shape else torch.tensor(torch.inf)
@@ -57,7 +57,7 @@ def _random_twin(module: nn.Module, generator: torch.Generator) -> nn.Module:
             for buffer in twin.buffers():
                 buffer.zero_()
     for part in twin.modules():
-        # Flash and flex kernels run on some devices and types only.
+        # Flash and flex kernels support some devices and dtypes only.
         config: Any = getattr(part, "config", None)
         if hasattr(config, "_attn_implementation"):
             config._attn_implementation = "eager"
