@@ -303,7 +303,7 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "grouped": (lambda: nn.ModuleDict({"attn": Grouped()}), 1, "grouped queries"),
     "temperature": (lambda: nn.ModuleDict({"attn": Scaled(16, 4)}), 1, "not plain softmax"),
     "pooling": (lambda: timm_model("vit_base_patch16_siglip_224"), 1, "AttentionPoolLatent"),
-    "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "no softmax attention"),
+    "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "not softmax attention"),
 }
 
 

@@ -3,9 +3,9 @@
     model = timm.create_model("deit_small_patch16_224", pretrained=True)
     print(convert(model, "linear_infsa"))
 
-A module is converted only when it is proven to be plain softmax attention of its q, k, v and o: it must hold nothing
-else, take no argument that cannot be told from a mask, and a copy of it must agree with `SoftmaxAttention` on random
-weights and tokens. Everything else stays and is listed with the reason. transformers is not imported here.
+A module is converted only if it is verified to be plain softmax attention of its q, k, v and o: it holds nothing else,
+takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens. All others stay as
+they are and are listed with the reason. transformers is not imported here.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from infvit.attention import ATTENTIONS
+from infvit.attention import ATTENTIONS, Attention
 from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
 from infvit.convert.projections import LeftAlone, Projections
 from infvit.convert.published import from_published, load_published
 from infvit.convert.report import Report
-from infvit.convert.sites import Site, called_with, find_sites, is_own
+from infvit.convert.sites import Site, called_with, find_sites
 from infvit.convert.trial import returned_by
 from infvit.errors import UsageError
 
@@ -35,23 +35,23 @@ def convert(
     copy_weights: bool = True,
     **attention_options: Any,
 ) -> Report:
-    """Replaces every self-attention of `model`, in place, and says what was replaced and what was not.
+    """Replaces every self-attention of `model` in place and reports what was replaced and what was not.
 
     The new layers take over width, heads, biases, dropout, device, dtype, training mode and, with `copy_weights`, the
-    weights; a projection that was frozen stays frozen. They answer to the calls of what they replaced and hang under
-    `<name>.layer` (the layers of InfViT itself are replaced directly). Masks that a layer supports
-    are passed on as torch means them (True where something is left out): a `key_padding_mask`, and in the place of an
-    `nn.MultiheadAttention` also `attn_mask` and `is_causal`. Whatever else is given raises `UsageError` at the call,
-    and so does to Pure InfSA an `attn_mask` said to be causal: its norm is shared by all rows, later ones too.
+    weights; a frozen projection stays frozen. They keep the calling convention of what they replace, as `<name>.layer`
+    (the layers of InfViT itself are replaced directly). Masks that a layer supports are passed on with torch's meaning
+    (True where something is left out): a `key_padding_mask`, and for an `nn.MultiheadAttention` also `attn_mask` and
+    `is_causal`. Any other argument raises `UsageError` at the call, as does an `attn_mask` marked as causal for Pure
+    InfSA, whose norm is shared by all rows, later ones too.
 
     Args:
         model: any module that holds attentions; it is changed only if everything could be built.
         attention: a name in `infvit.attention.ATTENTIONS`, or a class or callable with the signature of these.
-        include: glob patterns on names of modules, such as `"blocks.[0-5]"`; a pattern takes all below what it
-            matches. None takes everything.
-        exclude: glob patterns of what to leave alone; it wins over `include`.
-        copy_weights: whether q, k, v, o are copied exactly; otherwise the layers start afresh.
-        attention_options: passed on, such as `gamma=0.9`; they win over the dropout that was there.
+        include: glob patterns on names of modules, such as `"blocks.[0-5]"`; a match includes everything below it.
+            None includes everything.
+        exclude: glob patterns of modules to leave alone; takes precedence over `include`.
+        copy_weights: whether q, k, v, o are copied exactly; otherwise the layers are newly initialised.
+        attention_options: passed to the layers, such as `gamma=0.9`; they take precedence over the model's dropout.
 
     Returns:
         The names converted, and the reason for each attention left alone.
@@ -95,7 +95,7 @@ def convert(
 def _maker(
     attention: str | Callable[..., nn.Module], options: dict[str, Any]
 ) -> tuple[Callable[[Projections], nn.Module], str]:
-    """A function from maps to a fresh layer, and the attention's name."""
+    """(A function from projections to a new layer, the attention's name)."""
     if isinstance(attention, str):
         if attention not in ATTENTIONS:
             raise UsageError(f"attention={attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
@@ -110,16 +110,16 @@ def _maker(
     if taken := {"dim", "num_heads", "qkv_bias"} & options.keys():
         raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
 
-    def arguments(maps: Projections) -> dict[str, Any]:
-        drop = {"attn_drop": maps.attn_drop, "proj_drop": maps.proj_drop}
-        return {"num_heads": maps.num_heads, "qkv_bias": maps.qkv_bias, **drop, **options}
+    def arguments(projections: Projections) -> dict[str, Any]:
+        drop = {"attn_drop": projections.attn_drop, "proj_drop": projections.proj_drop}
+        return {"num_heads": projections.num_heads, "qkv_bias": projections.qkv_bias, **drop, **options}
 
     try:
         empty = dict.fromkeys(("num_heads", "qkv_bias", "attn_drop", "proj_drop"))
         constructor_signature(cls).bind(1, **{**empty, **options})
     except TypeError as error:
         raise UsageError(f"attention {label}: {error}") from None
-    return (lambda maps: cls(maps.dim, **arguments(maps))), label
+    return (lambda projections: cls(projections.dim, **arguments(projections))), label
 
 
 def _patterns(what: str, patterns: Patterns, sites: list[Site]) -> list[str]:
@@ -141,29 +141,29 @@ def _match(name: str, patterns: list[str]) -> str | None:
 
 
 def _replacement(site: Site, make: Callable[[Projections], nn.Module], copy_weights: bool) -> nn.Module:
-    module, maps = site.module, site.maps
-    if maps is None:
+    module, projections = site.module, site.projections
+    if projections is None:
         raise LeftAlone(site.reason)
     names = called_with(site)
     returned = returned_by(module, names[0])
-    layer = make(maps).to(device=maps.q.device, dtype=maps.q.dtype).train(module.training)
+    layer = make(projections).to(device=projections.q.device, dtype=projections.q.dtype).train(module.training)
     if copy_weights:
         try:
-            maps.copy_to(layer)
+            projections.copy_to(layer)
         except (AttributeError, TypeError, RuntimeError) as error:
             raise UsageError(
                 f"the weights of {site.name} do not fit {type(layer).__name__} ({error}): it needs Linear qkv and proj "
                 "of timm's shapes, or copy_weights=False"
             ) from error
-        if not any(source.requires_grad for source in maps.sources):
+        if not any(source.requires_grad for source in projections.sources):
             for name in ("qkv", "proj"):
                 getattr(layer, name).requires_grad_(False)
-    if is_own(module):
+    if isinstance(module, Attention):
         return layer
     if isinstance(module, nn.MultiheadAttention):
-        return MultiheadAdapter(layer, site.name, maps.num_heads, module.batch_first)
+        return MultiheadAdapter(layer, site.name, projections.num_heads, module.batch_first)
     config = getattr(module, "config", None)
-    return TokensAdapter(layer, site.name, maps.num_heads, names, returned, config)
+    return TokensAdapter(layer, site.name, projections.num_heads, names, returned, config)
 
 
 __all__ = ["AdaptedAttention", "Report", "convert", "from_published", "load_published"]

@@ -1,4 +1,4 @@
-"""Layers that are called as the attention they replace was: the arguments, the order of axes and what is returned."""
+"""Adapters with the calling convention of the attention they replace: arguments, order of axes, return value."""
 
 from inspect import signature
 from typing import Any
@@ -20,7 +20,7 @@ REFUSED = {
     "shared_rel_pos_bias",
     "relative_position_bias",
 }
-"""What an original may take and a converted layer refuses when it is given."""
+"""Arguments that an original may take, and that a converted layer refuses if they are set."""
 
 WITHOUT_EFFECT = {
     "interpolate_pos_encoding",
@@ -29,15 +29,15 @@ WITHOUT_EFFECT = {
     "return_dict",
     "num_items_in_batch",
 }
-"""What transformers passes down to layers for others than the attention."""
+"""Arguments that transformers passes to every layer and that do not concern the attention."""
 
 
 class AdaptedAttention(nn.Module):
-    """A converted attention: `layer` computes, and its caller sees the convention of what it replaced.
+    """A converted attention: calls `layer` with the calling convention of the module that it replaces.
 
     Args:
         layer: the attention layer, (B, N, D) → (B, N, D).
-        name: where it is in the model, for messages.
+        name: of the module in the model, for messages.
         num_heads: heads of the layer.
     """
 
@@ -48,23 +48,25 @@ class AdaptedAttention(nn.Module):
         self.takes = frozenset(signature(layer.forward).parameters)
 
     def weights(self, x: Tensor, **masks: Tensor | bool | None) -> Tensor:
-        """What `layer` weighs tokens with: (B, N, D) → (B, H, N, N) or (B, H, N)."""
+        """The attention weights of `layer`: (B, N, D) → (B, H, N, N) or (B, H, N)."""
         weights = getattr(self.layer, "weights", None)
         if not callable(weights):
-            raise UsageError(f"{self.name}: {type(self.layer).__name__} has no weights to return: ask for none")
+            raise UsageError(
+                f"{self.name}: {type(self.layer).__name__} has no weights to return: pass need_weights=False"
+            )
         return weights(x, **masks)
 
-    def _honoured(self, **masks: Tensor | bool | None) -> dict[str, Tensor | bool]:
-        """The masks that were given, as the layer takes them; UsageError for what it does not take."""
+    def _supported(self, **masks: Tensor | bool | None) -> dict[str, Tensor | bool]:
+        """The masks that are set, as the layer takes them; UsageError for one that it does not support."""
         given = {name: mask for name, mask in masks.items() if mask is not None and mask is not False}
         for name in given:
-            # A layer that is not of infvit.attention says by its arguments what it supports.
+            # A layer that is not of infvit.attention supports the masks that its forward takes.
             if name not in getattr(self.layer, "supported_masks", self.takes):
                 raise self._refusal(name, getattr(self.layer, "mask_hint", ""))
         return {n: self._boolean(n, mask) if isinstance(mask, Tensor) else mask for n, mask in given.items()}
 
     def _boolean(self, argument: str, mask: Tensor) -> Tensor:
-        """True where something is left out; nn.TransformerEncoder turns such a mask into 0 and -inf on the way here."""
+        """The mask as bool, True where something is left out; nn.TransformerEncoder converts masks to 0 and -inf."""
         if mask.dtype == torch.bool:
             return mask
         hidden = mask == float("-inf")
@@ -85,8 +87,8 @@ class TokensAdapter(AdaptedAttention):
     Args:
         layer, name, num_heads: as in `AdaptedAttention`.
         arguments: names of the original's arguments, in order, the tokens first.
-        returned: 0 to return the tokens alone, n to return them in a tuple of n with None for what else was there.
-        config: the original's transformers configuration, if it has one.
+        returned: 0 to return the tokens alone, n to return them in a tuple of n, the rest None.
+        config: the original's transformers config, if it has one.
     """
 
     def __init__(
@@ -96,17 +98,17 @@ class TokensAdapter(AdaptedAttention):
         self.arguments, self.returned, self.config = tuple(arguments), returned, config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's arguments; all but the tokens and a key padding mask are refused if given."""
+        """Takes the original's arguments; those other than the tokens and a key padding mask must not be set."""
         given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
         x = given.pop(self.arguments[0])
         padding = given.pop("key_padding_mask", None)
         for argument, value in given.items():
             if value is not None and value is not False and argument not in WITHOUT_EFFECT:
                 raise self._refusal(argument)
-        # transformers records attentions from its own classes only: it would return an empty tuple in silence.
+        # transformers records attentions from its own classes only and would return an empty tuple.
         if getattr(self.config, "output_attentions", False):
             raise self._refusal("output_attentions")
-        out = self.layer(x, **self._honoured(key_padding_mask=padding))
+        out = self.layer(x, **self._supported(key_padding_mask=padding))
         return (out, *[None] * (self.returned - 1)) if self.returned else out
 
 
@@ -118,8 +120,8 @@ class MultiheadAdapter(AdaptedAttention):
         batch_first: (B, N, D) if true, else (N, B, D); (N, D) without a batch either way.
     """
 
-    # nn.TransformerEncoderLayer in eval mode hands these weights to a fused softmax and calls no submodule,
-    # unless they are missing.
+    # In eval mode nn.TransformerEncoderLayer passes these weights to a fused softmax and calls no submodule, unless
+    # they are missing.
     in_proj_weight: None = None
     in_proj_bias: None = None
     _qkv_same_embed_dim = False
@@ -152,10 +154,10 @@ class MultiheadAdapter(AdaptedAttention):
             key_padding_mask = key_padding_mask.unsqueeze(0)
         if attn_mask is not None and attn_mask.dim() == 3:  # (B H, N, N)
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
-        # With an attn_mask, is_causal is torch's hint about it. An operator that takes the one and refuses the other
-        # would give the weights 0 and still let later tokens through.
+        # With an attn_mask, is_causal is torch's hint about it. An operator that supports attn_mask alone would set
+        # weights to 0 and still let later tokens through.
         only_hint = attn_mask is not None and "is_causal" in getattr(self.layer, "supported_masks", ("is_causal",))
-        masks = self._honoured(
+        masks = self._supported(
             key_padding_mask=key_padding_mask, attn_mask=attn_mask, is_causal=is_causal and not only_hint
         )
         out = self.layer(x, **masks)
@@ -165,7 +167,7 @@ class MultiheadAdapter(AdaptedAttention):
         weights = self.weights(x, **masks)
         if average_attn_weights:
             weights = weights.mean(1, keepdim=True)
-        if weights.dim() == 3:  # one weight serves all tokens
+        if weights.dim() == 3:  # one weight for all queries
             weights = weights.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
         if average_attn_weights:
             weights = weights.squeeze(1)
