@@ -1,4 +1,4 @@
-"""The names of classes, for people."""
+"""Readable names of classes."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from timm.data import ImageNetInfo
 
 
 def readable_names(classes: Sequence[str]) -> list[str]:
-    """ImageNet's synsets in words, other names as they are."""
+    """Returns ImageNet's synsets as "description (synset)", and other names as they are."""
     info = ImageNetInfo("imagenet-22k")
     known = set(info.label_names())
     return [f"{info.label_name_to_description(c)} ({c})" if c in known else c for c in classes]
 
 
 def is_imagenet(classes: Sequence[str]) -> bool:
-    """Whether they are ImageNet-1K's, as synsets, in the order of their labels."""
+    """Whether `classes` are the synsets of ImageNet-1K in the order of its labels."""
     return list(classes) == list(ImageNetInfo("imagenet-1k").label_names())

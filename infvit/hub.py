@@ -1,4 +1,4 @@
-"""Models in folders, on the Hugging Face Hub and as ONNX: safetensors and a config of names, nothing unpickled."""
+"""Saves models to folders, the Hugging Face Hub and ONNX: safetensors and a config of names, without pickle."""
 
 import functools
 import json
@@ -17,11 +17,11 @@ from infvit.errors import UsageError
 from infvit.positions import POSITIONS
 
 NAMED: dict[str, dict[str, Callable[..., Any]]] = {"attention": dict(ATTENTIONS), "positions": dict(POSITIONS)}
-"""What a config may name, by argument: a config from elsewhere can choose from these and from nothing else."""
+"""What a config may name, by argument; a downloaded config can choose from these alone."""
 
 
 def _to_json(part: Callable[..., Any]) -> dict[str, Any]:
-    """A class, function or partial of one as {"name": ..., options}; what has no name here cannot be saved."""
+    """A class, a function or a partial of one as {"name": ..., options}, or {"unnamed": ...} outside `NAMED`."""
     if isinstance(part, functools.partial):
         return {**_to_json(part.func), **part.keywords}
     for parts in NAMED.values():
@@ -40,7 +40,7 @@ def _from_json(argument: str, value: Any) -> Callable[..., Any]:
 
 
 class HubModel(PyTorchModelHubMixin):
-    """`save_pretrained`, `from_pretrained` and `push_to_hub` of huggingface_hub, for models made of named parts."""
+    """Adds huggingface_hub's `save_pretrained`, `from_pretrained` and `push_to_hub` to models made of named parts."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(
@@ -55,14 +55,14 @@ class HubModel(PyTorchModelHubMixin):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that the model was made with, as `save_pretrained` writes them."""
+        """The arguments of the model's constructor, as `save_pretrained` writes them."""
         return cast(dict[str, Any], self._hub_mixin_config)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for argument, parts in NAMED.items():
             if "unnamed" in self.config.get(argument, {}):
                 raise UsageError(
-                    f"{argument}={self.config[argument]['unnamed']} has no name that a config could hold: use one of "
+                    f"{argument}={self.config[argument]['unnamed']} has no name in a config: use one of "
                     f"{', '.join(parts)}, or save the state_dict"
                 )
         super()._save_pretrained(save_directory)
@@ -79,14 +79,14 @@ class HubModel(PyTorchModelHubMixin):
         try:
             return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
         except SafetensorError as error:
-            raise UsageError(f"{model_id}: model.safetensors is not whole ({error}): copy it again") from error
+            raise UsageError(f"{model_id}: model.safetensors is incomplete ({error}): copy it again") from error
 
 
 def export_onnx(model: nn.Module, path: str | Path, image_size: int | tuple[int, int], in_chans: int = 3) -> None:
     """Writes the model in eval mode as ONNX, "images" (batch, C, height, width) → "logits", for any batch size.
 
-    Needs the packages `onnx` and `onnxscript` (pip install "infvit[onnx]"). Pure InfSA is exported with its N × N
-    matrix held.
+    Needs the packages `onnx` and `onnxscript` (pip install "infvit[onnx]"). Pure InfSA is exported with its full
+    N × N matrix.
 
     Args:
         image_size: side of the images in pixels, or (height, width); fixed in the file.

@@ -1,6 +1,6 @@
 """The paper's models under timm's names: `timm.create_model("linear_infvit_4l_patch16_224")` after `import infvit`.
 
-Width 1024, 16 heads, MLP 4096, patch 16, 224 × 224 (arXiv:2603.00175). All have equal parameters by default besides
+Width 1024, 16 heads, MLP 4096, patch 16, 224 × 224 (arXiv:2603.00175). All have equal parameters by default apart from
 one gamma per head and layer; `extra_proj=True` gives the counts published for softmax and Pure.
 """
 

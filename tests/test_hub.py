@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_whole_is_named(tmp_path):
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match=r"model\.safetensors is not whole"):
+    with pytest.raises(UsageError, match=r"model\.safetensors is incomplete"):
         VisionTransformer.from_pretrained(tmp_path)
     weights.unlink()
     with pytest.raises(UsageError, match=r"holds no model\.safetensors"):

@@ -4,8 +4,8 @@
     print(convert(model, "linear_infsa"))
 
 A module is converted only if it is verified to be plain softmax attention of its q, k, v and o: it holds nothing else,
-takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens. All others stay as
-they are and are listed with the reason. transformers is not imported here.
+takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens. All others are
+left alone and listed with the reason. transformers is not imported here.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""95% intervals of what is measured on a set of images: the images drawn anew, with replacement."""
+"""Bootstrap 95% intervals over the images of a set."""
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -10,14 +10,14 @@ SEED = 0
 METHOD = f"95% intervals: percentiles over {RESAMPLES:,} bootstrap resamples of the images, seed {SEED}."
 
 _AT_ONCE = 2**20
-"""Drawn indices in memory at a time: 25 MB with their counts."""
+"""Number of drawn indices in memory at a time, 25 MB with their counts."""
 
 
 def resampled_sums(columns: csr_array) -> np.ndarray:
-    """The sums over images of each column, in every resample: (n, m) → (RESAMPLES, m) float64.
+    """Sums of each column over the images of every resample: (n, m) → (RESAMPLES, m) float64.
 
-    A resample is n draws of `default_rng(SEED).integers(n)`, one resample after the other: sets of equally many images
-    are resampled alike, so that the difference of two models is that on the same draws.
+    A resample is n draws of `default_rng(SEED).integers(n)`, one resample after the other. Sets of equally many images
+    get the same draws, so the difference of two models is paired.
     """
     n = columns.shape[0]
     rng = np.random.default_rng(SEED)
@@ -32,7 +32,7 @@ def resampled_sums(columns: csr_array) -> np.ndarray:
 
 
 def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Its two ends, the percentiles over (RESAMPLES, ...); resamples without a value (NaN) do not count."""
+    """Returns the interval's ends, percentiles over (RESAMPLES, ...); resamples without a value (NaN) are ignored."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0)
     return low, high

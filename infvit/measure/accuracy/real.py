@@ -1,4 +1,4 @@
-"""ReaL labels (arXiv:2006.07159): every class that is on a validation image of ImageNet, as people found anew."""
+"""ReaL labels (arXiv:2006.07159): all classes that annotators found on each validation image of ImageNet."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,10 +13,10 @@ from infvit.measure.accuracy.records import Records
 
 
 class Real(NamedTuple):
-    """What records score by ReaL labels.
+    """The score of records by ReaL labels.
 
     Attributes:
-        labelled: (n,) bool: images that have such labels; the others, where no class was found fit, are left out.
+        labelled: (n,) bool: images that have ReaL labels; annotators found no class for the others.
         top1, top5: (n,) bool: whether the prediction, or one of the five likeliest classes, is among them.
     """
 
@@ -26,7 +26,7 @@ class Real(NamedTuple):
 
     @classmethod
     def of(cls, records: Records, files: Sequence[str], classes: Sequence[str]) -> "Real | None":
-        """By the names of the images' files, `files[index]`; None where the images are not ImageNet's validation.
+        """Looks up the images by their file names, `files[index]`; None unless they are ImageNet's validation images.
 
         Args:
             records: of the evaluation.
@@ -45,5 +45,5 @@ class Real(NamedTuple):
 
 @cache
 def _labels() -> dict[str, list[int]]:
-    """By the name of the file; timm, which carries them, asks for as many file names as there are images."""
+    """Labels by file name, from timm, whose class requires as many file names as there are images."""
     return RealLabelsImagenet([""] * 50_000).real_labels

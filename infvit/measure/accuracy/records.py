@@ -1,4 +1,4 @@
-"""What an evaluation keeps of each image; every number, interval and difference comes from these records alone."""
+"""One record per evaluated image; all numbers, intervals and differences are computed from these records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from infvit.errors import UsageError
 
 @dataclass(frozen=True)
 class Records:
-    """One evaluation, a row for each image.
+    """The records of one evaluation, in the order of the images.
 
     Attributes:
-        index: (n,) int64, ascending: the image's place in its set.
+        index: (n,) int64, ascending: the image's index in its set.
         label: (n,) int32.
-        top5: (n, 5) int32: the five likeliest classes, the prediction first; of fewer classes all.
-        log_prob: (n,) float32: the log-softmax of the label, minus its cross-entropy.
+        top5: (n, 5) int32: the five likeliest classes, the prediction first; fewer if there are fewer classes.
+        log_prob: (n,) float32: the log-softmax of the label, the negative cross-entropy.
         confidence: (n,) float32: the softmax of the prediction.
     """
 
@@ -49,18 +49,18 @@ class Records:
         return (self.top5 == self.label[:, None]).any(1)
 
     def write(self, path: Path) -> None:
-        """An .npz with an array for each attribute."""
+        """Writes an .npz with an array for each attribute."""
         np.savez_compressed(path, **vars(self))
 
 
 class _Recorder(LightningModule):
-    """Tests a network and keeps the records of this process's images, on the device until the end."""
+    """Tests a network and collects the records of this rank's images, on the device until the end."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.batches: list[tuple[Tensor, ...]] = []
-        # With fewer images than processes some have none, and still take part.
+        # With fewer images than ranks some have none, and still take part in collectives.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
@@ -71,25 +71,24 @@ class _Recorder(LightningModule):
         self.batches.append((labels.int(), best.indices.int(), label, best.values[:, 0].exp()))
 
     def records(self, index: np.ndarray) -> Records:
-        """What was kept; `index` says which images they are, in the order of testing."""
+        """The records; `index` holds the images' indices in the order of testing."""
         if not self.batches:
-            nothing = np.empty(0, np.int32), np.empty((0, 0), np.int32), *(np.empty(0, np.float32) for _ in range(2))
-            return Records(np.empty(0, np.int64), *nothing)
+            empty = np.empty(0, np.int32), np.empty((0, 0), np.int32), *(np.empty(0, np.float32) for _ in range(2))
+            return Records(np.empty(0, np.int64), *empty)
         found = [torch.cat(parts).cpu().numpy() for parts in zip(*self.batches, strict=True)]
         return Records(index[: len(found[0])].astype(np.int64), *found)
 
 
 def record(net: nn.Module, data: LightningDataModule, trainer: Trainer, name: str) -> Records:
-    """The records of all images that `trainer` tests `net` on, each once, the same in every process.
+    """Returns the records of all images that `trainer` tests `net` on, each once, the same on every rank.
 
     Args:
         net: images → logits (B, classes).
-        data: its test loader's `sampler` gives the indices of this process's images, `indices()`, in order.
-        trainer: of one process or several.
+        data: the `sampler.indices()` of its test loader are the indices of this rank's images, in order.
         name: of the model, for messages.
 
     Raises:
-        UsageError: no images, or logits that are not finite.
+        UsageError: if there are no images, or logits that are not finite.
     """
     recorder = _Recorder(net)
     trainer.test(recorder, datamodule=data, verbose=False)
@@ -99,14 +98,14 @@ def record(net: nn.Module, data: LightningDataModule, trainer: Trainer, name: st
     if trainer.world_size > 1:
         parts = [None] * trainer.world_size
         torch.distributed.all_gather_object(parts, mine)
-    together = _joined([part for part in parts if len(part)])
-    broken = int((~np.isfinite(together.log_prob)).sum())
+    joined = _joined([part for part in parts if len(part)])
+    broken = int((~np.isfinite(joined.log_prob)).sum())
     if broken:
         raise UsageError(
-            f"{name} gives no finite logits for {broken:,} of {len(together):,} images: its training diverged, or the "
+            f"{name} gives no finite logits for {broken:,} of {len(joined):,} images: its training diverged, or the "
             f"precision is too low (trainer.precision={trainer.precision}, try 32-true)"
         )
-    return together
+    return joined
 
 
 def _joined(parts: list[Records]) -> Records:
@@ -114,7 +113,7 @@ def _joined(parts: list[Records]) -> Records:
         raise UsageError("there are no images to evaluate on: data= names an empty set")
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
     order = np.argsort(arrays["index"])
-    together = Records(**{name: array[order] for name, array in arrays.items()})
-    if (np.diff(together.index) == 0).any():
+    joined = Records(**{name: array[order] for name, array in arrays.items()})
+    if (np.diff(joined.index) == 0).any():
         raise RuntimeError("an image was evaluated twice: the processes' shares of the images overlap")
-    return together
+    return joined

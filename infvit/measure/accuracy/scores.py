@@ -1,4 +1,4 @@
-"""From the records of an evaluation to its numbers, each with its interval: in all, by class, and differences."""
+"""Computes the scores of an evaluation from its records, with intervals: overall, by class, and differences."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from infvit.measure.accuracy.real import Real
 from infvit.measure.accuracy.records import Records
 
 BINS = 15
-"""Of the calibration error, equally wide in confidence, as torchmetrics' MulticlassCalibrationError has them."""
+"""Bins of the calibration error, equally wide in confidence, as in torchmetrics' MulticlassCalibrationError."""
 
 
 class Score(NamedTuple):
-    """A number with the ends of its 95% interval."""
+    """A score with the ends of its 95% interval."""
 
     value: float
     low: float
@@ -25,12 +25,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Classes:
-    """Accuracy class by class, an entry for each class that has images.
+    """Accuracy by class, an entry for each class that has images.
 
     Attributes:
         label, images: int arrays: the class and how many images it has.
-        top1, low, high, top5: of its images, with the interval of top-1. Where all images are right, or all are wrong,
-            the bootstrap has nothing to vary, and the interval no width.
+        top1, low, high, top5: of its images, with the interval of top-1. If all images are right, or all wrong, the
+            bootstrap does not vary, and the interval has no width.
     """
 
     label: np.ndarray
@@ -42,10 +42,10 @@ class Classes:
 
 
 def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score], Classes]:
-    """Top-1, top-5, loss, calibration error ("ece") and, with ReaL labels, "real_top1" and "real_top5"; by class.
+    """Returns "top1", "top5", "loss", "ece" and, with ReaL labels, "real_top1" and "real_top5"; and top-1 by class.
 
-    The calibration error is Σ over bins of |Σ (correct − confidence)| / n, arXiv:1706.04599's. Resampling adds to it,
-    as noise does to every absolute value: its interval is shifted by what the resamples have too much on average.
+    The calibration error is Σ over bins of |Σ (correct − confidence)| / n, arXiv:1706.04599's. Resampling
+    increases it, as noise increases every absolute value: its interval is shifted by the resamples' mean excess.
     """
     n, places = len(records), np.arange(len(records))
     correct, in_top5 = records.correct, records.in_top5
@@ -53,7 +53,7 @@ def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score]
     label, of_label = np.unique(records.label, return_inverse=True)
 
     def spread(values: np.ndarray, column: np.ndarray, columns: int) -> csr_array:
-        """Each image's value in a column of its own choice: (n, columns)."""
+        """A matrix (n, columns) with each image's value in the given column."""
         return csr_array((values.astype(np.float64), (places, column)), shape=(n, columns))
 
     plain = [correct, in_top5, -records.log_prob.astype(np.float64)]
@@ -67,18 +67,18 @@ def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score]
     columns = hstack(list(blocks.values()), format="csr")
     ends = np.cumsum([block.shape[1] for block in blocks.values()])[:-1]
 
-    def finished(sums: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Sums over images, (..., columns) → the scores (...,) and top-1 of the classes (..., classes)."""
+    def from_sums(sums: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Sums over images (..., columns) → scores (...,), top-1 by class (..., classes)."""
         total, of_bin, class_images, class_top1 = np.split(sums, ends, axis=-1)
         found = {name: total[..., i] / n for i, name in enumerate(("top1", "top5", "loss"))}
         found["ece"] = np.abs(of_bin).sum(-1) / n
-        with np.errstate(invalid="ignore"):  # a resample may have no image of a class, or none with a ReaL label
+        with np.errstate(invalid="ignore"):  # a resample may lack a class, or ReaL labels
             if real:
                 found |= {f"real_top{k}": total[..., 3 + i] / total[..., 3] for i, k in ((1, 1), (2, 5))}
             return found, class_top1 / class_images
 
-    value, class_value = finished(np.asarray(columns.sum(0)).ravel())
-    samples, class_samples = finished(resampled_sums(columns))
+    value, class_value = from_sums(np.asarray(columns.sum(0)).ravel())
+    samples, class_samples = from_sums(resampled_sums(columns))
     samples["ece"] = np.maximum(samples["ece"] - samples["ece"].mean() + value["ece"], 0)
     found = {name: Score(float(value[name]), *map(float, interval(samples[name]))) for name in value}
     images = np.bincount(of_label)
@@ -89,7 +89,7 @@ def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score]
 class Difference(NamedTuple):
     """Top-1 of one evaluation minus that of another on the same images, as fractions, with its paired interval.
 
-    `differing` images are predicted differently.
+    `differing` is the number of images that are predicted differently.
     """
 
     top1: Score
@@ -97,7 +97,7 @@ class Difference(NamedTuple):
 
 
 def difference(records: Records, other: Records) -> Difference:
-    """`records` minus `other`; raises UsageError if they are not of the same images."""
+    """Returns `records` minus `other`; raises UsageError if their images differ."""
     if not np.array_equal(records.index, other.index) or not np.array_equal(records.label, other.label):
         raise UsageError("evaluations of different images have no paired difference: measure both on the same data=")
     gained = records.correct.astype(np.float64) - other.correct
