@@ -1,4 +1,4 @@
-"""The pictures of its attention that a run leaves, and the health of its heads in its logs."""
+"""The attention pictures that a run leaves, and the health of its heads in its logs."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ QUICK += ["+trainer.limit_train_batches=2"]
 
 
 @pytest.mark.parametrize(("size", "side"), [(8, 96), (28, 112), (64, 128), (224, 144)])
-def test_the_picture_shows_each_image_and_is_brightest_where_the_map_is_largest(size, side):
+def test_a_sheet_shows_each_image_and_is_brightest_where_the_map_is_largest(size, side):
     images = torch.zeros(3, 3, size, size, dtype=torch.uint8)
     images[1] = 200
     maps = torch.full((3, 4, 4), 0.01)
@@ -31,7 +31,7 @@ def test_the_picture_shows_each_image_and_is_brightest_where_the_map_is_largest(
     assert (4 * row // side, 4 * column // side) == (1, 2)
 
 
-def test_each_of_several_maps_has_its_row():
+def test_each_of_several_maps_has_a_row():
     images, maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(3, 2, 4, 4)
     for i in range(3):
         maps[i, 1, i, 0] = 0.5
@@ -43,14 +43,14 @@ def test_each_of_several_maps_has_its_row():
         assert np.unravel_index(row[:, 100:].argmax(), (96, 96))[0] // 24 == i
 
 
-def test_runs_leave_pictures_of_the_same_images_and_wandb_has_them(cli):
+def test_runs_leave_pictures_of_the_same_images_in_their_folders_and_on_wandb(cli):
     outcome = cli("train", "-m", *QUICK, "model=vit,linear_infvit,none", "seed=0")
     assert outcome.code == 0, outcome.err
     runs = {json.loads((run / "result.json").read_text())["model"]: run for run in outcome.runs()}
     pictures = {name: run / "attention.png" for name, run in runs.items()}
     assert not pictures.pop("none").exists()
-    (said,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]
-    assert said.startswith(
+    (reported,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]
+    assert reported.startswith(
         f"no attention picture of {runs['none'].name}: method='attention' cannot be read from NoAttention"
     )
     tops, belows = set(), set()
@@ -69,7 +69,7 @@ def test_runs_leave_pictures_of_the_same_images_and_wandb_has_them(cli):
     assert "as their runs said: none" in page
 
 
-def test_every_k_epochs_leave_maps_and_curves_and_the_weights_as_they_would_be(cli):
+def test_maps_every_k_epochs_do_not_change_the_weights(cli):
     lasting = ["experiment=digits", "model=linear_infvit", "data/loader=torch", "+trainer.limit_train_batches=2"]
     lasting += ["recipe.epochs=3", "recipe.warmup_epochs=0"]
     for k, logger in ((2, "default"), (0, "csv")):
@@ -98,12 +98,12 @@ def test_every_k_epochs_leave_maps_and_curves_and_the_weights_as_they_would_be(c
         assert torch.equal(values, theirs["state_dict"][name]), name
 
 
-def test_a_model_that_is_no_transformer_and_a_broken_drawing_leave_a_finished_run(cli, monkeypatch):
-    whole = ["model=timm", "size.image_size=32", "logger=csv", "callbacks.attention_maps.every_n_epochs=1"]
-    outcome = cli("train", *QUICK, *whole, "model.name=test_resnet", "recipe.epochs=2")
+def test_a_model_without_maps_and_a_failing_picture_leave_a_finished_run(cli, monkeypatch):
+    timm = ["model=timm", "size.image_size=32", "logger=csv", "callbacks.attention_maps.every_n_epochs=1"]
+    outcome = cli("train", *QUICK, *timm, "model.name=test_resnet", "recipe.epochs=2")
     assert outcome.code == 0, outcome.err
-    (said,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]  # once
-    assert said.endswith("expected the VisionTransformer of infvit or of timm")
+    (reported,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]  # once
+    assert reported.endswith("expected the VisionTransformer of infvit or of timm")
     monkeypatch.setattr(attention_maps, "layer_maps", lambda *_: 1 / 0)
     outcome = cli("train", *QUICK, "logger=csv", "model=vit")
     assert outcome.code == 0, outcome.err

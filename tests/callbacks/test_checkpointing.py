@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or damaged go on where they were; a checkpoint is whole or known to be damaged."""
+"""Runs that are stopped or killed resume where they were; a checkpoint is complete or recognised as damaged."""
 
 import itertools
 import json
@@ -51,14 +51,14 @@ def signals(monkeypatch):
 
 
 def history(run: Path) -> list[tuple[int, int]]:
-    """(W&B's step, the trainer's step) of every row of an offline run."""
+    """(W&B's step, the trainer's step) for every row of an offline run."""
     inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", run]
     lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
     rows = [json.loads(line)["history"]["item"] for line in lines if '"type":"history"' in line]
     return [(row["_step"], row["trainer/global_step"]) for row in rows if "trainer/global_step" in row]
 
 
-def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_the_same_curves(cli, signals):
+def test_sigterm_writes_a_checkpoint_and_the_printed_command_continues_the_same_curves(cli, signals):
     signals(signal.SIGTERM, 15)
     stopped = cli("train", *RUN)
     assert stopped.code == 128 + signal.SIGTERM
@@ -88,7 +88,7 @@ def test_sigterm_writes_a_checkpoint_and_the_command_that_it_tells_goes_on_in_th
     assert "skipped" in again.out
 
 
-def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interruption(cli, signals, monkeypatch):
+def test_accumulated_batches_draw_mixup_each_and_the_same_after_an_interruption(cli, signals, monkeypatch):
     drawn, step = [], Classifier.training_step
 
     def noted(self: Classifier, *arguments: object) -> torch.Tensor:
@@ -101,20 +101,20 @@ def test_accumulated_batches_draw_their_own_mixup_and_the_same_after_an_interrup
     mixup = "recipe.mixup={_target_: timm.data.Mixup, _partial_: true, mixup_alpha: 0.8, label_smoothing: 0.0}"
     run = [*SMALL, "recipe.epochs=1", "logger=csv", mixup, "recipe.batch_size=128", "resume=auto"]
     run.append("trainer.accumulate_grad_batches=2")
-    assert cli("train", *run, "hydra.run.dir=whole").code == 0
-    whole = drawn[:]
-    assert len(whole) == len({mixing for mixing, _ in whole}) == 2 * 11
+    assert cli("train", *run, "hydra.run.dir=reference").code == 0
+    reference = drawn[:]
+    assert len(reference) == len({mixing for mixing, _ in reference}) == 2 * 11
     drawn.clear()
     signals(signal.SIGTERM, 8)
     assert cli("train", *run, "hydra.run.dir=stopped").code == 143
-    assert drawn == whole[:8]
+    assert drawn == reference[:8]
     assert cli("train", *run, "hydra.run.dir=stopped").code == 0
-    assert drawn == whole
-    assert result(Path("whole"))["metrics"] == result(Path("stopped"))["metrics"]
+    assert drawn == reference
+    assert result(Path("reference"))["metrics"] == result(Path("stopped"))["metrics"]
 
 
-def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, signals, tmp_path):
-    """On the scratch disk of a node they lie elsewhere each time."""
+def test_a_run_resumes_with_the_same_images_elsewhere_and_not_with_others(cli, signals, tmp_path):
+    """On the scratch disk of a node their folder changes."""
     for split, color in itertools.product(("train", "val"), (40, 200)):
         (tmp_path / "one" / split / str(color)).mkdir(parents=True)
         for i in range(8):
@@ -131,17 +131,17 @@ def test_a_run_goes_on_with_images_that_have_moved_and_not_with_others(cli, sign
     assert refused.code == 2
     (line,) = [line for line in refused.err.splitlines() if line.startswith("error: ")]
     assert "was trained on lights#" in line
-    went_on = cli("train", *run, f"data.root={moved}")
-    assert went_on.code == 0, went_on.err
-    assert "resumes after step 3" in went_on.out
-    assert went_on.runs() == stopped.runs()
+    resumed = cli("train", *run, f"data.root={moved}")
+    assert resumed.code == 0, resumed.err
+    assert "resumes after step 3" in resumed.out
+    assert resumed.runs() == stopped.runs()
 
 
-def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals, tmp_path, monkeypatch):
-    asked = tmp_path / "asked"
+def test_sigusr1_requeues_a_slurm_job_before_its_time_is_over(cli, signals, tmp_path, monkeypatch):
+    requests = tmp_path / "requests"
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >>{requests}\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "417")
@@ -149,10 +149,10 @@ def test_before_the_end_of_its_time_a_slurm_job_asks_to_be_requeued(cli, signals
     stopped = cli("train", *RUN, "logger=csv")
     assert stopped.code == 128 + signal.SIGUSR1
     assert "SIGUSR1 after step 1 " in stopped.out
-    assert asked.read_text() == "requeue 417\n"
+    assert requests.read_text() == "requeue 417\n"
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, signals):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(cli, signals):
     signals(signal.SIGTERM, 5)
     run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
     assert cli("train", *run).code == 143
@@ -170,7 +170,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(cli, si
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
-def test_a_run_killed_before_the_link_to_its_last_checkpoint_has_it_when_it_goes_on(cli):
+def test_a_run_killed_before_it_linked_its_last_checkpoint_links_it_when_it_resumes(cli):
     run = [*RUN, "logger=csv", "checkpoint.every_minutes=0", "hydra.run.dir=run", "resume=auto"]
     assert cli("train", *run).code == 0
     newest, before = checkpoint.newest_first(Path("run/checkpoints").resolve())
@@ -181,15 +181,15 @@ def test_a_run_killed_before_the_link_to_its_last_checkpoint_has_it_when_it_goes
     assert Path("run/checkpoints/last.ckpt").resolve() == newest
 
 
-def test_a_folder_of_another_run_is_refused(cli, signals):
+def test_the_folder_of_another_run_is_refused(cli, signals):
     run = [*RUN, "logger=csv", "hydra.run.dir=run"]
     signals(signal.SIGTERM, 2)
     assert cli("train", *run).code == 143
     before = Path("run/result.json").read_text()
-    for more, says in ([], "resume=auto"), (["seed=1", "resume=auto"], "another configuration"):
+    for more, expected in ([], "resume=auto"), (["seed=1", "resume=auto"], "another configuration"):
         refused = cli("train", *run, *more)
         assert refused.code == 2
-        assert says in refused.err
+        assert expected in refused.err
         assert "Traceback" not in refused.err
     Path("run/result.json").write_text(before)
     holds = "import sys, pathlib, infvit.run.files as files; lock = files.FolderLock(pathlib.Path(sys.argv[1])); "
@@ -203,7 +203,7 @@ def test_a_folder_of_another_run_is_refused(cli, signals):
     assert cli("train", *run, "resume=auto").code == 0
 
 
-def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_next_job(cli, signals):
+def test_a_stopped_sweep_skips_finished_jobs_and_resumes_within_the_next_one(cli, signals):
     signals(signal.SIGTERM, 22 + 5)
     sweep = ["-m", *RUN, "logger=csv", "model=vit", "seed=0,1"]
     stopped = cli("train", *sweep)
@@ -221,7 +221,7 @@ def test_a_sweep_that_was_stopped_skips_what_is_finished_and_goes_on_within_the_
 
 
 class Malice:
-    """What an attacker would pickle: a call that leaves a file."""
+    """Pickles a call that creates a file, as an attacker would."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -231,7 +231,7 @@ class Malice:
 
 
 @pytest.mark.parametrize("place", ["state_dict", "optimizer_states", "callbacks", "RunRecord"])
-def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
+def test_nothing_in_a_malicious_checkpoint_is_executed(cli, tmp_path, place):
     ran = tmp_path / "ran"
     path = tmp_path / "theirs.ckpt"
     torch.save({"state_dict": {}, place: Malice(ran)}, path)
@@ -240,11 +240,11 @@ def test_nothing_in_a_malicious_checkpoint_is_run(cli, tmp_path, place):
         assert refused.code == 2
         assert str(path) in refused.err
     assert not ran.exists()
-    torch.load(path, weights_only=False)  # it would have
+    torch.load(path, weights_only=False)  # which executes it
     assert ran.exists()
 
 
-def test_a_run_killed_before_it_goes_on_loses_no_row_of_its_csv(tmp_path):
+def test_the_csv_log_keeps_its_rows_until_a_resumed_run_cuts_them_to_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step\n0,1\n0,2\n")
     log = ResumableCSVLogger(str(tmp_path))
@@ -261,7 +261,7 @@ def test_a_run_killed_before_it_goes_on_loses_no_row_of_its_csv(tmp_path):
     assert not path.exists()
 
 
-def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_happened():
+def test_a_run_killed_at_any_moment_ends_equal_to_an_uninterrupted_one():
     command = [sys.executable, "-m", "tests.chaos", "kill", "--times", "1", "--writing", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The speed of training is that of its steps, whatever stands between and behind them; by a clock of the tests' own."""
+"""The logged speed is that of the training steps, without what happens between and after them; with a fake clock."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ LOADER = DataLoader(TensorDataset(torch.randn(10 * IMAGES, 2)), batch_size=IMAGE
 
 
 class Clock:
-    """Seconds that pass by `sleep` alone."""
+    """A clock that only `sleep` advances."""
 
     def __init__(self) -> None:
         self.now = 1.0
@@ -33,14 +33,14 @@ CLOCK = Clock()
 
 
 @pytest.fixture(autouse=True)
-def _by_that_clock(monkeypatch):
+def _use_that_clock(monkeypatch):
     clock = SimpleNamespace(perf_counter=CLOCK.read, monotonic=CLOCK.read)
     monkeypatch.setattr(training_stats, "time", clock)
     monkeypatch.setattr(checkpointing, "time", clock)
 
 
 class Slow(LightningModule):
-    """A step takes `STEP`; the first one of a process, and a batch of validation, `ELSEWHERE`."""
+    """A step takes `STEP` seconds; the first one of a process, and a validation batch, take `ELSEWHERE`."""
 
     def __init__(self, fails_in: int | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Slow(LightningModule):
 
 
 def speed(*callbacks, module=None, checkpoint=None, **options):
-    """Images per second that a run of an epoch logs, as a part of what its steps alone allow."""
+    """Images per second that a run of one epoch logs, as a fraction of what its steps alone allow."""
     off = {
         "logger": False,
         "enable_checkpointing": False,
@@ -80,7 +80,7 @@ def test_validation_is_not_counted(every):
     assert 0.5 < speed(val_check_interval=every) <= 1
 
 
-def test_checkpoints_are_not_counted_and_a_run_that_goes_on_within_an_epoch_counts_its_own_steps(tmp_path, monkeypatch):
+def test_checkpoints_are_not_counted_and_a_run_resumed_within_an_epoch_counts_its_own_steps(tmp_path, monkeypatch):
     real = AtomicCheckpointIO.save_checkpoint
 
     def slow(self, *arguments, **options):

@@ -21,12 +21,12 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 @contextlib.contextmanager
 def server(status: int, answer: bytes):
-    """A W&B on this machine that gives every request this answer; yields its address and what it was asked."""
-    asked = []
+    """A server on this machine that gives every request this answer; yields its address and the requests."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            asked.append((self.path, self.headers["Authorization"]))
+            requests.append((self.path, self.headers["Authorization"]))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(answer)
@@ -37,7 +37,7 @@ def server(status: int, answer: bytes):
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{http.server_port}", asked
+        yield f"http://127.0.0.1:{http.server_port}", requests
     finally:
         http.shutdown()
         http.server_close()
@@ -45,7 +45,7 @@ def server(status: int, answer: bytes):
 
 @pytest.fixture
 def closed():
-    with socket.socket() as held:  # bound and not listening: nobody else takes the port, and nobody answers
+    with socket.socket() as held:  # bound and not listening: the port is taken and does not answer
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
@@ -76,23 +76,23 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     yield
-    unauthenticate_session()  # W&B keeps a key for all runs of the process
+    unauthenticate_session()  # W&B keeps the key for all runs of the process
 
 
 def test_a_key_that_is_accepted_logs_online(monkeypatch, capsys):
-    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
+    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, requests):
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        assert loggers.wandb_mode() == "offline"  # nobody is logged in
-        assert not asked
+        assert loggers.wandb_mode() == "offline"  # not logged in
+        assert not requests
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         assert loggers.wandb_mode() == loggers.wandb_mode() == "online"
-    assert [path for path, _ in asked] == ["/graphql"]  # once
-    assert asked[0][1].startswith("Basic ")
+    assert [path for path, _ in requests] == ["/graphql"]  # once
+    assert requests[0][1].startswith("Basic ")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "says"),
+    ("status", "answer", "expected"),
     [
         (401, b"", "refuses the API key (401)"),
         (200, b'{"data": {"viewer": null}}', "does not know the API key"),
@@ -100,27 +100,27 @@ def test_a_key_that_is_accepted_logs_online(monkeypatch, capsys):
         (200, b"<html>log in to the hotel's network</html>", "cannot be reached"),
     ],
 )
-def test_a_key_that_is_refused_goes_offline(monkeypatch, capsys, status, answer, says):
+def test_a_key_that_is_refused_goes_offline(monkeypatch, capsys, status, answer, expected):
     with server(status, answer) as (url, _):
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         for mode in ("", "online"):
             monkeypatch.setenv("WANDB_MODE", mode)
             assert loggers.wandb_mode() == "offline"
-    (line,) = capsys.readouterr().err.splitlines()  # said once
-    for words in (url, says, "continues offline", "wandb sync"):
+    (line,) = capsys.readouterr().err.splitlines()  # once
+    for words in (url, expected, "continues offline", "wandb sync"):
         assert words in line
 
 
-def test_a_login_in_netrc_counts_and_a_mode_that_is_set_is_taken(monkeypatch, tmp_path, closed):
+def test_a_key_in_netrc_is_found_and_wandb_mode_is_respected(monkeypatch, tmp_path, closed):
     monkeypatch.setenv("WANDB_BASE_URL", closed)
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert wandb_api_key() == KEY
     assert "cannot be reached" in loggers.wandb_problem(closed, KEY)
-    for mode, meant in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
+    for mode, expected in (("disabled", "disabled"), ("dryrun", "offline"), ("offline", "offline")):
         monkeypatch.setenv("WANDB_MODE", mode)
-        assert loggers.wandb_mode() == meant
+        assert loggers.wandb_mode() == expected
 
 
 SHORT = ["experiment=digits", "data/loader=torch", "recipe.epochs=1", "recipe.warmup_epochs=0"]
@@ -128,7 +128,7 @@ SHORT += ["+trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
 
 
 def offline(outcome) -> str:
-    """The one warning of a run that finished offline, with all its rows."""
+    """The only warning of a run that finished offline with all its rows."""
     assert outcome.code == 0, outcome.err
     (folder,) = outcome.runs()
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -150,33 +150,31 @@ def test_a_run_finishes_offline(cli, monkeypatch, closed, wrong):
         offline(cli("train", *SHORT))
 
 
-def test_a_server_that_knows_the_key_and_starts_no_run_is_not_waited_for_either(cli, monkeypatch):
-    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, asked):
+def test_a_server_that_accepts_the_key_but_starts_no_run_costs_the_init_timeout_alone(cli, monkeypatch):
+    with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, requests):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", url)
         assert "no run was started" in offline(cli("train", *SHORT, "logger.wandb.init_timeout=5"))
-        assert len(asked) > 1
+        assert len(requests) > 1
 
 
-def test_a_server_that_is_silent_all_the_time_is_asked_once_before_the_first_step_and_not_waited_for(
-    cli, monkeypatch, silent
-):
+def test_a_silent_server_is_contacted_once_before_the_first_step_and_never_waited_for(cli, monkeypatch, silent):
     url, held = silent
-    asked = []
+    requests = []
     for hook in ("on_train_batch_start", "on_train_epoch_end", "on_test_end"):
-        monkeypatch.setattr(RunRecord, hook, noting(asked, held, getattr(RunRecord, hook)))
+        monkeypatch.setattr(RunRecord, hook, noting(requests, held, getattr(RunRecord, hook)))
     monkeypatch.setattr(loggers, "ANSWER_TIMEOUT", 0.2)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", url)
     outcome = cli("train", *SHORT)
-    assert [*asked, len(held)] == [1] * 5  # nothing waits for an answer, since nothing more is asked
+    assert [*requests, len(held)] == [1] * 5  # nothing waits for an answer, since no further request is sent
     assert f"{url} cannot be reached (timed out)" in offline(outcome)
 
 
-def noting(asked, held, hook):
+def noting(requests, held, hook):
     def noted(*arguments):
-        asked.append(len(held))
+        requests.append(len(held))
         hook(*arguments)
 
     return noted

@@ -1,4 +1,4 @@
-"""A small file system of a process's own (tmpfs), and moments at which it is full."""
+"""A small tmpfs that only one process and its children see, and moments at which it is full."""
 
 import contextlib
 import ctypes
@@ -14,23 +14,23 @@ SIZE = 48 << 20
 NEW_NAMESPACE, NEW_USER, PRIVATE = 0x20000, 0x10000000, 0x4000 | 1 << 18
 """CLONE_NEWNS, CLONE_NEWUSER, MS_REC | MS_PRIVATE."""
 DETACH = 2
-"""MNT_DETACH: also while something of a process that ends is open there."""
+"""MNT_DETACH: also while files of an ending process are open there."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A small file system; what a process says is kept on another one.
+    """A small file system, and a folder on another one for the output of processes.
 
     Args:
         folder: where it is mounted.
-        beside: a folder elsewhere.
+        beside: the folder on another file system.
     """
 
     folder: Path
     beside: Path
 
     def fill(self, room: int = 0) -> None:
-        """Leaves so many bytes."""
+        """Fills the disk but for `room` bytes."""
         about = os.statvfs(self.folder)
         with (self.folder / "filler").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - room)
@@ -39,7 +39,7 @@ class Disk:
         (self.folder / "filler").unlink(missing_ok=True)
 
     def full_in(self, owner: Any, name: str, calls: range, room: int = 0, stays: bool = False) -> Callable[[], None]:
-        """Makes a process fill it for these calls of a method, the first being 1; with `stays` also after them."""
+        """Makes a process fill the disk during calls of a method, counted from 1; with `stays` also after them."""
         real, seen = getattr(owner, name), 0
 
         def then(*arguments: Any, **named: Any) -> Any:
@@ -57,7 +57,7 @@ class Disk:
         return lambda: setattr(owner, name, then)
 
     def full_from(self, step: int, to: float = float("inf")) -> Callable[[], None]:
-        """Makes a process fill it after a step of training, and make room after another one."""
+        """Makes a process fill the disk after a step of training and free it after another one."""
         real, seen = EpochSeed.on_train_batch_end, 0
 
         def then(*arguments: Any) -> None:
@@ -73,12 +73,12 @@ class Disk:
 
 
 class MountError(Exception):
-    """The system does not let this user mount anything."""
+    """The system does not allow this user to mount anything."""
 
 
 @contextlib.contextmanager
 def mounted(folder: Path) -> Iterator[None]:
-    """For this process and its children; as root, or where the system lets users be root in a namespace of theirs."""
+    """Mounts the tmpfs for this process and its children; needs root, or a system that allows user namespaces."""
     folder.mkdir(parents=True)
     libc, user, group = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()
 

@@ -1,7 +1,7 @@
-"""A disk that is full: while a run writes what it leaves, to its end, from its start, and while data are prepared.
+"""A full disk: while a run writes its files, until its end, from its start, and while data are prepared.
 
-It is a small file system of its own (tmpfs), which only this harness sees and which a file fills at chosen moments.
-After room is made the same command goes on, and ends as the run that never lacked room.
+The disk is a small tmpfs, which only this harness sees and which a file fills at chosen moments. When there is room
+again, the same command resumes, and the result equals that of a run that always had room.
 """
 
 import argparse
@@ -41,11 +41,11 @@ SWEEP = ["-m", *(word for word in RUN if not word.startswith(("hydra.run", "resu
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), help="of the faults")
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), help="faults to try")
 
 
 def run(options: argparse.Namespace) -> Iterator[Fault]:
-    """In a process of its own, since a process that has threads cannot leave its namespace."""
+    """Runs in a process of its own, since a process with threads cannot change its mount namespace."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
                 disk = Disk(Path(name, "disk"), Path(name, "beside"))
                 os.environ |= {"WANDB_MODE": "offline", "INFVIT_CACHE": str(disk.beside / "cache")}
                 with mounted(disk.folder):
-                    tried(disk.beside / "whole")
-                    whole = left(disk.beside / "whole" / "run")
-                    for fault in (fault for chosen in options.only for fault in FAULTS[chosen](disk, whole)):
+                    train_in(disk.beside / "reference")
+                    reference = left(disk.beside / "reference" / "run")
+                    for fault in (fault for chosen in options.only for fault in FAULTS[chosen](disk, reference)):
                         print(json.dumps(asdict(fault)), file=pipe, flush=True)
             code = 0
         except MountError as error:
@@ -76,16 +76,16 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         raise RuntimeError("the harness broke: see above")
 
 
-def tried(
+def train_in(
     folder: Path, first: Callable[[], None] = lambda: None, output: Path = Path("output.txt"), words: list[str] = RUN
 ) -> tuple[int, str]:
-    """The exit code of a training, and what it said."""
+    """The exit code of a training in this folder, and its output."""
     _, status = os.waitpid(start(folder, first, words, str(output)), 0)
     return os.waitstatus_to_exitcode(status), (folder / output).read_text()
 
 
-def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
-    """One kind of file after the other, and for an epoch all of them, the log of the terminal too."""
+def in_a_run(disk: Disk, reference: dict[str, Any]) -> Iterator[Fault]:
+    """Full while one kind of file is written, and for an epoch while all of them are, including the terminal's log."""
     pictures = ["maps/epoch_0003.png", "attention.png"]
     newest, table, result = checkpoint.NEWEST, "metrics.csv", "result.json"
     cases = {
@@ -100,47 +100,47 @@ def in_a_run(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
     }
     for name, (moments, warned) in cases.items():
         folder = disk.folder / name
-        code, said = tried(folder, moments, disk.beside / name)
-        lost = _code(code, 0) or _warnings(said, warned) or _finished(whole, folder)
-        untold = warned == pictures and MISSING not in said
-        yield Fault(f"full {name}", lost or ("what the end says is missing" if untold else None))
+        code, output = train_in(folder, moments, disk.beside / name)
+        lost = _code(code, 0) or _warnings(output, warned) or _finished(reference, folder)
+        unlisted = warned == pictures and MISSING not in output
+        yield Fault(f"full {name}", lost or ("the list of what is missing" if unlisted else None))
     folder = disk.folder / "log"
-    code, _ = tried(folder, disk.full_from(5, 17), folder / "output.txt")
-    yield Fault("full for an epoch, the terminal's log too", _code(code, 0) or _finished(whole, folder))
+    code, _ = train_in(folder, disk.full_from(5, 17), folder / "output.txt")
+    yield Fault("full for an epoch, the terminal's log too", _code(code, 0) or _finished(reference, folder))
 
 
-def to_its_end(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
+def to_its_end(disk: Disk, reference: dict[str, Any]) -> Iterator[Fault]:
     folder = disk.folder / "end"
     each_step = [*RUN, "checkpoint.every_minutes=0"]
-    code, said = tried(folder, disk.full_from(15), disk.beside / "end", each_step)
+    code, output = train_in(folder, disk.full_from(15), disk.beside / "end", each_step)
     found = checkpoint.newest_first(folder / "run" / "checkpoints")
     damaged = len(found) != checkpoint.KEPT or checkpoint.newest_intact(folder / "run" / "checkpoints") != found[0]
-    lost = _code(code, 2) or _one_error(said) or ("a checkpoint" if damaged else None)
+    lost = _code(code, 2) or _one_error(output) or ("a checkpoint" if damaged else None)
     lost = lost or ("result.json" if Result.read(folder / "run" / "result.json").status != "running" else None)
-    lost = lost or (None if MISSING in said else "the line that says what is missing")
+    lost = lost or (None if MISSING in output else "the list of what is missing")
     disk.free()
-    code, said = tried(folder, output=disk.beside / "end")
-    yield Fault("full to the run's end, then the same command", lost or _code(code, 0) or _finished(whole, folder))
+    code, output = train_in(folder, output=disk.beside / "end")
+    yield Fault("full to the run's end, then the same command", lost or _code(code, 0) or _finished(reference, folder))
 
 
-def from_its_start(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
+def from_its_start(disk: Disk, reference: dict[str, Any]) -> Iterator[Fault]:
     for name, words in (("run", RUN), ("sweep", SWEEP)):
         folder = disk.folder / f"start of a {name}"
         disk.fill()
-        code, said = tried(folder, words=words, output=disk.beside / folder.name)
-        lost = _code(code, 2) or _one_error(said) or (str([*folder.iterdir()]) if [*folder.iterdir()] else None)
+        code, output = train_in(folder, words=words, output=disk.beside / folder.name)
+        lost = _code(code, 2) or _one_error(output) or (str([*folder.iterdir()]) if [*folder.iterdir()] else None)
         disk.free()
         if name == "run":
-            code, _ = tried(folder, output=disk.beside / folder.name)
-            lost = lost or _code(code, 0) or _finished(whole, folder)
+            code, _ = train_in(folder, output=disk.beside / folder.name)
+            lost = lost or _code(code, 0) or _finished(reference, folder)
         yield Fault(f"full before the {name} starts", lost)
 
 
-def in_wandb(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
+def in_wandb(disk: Disk, reference: dict[str, Any]) -> Iterator[Fault]:
     folder = disk.folder / "wandb"
     words = [word for word in RUN if word != "logger=csv"]
-    code, _ = tried(folder, disk.full_from(5, 17), disk.beside / "wandb", words)
-    lost = _code(code, 0) or _finished(whole, folder)
+    code, _ = train_in(folder, disk.full_from(5, 17), disk.beside / "wandb", words)
+    lost = _code(code, 0) or _finished(reference, folder)
     if not lost:
         (log,) = folder.glob("run/wandb/offline-run-*")
         inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log]
@@ -154,9 +154,9 @@ def in_wandb(disk: Disk, whole: dict[str, Any]) -> Iterator[Fault]:
 def in_a_comparison(disk: Disk, _: dict[str, Any]) -> Iterator[Fault]:
     folder, moments = disk.folder / "sweep", disk.full_in(comparison, "write_comparison", range(1, 2))
     sweep = folder / "runs" / "digits" / "digits_sweep"
-    code, said = tried(folder, moments, disk.beside / "sweep", SWEEP)
-    lost = _code(code, 1) or _one_error(said) or ("half a page" if [*sweep.glob("comparison*")] else None)
-    code, _ = tried(folder, output=disk.beside / "sweep", words=SWEEP)
+    code, output = train_in(folder, moments, disk.beside / "sweep", SWEEP)
+    lost = _code(code, 1) or _one_error(output) or ("half a page" if [*sweep.glob("comparison*")] else None)
+    code, _ = train_in(folder, output=disk.beside / "sweep", words=SWEEP)
     lost = (
         lost
         or _code(code, 0)
@@ -169,26 +169,26 @@ def _code(found: int, expected: int) -> str | None:
     return f"exit code {found}, not {expected}" if found != expected else None
 
 
-def _warnings(said: str, expected: list[str]) -> str | None:
-    """Once each."""
-    found = [line.partition(" cannot be written")[0] for line in said.splitlines() if " cannot be written" in line]
-    return None if sorted(found) == sorted(expected) else f"the warnings {expected}, said was {found}"
+def _warnings(output: str, expected: list[str]) -> str | None:
+    """The difference from one warning for each of the expected names."""
+    found = [line.partition(" cannot be written")[0] for line in output.splitlines() if " cannot be written" in line]
+    return None if sorted(found) == sorted(expected) else f"the warnings {expected}, found {found}"
 
 
-def _one_error(said: str) -> str | None:
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    one = len(errors) == 1 and FULL in errors[0] and "Traceback" not in said
-    return None if one else f"the one line, said was {said}"
+def _one_error(output: str) -> str | None:
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    one = len(errors) == 1 and FULL in errors[0] and "Traceback" not in output
+    return None if one else f"the one line, output: {output}"
 
 
-def _finished(whole: dict[str, Any], folder: Path) -> str | None:
-    """What differs from the undisturbed run; what is left of files that were begun."""
+def _finished(reference: dict[str, Any], folder: Path) -> str | None:
+    """What differs from the undisturbed run, and temporary files that are left."""
     rest = [str(path) for path in folder.rglob("*") if path.name.endswith((".part", ".tmp"))]
-    return difference(whole, left(folder / "run")) or ", ".join(rest) or None
+    return difference(reference, left(folder / "run")) or ", ".join(rest) or None
 
 
 def in_prepared_data(disk: Disk, _: dict[str, Any]) -> Iterator[Fault]:
-    """`python -m data.prepare`, and what a run writes for FFCV: whole or not there."""
+    """Full while `python -m data.prepare` writes: its files are complete or absent."""
     images = disk.beside / "images"
     for split, shade, i in itertools.product(("train", "val"), (40, 200), range(12)):
         folder = images / split / str(shade)
@@ -204,41 +204,41 @@ def in_prepared_data(disk: Disk, _: dict[str, Any]) -> Iterator[Fault]:
         "at the end": (Shards, "finish", range(1, 2)),
         "with the originals": (Job, "_keep_originals", range(1, 2)),
     }.items():
-        out, output = disk.folder / f"prepared {name}", disk.beside / f"prepared {name}.txt"
-        code, said = _prepared(disk.full_in(*moments, stays=True), [*command, str(out)], output)
+        out, log = disk.folder / f"prepared {name}", disk.beside / f"prepared {name}.txt"
+        code, output = _prepared(disk.full_in(*moments, stays=True), [*command, str(out)], log)
         disk.free()
-        lines = [line for line in said.splitlines() if "make room" in line or FULL in line]
-        whole = [path for path in out.glob("*.beton") if path.read_bytes() != expected[path.name]]
-        lost = _code(code, 2) or (None if len(lines) == 1 and "Traceback" not in said else f"the one line: {said}")
-        lost = lost or ("half a file" if whole else None)
-        code, said = _prepared(lambda: None, [*command, str(out)], output)
+        lines = [line for line in output.splitlines() if "make room" in line or FULL in line]
+        incomplete = [path for path in out.glob("*.beton") if path.read_bytes() != expected[path.name]]
+        lost = _code(code, 2) or (None if len(lines) == 1 and "Traceback" not in output else f"the one line: {output}")
+        lost = lost or ("half a file" if incomplete else None)
+        code, output = _prepared(lambda: None, [*command, str(out)], log)
         found = {path.name: path.read_bytes() for path in out.iterdir()}
         yield Fault(f"full while data are prepared, {name}", lost or _code(code, 0) or difference(expected, found))
 
 
 def in_ffcvs_files(disk: Disk, _: dict[str, Any]) -> Iterator[Fault]:
-    """What a run writes before it reads with FFCV."""
+    """Full while a run writes the file that FFCV reads."""
     if importlib.util.find_spec("ffcv") is None:
         return
-    folder, output = disk.folder / "ffcv", disk.beside / "ffcv.txt"
+    folder, log = disk.folder / "ffcv", disk.beside / "ffcv.txt"
     cache, words = disk.folder / "cache", [*RUN, "data/loader=ffcv"]
     os.environ["INFVIT_CACHE"] = str(cache)
-    code, said = tried(folder, disk.full_in(Shards, "add", range(90, 91), stays=True), output, words)
-    lost = _code(code, 2) or _one_error(said) or ("half a file" if [*cache.rglob("*.beton")] else None)
+    code, output = train_in(folder, disk.full_in(Shards, "add", range(90, 91), stays=True), log, words)
+    lost = _code(code, 2) or _one_error(output) or ("half a file" if [*cache.rglob("*.beton")] else None)
     disk.free()
-    code, said = tried(folder, output=output, words=words)
+    code, output = train_in(folder, output=log, words=words)
     yield Fault("full while a run writes FFCV's files", lost or _code(code, 0))
 
 
-def _prepared(first: Callable[[], None], command: list[str], output: Path) -> tuple[int, str]:
-    """The exit code of `python -m data.prepare`, and what it said."""
+def _prepared(first: Callable[[], None], command: list[str], log: Path) -> tuple[int, str]:
+    """The exit code of `python -m data.prepare`, run after `first`, and its output."""
     process = os.fork()
     if not process:
         code = 1
         try:
-            said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(said, 1)
-            os.dup2(said, 2)
+            written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(written, 1)
+            os.dup2(written, 2)
             first()
             code = data.prepare.__main__.main(command)
             sys.stdout.flush()
@@ -246,7 +246,7 @@ def _prepared(first: Callable[[], None], command: list[str], output: Path) -> tu
             traceback.print_exc()
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), output.read_text()
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log.read_text()
 
 
 FAULTS: dict[str, Callable[[Disk, dict[str, Any]], Iterator[Fault]]] = {

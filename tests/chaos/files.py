@@ -1,6 +1,6 @@
-"""Files of images that are removed, cut short or overwritten while a run reads them: one line names the file.
+"""Image files that are removed, cut short or overwritten while a run reads them: one line names the file.
 
-Then the files are put back, and the same command goes on to the end.
+Then the files are restored, and the same command finishes the run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from PIL import Image
 from callbacks.epoch_seed import EpochSeed
 from infvit.run.result import Result
 from tests.chaos import Fault
-from tests.chaos.disk import tried
+from tests.chaos.disk import train_in
 from tests.chaos.kill import RUN
 
 
@@ -37,7 +37,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS), help="of the ways to read")
+    parser.add_argument("--only", nargs="+", choices=READERS, default=list(READERS), help="how the images are read")
 
 
 def run(options: argparse.Namespace) -> Iterator[Fault]:
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
 
 
 def in_a_tree(folder: Path, name: str, damage: Callable[[Path], None]) -> Iterator[Fault]:
-    """Images in class folders, read by the process that trains and by one of its own."""
+    """Images in class folders, read by the process that trains or by a worker process."""
     for split, shade, i in itertools.product(("train", "val"), (40, 200), range(16)):
         place = folder / "images" / split / str(shade)
         place.mkdir(parents=True, exist_ok=True)
@@ -57,22 +57,17 @@ def in_a_tree(folder: Path, name: str, damage: Callable[[Path], None]) -> Iterat
         words = [*RUN, "data=imagefolder", f"data.root={folder / 'images'}", f"data.module.workers={workers}"]
         words += ["recipe.batch_size=2", "callbacks.attention_maps=null"]
         lost = _lost(folder / f"run{workers}", words, sorted((folder / "images").rglob("*.png")), damage)
-        yield Fault(f"images in folders {name}" + " under a reading process" * workers, lost)
+        yield Fault(f"images in folders {name}" + ", read by a worker process" * workers, lost)
 
 
 def in_ffcvs_file(folder: Path, name: str, damage: Callable[[Path], None]) -> Iterator[Fault]:
-    """A .beton file, mapped into memory: what was removed stays until the run ends."""
+    """A .beton file, which is mapped into memory: a removed one stays readable until the run ends."""
     if importlib.util.find_spec("ffcv") is None:
         return
     os.environ["INFVIT_CACHE"] = str(folder / "cache")
     words = [*RUN, "data/loader=ffcv"]
     lost = _lost(folder / "run", words, folder / "cache", damage, stays=damage == Path.unlink)
     yield Fault(f".beton file {name}", lost)
-    if damage is cut_short:
-        from data.beton.decoder import Epoch
-
-        lost = _lost(folder / "within", words, folder / "cache", damage, (Epoch, "run_pipeline"))
-        yield Fault(f".beton file {name} within a batch (SIGBUS)", lost)
 
 
 READERS = {"tree": in_a_tree, "ffcv": in_ffcvs_file}
@@ -83,14 +78,12 @@ def _lost(
     words: list[str],
     files: list[Path] | Path,
     damage: Callable[[Path], None],
-    before: tuple[type, str] = (EpochSeed, "on_train_batch_end"),
     stays: bool = False,
 ) -> str | None:
-    """What is wrong with how a run ended whose files were damaged before the 14th call, and with how it went on."""
+    """Damages the files after 14 steps; returns what is wrong with the run's end or its resumption."""
 
     def damaged() -> None:
-        owner, name = before
-        real, seen = getattr(owner, name), 0
+        real, seen = EpochSeed.on_train_batch_end, 0
 
         def then(*arguments: object) -> object:
             nonlocal seen
@@ -100,23 +93,23 @@ def _lost(
                     damage(path)
             return real(*arguments)
 
-        setattr(owner, name, then)
+        EpochSeed.on_train_batch_end = then
 
     contents = {path: path.read_bytes() for path in files} if isinstance(files, list) else {}
-    code, said = tried(folder, damaged, words=words)
+    code, output = train_in(folder, damaged, words=words)
     result = Result.read(folder / "run" / "result.json")
-    errors = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+    errors = [line.removeprefix("error: ") for line in output.splitlines() if line.startswith("error: ")]
     if stays:
-        return None if code == 0 and result.status == "finished" else f"the run: exit code {code}, said was {said}"
-    if code == 0 or len(errors) != 1 or "Traceback" in said:
-        return f"the one line: exit code {code}, said was {said}"
+        return None if code == 0 and result.status == "finished" else f"the run: exit code {code}, output: {output}"
+    if code == 0 or len(errors) != 1 or "Traceback" in output:
+        return f"the one line: exit code {code}, output: {output}"
     if not any(ending in errors[0] for ending in (".png", ".beton")):
-        return f"the name of the file, said was {said}"
+        return f"the name of the file, output: {output}"
     if (result.status, result.error) != ("failed", errors[0]):
         return f"the line in result.json, which says {result.status}: {result.error}"
     for path, content in contents.items():
         path.write_bytes(content)
     for path in [] if isinstance(files, list) else files.rglob("*.beton"):
         path.unlink()
-    code, said = tried(folder, words=words)
-    return None if code == 0 else f"the way on: exit code {code}, said was {said}"
+    code, output = train_in(folder, words=words)
+    return None if code == 0 else f"the resumed run: exit code {code}, output: {output}"

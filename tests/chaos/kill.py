@@ -1,7 +1,7 @@
-"""`kill -9` at random moments of a run, and at chosen ones of a checkpoint's writing; each time the run goes on.
+"""`kill -9` at random moments of a run, and at chosen moments while a checkpoint is written; then the run resumes.
 
-In the end weights, optimizer, averaged weights, curves, metrics and the CSV log equal those of a run that nothing
-interrupted, bit by bit. A run is a process of its own, forked from this one, which has imported everything.
+In the end weights, optimizer, averaged weights, curves, metrics and the CSV log equal those of an uninterrupted run,
+bit by bit. Each run is a process forked from this one, which has imported everything.
 """
 
 import argparse
@@ -43,17 +43,17 @@ RUN = [
 ]
 
 CLOCKS = {"images_per_second"}
-"""Columns that no two runs have in common."""
+"""Columns that depend on the clock."""
 
 WRITING = ("write", "fsync", "rename", "symlink_to")
-"""Where a process kills itself: after some bytes, before they are flushed to the disk, before each of the renamings."""
+"""Where a process kills itself: after some bytes, before the sync to disk, before the renaming, before the link."""
 RANDOM = "kill -9 at a random moment"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", type=int, default=20, help="kills at random moments")
-    parser.add_argument("--writing", type=int, default=len(WRITING), help="of the moments of a checkpoint's writing")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--writing", type=int, default=len(WRITING), help="moments while a checkpoint is written")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
 
 
 def run(options: argparse.Namespace) -> Iterator[Fault]:
@@ -62,9 +62,9 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         since = time.monotonic()
-        finish(start(folder / "whole"))
+        finish(start(folder / "reference"))
         seconds = time.monotonic() - since
-        whole = left(folder / "whole" / "run")
+        reference = left(folder / "reference" / "run")
         kills = 0
         while kills < options.times:
             trial = folder / f"kill{kills}"
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             while kills + len(begun) < options.times and kill_after(start(trial), draws.uniform(0, seconds)):
                 begun.append(newest(trial))
             finish(start(trial))
-            lost = difference(whole, left(trial / "run"))
+            lost = difference(reference, left(trial / "run"))
             for step in begun:
                 yield Fault(RANDOM, lost or forgotten(trial, step))
             kills += len(begun)
@@ -82,14 +82,14 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             step = newest(trial)
             finish(start(trial))
-            lost = difference(whole, left(trial / "run")) if killed else "the kill"
+            lost = difference(reference, left(trial / "run")) if killed else "the kill"
             yield Fault(f"kill -9 in a checkpoint's {place}", lost or forgotten(trial, step))
 
 
 def start(
     folder: Path, first: Callable[[], None] = lambda: None, words: Sequence[str] = RUN, output: str = "output.txt"
 ) -> int:
-    """The id of a process that trains in `folder`, after doing `first`; what it says is added to `output`."""
+    """Starts a training in `folder` after calling `first`, appends to `output`, and returns the process id."""
     folder.mkdir(parents=True, exist_ok=True)
     process = os.fork()
     if process:
@@ -97,9 +97,9 @@ def start(
     code = 1
     try:
         os.chdir(folder)
-        said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
         first()
         sys.argv = ["train.py", *words]
         entrypoint.run(train.train)
@@ -119,7 +119,7 @@ def finish(process: int) -> None:
 
 
 def kill_after(process: int, seconds: float) -> bool:
-    """Whether the process still ran by then, and was killed."""
+    """Kills the process after that time; False if it has ended by itself before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if os.waitpid(process, os.WNOHANG)[0]:
@@ -131,21 +131,21 @@ def kill_after(process: int, seconds: float) -> bool:
 
 
 def newest(trial: Path) -> int:
-    """Steps of the newest checkpoint, 0 if there is none."""
+    """The step of the newest checkpoint, 0 if there is none."""
     found = checkpoint.newest_first(trial / "run" / "checkpoints")
     named = checkpoint.NAME.fullmatch(found[0].name) if found else None
     return int(named[1]) if named else 0
 
 
 def forgotten(trial: Path, step: int) -> str | None:
-    """A run that starts from its beginning ends equal too, but loses what was trained."""
-    said = (trial / "output.txt").read_text()
-    known = f"resumes after step {step}, " in said or "is finished; delete" in said  # killed after all was done
-    return f"step {step}" if step and not known else None
+    """The step of the checkpoint if the run did not resume from it: it would end equal, too, but train twice."""
+    output = (trial / "output.txt").read_text()
+    resumed = f"resumes after step {step}, " in output or "is finished; delete" in output  # killed after its end
+    return f"step {step}" if step and not resumed else None
 
 
 def in_writing(place: str, count: int) -> Callable[[], None]:
-    """Makes a process kill itself at a place of its `count`-th checkpoint."""
+    """Returns what makes a process kill itself at this place while it writes its `count`-th checkpoint."""
     owner: Any = {"write": checkpoint._HashingFile, "fsync": os}.get(place, Path)
     real, seen = getattr(owner, place), 0
 
@@ -163,7 +163,7 @@ def in_writing(place: str, count: int) -> Callable[[], None]:
 
 
 def left(run: Path) -> dict[str, Any]:
-    """All that must not depend on interruptions."""
+    """Everything that must not depend on interruptions."""
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     result = json.loads((run / "result.json").read_text())
     rows = list(csv.DictReader((run / "metrics.csv").open()))
@@ -180,12 +180,12 @@ def left(run: Path) -> dict[str, Any]:
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-    """What differs, by name."""
+    """The names of what differs."""
     return ", ".join(name for name in ours if not same(ours[name], theirs[name])) or None
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, tensors bit by bit."""
+    """Whether both are equal, tensors bit by bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

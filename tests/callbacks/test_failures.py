@@ -1,4 +1,4 @@
-"""What goes wrong in a run: it goes on where it can, and ends in one line that says what to do where it cannot."""
+"""Failures in a run: it continues where possible, and otherwise ends with one line that says what to do."""
 
 import json
 import multiprocessing
@@ -28,8 +28,8 @@ RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1", "trainer.log_every_n
 """11 steps of 128 images."""
 
 
-def format_config_error(outcome) -> str:
-    """The one line, which result.json has too."""
+def error_line(outcome) -> str:
+    """The only line of the error, which result.json holds, too."""
     assert outcome.code == 2, outcome.err
     assert "Traceback" not in outcome.err
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
@@ -48,7 +48,7 @@ def cut_short(path: Path) -> None:
 
 @pytest.fixture
 def at_batch(monkeypatch):
-    """`at_batch(5, act)`: `act(module, batch)` at the start of the run's 5th batch, and of what follows it."""
+    """`at_batch(5, act)`: calls `act(module, batch)` at the start of the run's 5th and all later batches."""
 
     def act_then(first: int, act, last: float = float("inf")) -> None:
         real = PeriodicCheckpoint.on_train_batch_start
@@ -87,7 +87,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cli, at_batch):
     assert [row[header.index("steps_skipped")] for row in rows if row[header.index("steps_skipped")]] == ["1.0"]
 
 
-def test_many_in_a_row_end_the_run_and_name_the_layer_and_leave_batch_and_weights(cli, at_batch):
+def test_many_skipped_steps_in_a_row_end_the_run_name_the_layer_and_leave_batch_and_weights(cli, at_batch):
     def break_layer(module, _):
         module.net.blocks[1].mlp.register_forward_hook(lambda *call: call[-1] / 0)
 
@@ -103,7 +103,7 @@ def test_many_in_a_row_end_the_run_and_name_the_layer_and_leave_batch_and_weight
     assert all(value.isfinite().all() for value in weights.values())
 
 
-def test_a_gradient_that_is_not_finite_is_found_where_it_begins():
+def test_a_gradient_that_is_not_finite_is_found_in_its_layer():
     net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
     images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
     assert skip_nonfinite.first_nonfinite(net, images, labels) is None
@@ -111,14 +111,14 @@ def test_a_gradient_that_is_not_finite_is_found_where_it_begins():
     assert "blocks.0" in skip_nonfinite.first_nonfinite(net, images, labels)
 
 
-def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same():
+def test_the_fused_step_of_gpus_is_skipped_by_a_flag_and_otherwise_equals_the_plain_one():
     def trained(fused: bool) -> torch.Tensor:
         torch.manual_seed(0)
         net = torch.nn.Linear(4, 2)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
         for step in range(4):
             if fused and step == 1:
-                skip_nonfinite.use_fused_kernels(optimizer)  # as when a run goes on
+                skip_nonfinite.use_fused_kernels(optimizer)  # as in a resumed run
             optimizer.zero_grad()
             F.mse_loss(net(torch.ones(3, 4)), torch.ones(3, 2)).backward()
             bad = step == 2
@@ -132,7 +132,7 @@ def test_the_fused_step_that_gpus_take_is_skipped_by_a_flag_and_is_else_the_same
     torch.testing.assert_close(trained(fused=True), trained(fused=False))
 
 
-def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_checkpoints_from_before(cli, at_batch):
+def test_a_full_disk_costs_checkpoints_but_neither_the_run_nor_earlier_checkpoints(cli, at_batch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = []
 
@@ -157,7 +157,7 @@ def test_a_full_disk_costs_checkpoints_and_a_warning_but_not_the_run_nor_the_che
     assert not list(Path("run/checkpoints").glob("*.part"))
 
 
-def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_command_goes_on():
+def test_a_disk_that_is_full_until_the_end_leaves_the_earlier_files_and_the_same_command_resumes():
     command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if "disk: skipped: " in done.stdout:
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_comma
 
 
 @pytest.mark.parametrize(
-    ("step", "says"),
+    ("step", "expected"),
     [
         (
             "training_step",
@@ -176,10 +176,10 @@ def test_a_disk_that_is_full_to_the_end_leaves_what_was_there_and_the_same_comma
         ("validation_step", ["256 images", "data.module.eval_batch_size=128"]),
     ],
 )
-def test_out_of_memory_says_what_keeps_the_recipes_batch(cli, monkeypatch, step, says):
+def test_out_of_memory_names_the_setting_that_keeps_the_recipes_batch(cli, monkeypatch, step, expected):
     monkeypatch.setattr(Classifier, step, lambda *_: torch.empty(2**48))
-    line = format_config_error(cli("train", *RUN, "recipe.batch_size=64", "trainer.accumulate_grad_batches=2"))
-    for words in ["out of memory", *says]:
+    line = error_line(cli("train", *RUN, "recipe.batch_size=64", "trainer.accumulate_grad_batches=2"))
+    for words in ["out of memory", *expected]:
         assert words in line
 
 
@@ -190,7 +190,7 @@ def test_a_reading_process_that_dies_is_one_line(cli, at_batch):
         time.sleep(5)  # until torch's handler of the signal raises
 
     at_batch(3, kill, last=3)
-    line = format_config_error(cli("train", *RUN, "data.module.workers=1"))
+    line = error_line(cli("train", *RUN, "data.module.workers=1"))
     assert "a process that reads images died" in line
     assert "Killed" in line
 
@@ -200,11 +200,11 @@ def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tm
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     arguments = [*RUN, "trainer=ddp_cpu", "recipe.epochs=10000", "checkpoint.every_minutes=0"]
     command = [sys.executable, ROOT / "train.py", *arguments]
-    with (tmp_path / "said").open("w") as said:
-        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+    with (tmp_path / "output").open("w") as output:
+        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
         try:
             while not list(tmp_path.glob("run/checkpoints/step*.ckpt")):
-                assert first.poll() is None, (tmp_path / "said").read_text()
+                assert first.poll() is None, (tmp_path / "output").read_text()
                 time.sleep(0.1)
             (second,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
             os.kill([first.pid, second][rank], signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tm
             first.kill()
     if rank:
         assert code == 2
-        assert f"error: rank 1 (process {second} on " in (tmp_path / "said").read_text()
+        assert f"error: rank 1 (process {second} on " in (tmp_path / "output").read_text()
         left = json.loads((tmp_path / "run/result.json").read_text())
         assert left["status"] == "failed"
         assert "was killed by SIGKILL: all ranks stop" in left["error"]
@@ -224,8 +224,10 @@ def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tm
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize(("damage", "says"), [(Path.unlink, "cannot be read"), (cut_short, "has changed")])
-def test_images_that_vanish_or_change_while_they_are_read_are_one_line(cli, at_batch, tmp_path, workers, damage, says):
+@pytest.mark.parametrize(("damage", "expected"), [(Path.unlink, "cannot be read"), (cut_short, "has changed")])
+def test_images_removed_or_changed_while_they_are_read_are_reported_in_one_line(
+    cli, at_batch, tmp_path, workers, damage, expected
+):
     for split in ("train", "val"):
         for shade, name in ((40, "dark"), (200, "light")):
             folder = tmp_path / "images" / split / name
@@ -235,7 +237,7 @@ def test_images_that_vanish_or_change_while_they_are_read_are_one_line(cli, at_b
     images = [*(tmp_path / "images").rglob("*.png")]
     at_batch(2, lambda *_: [damage(path) for path in images if path.is_file()], last=2)
     data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", f"data.module.workers={workers}"]
-    line = format_config_error(cli("train", *RUN, *data, "recipe.batch_size=2"))
-    assert says in line
+    line = error_line(cli("train", *RUN, *data, "recipe.batch_size=2"))
+    assert expected in line
     assert ".png" in line
     assert len(line) < 400
