@@ -1,4 +1,4 @@
-"""W&B that cannot be reached or refuses the key: the run continues offline and says how to sync."""
+"""W&B that cannot be reached or refuses the key: the run continues offline and prints how to sync."""
 
 import contextlib
 import json
