@@ -1,4 +1,4 @@
-"""The recipe's parts: what is decayed, how the learning rate goes, what the metrics count."""
+"""The parts of a recipe: weight decay, the learning rate schedule, and metrics that count each image once."""
 
 from functools import partial
 
@@ -113,7 +113,7 @@ def rates(**stop):
 def test_the_learning_rate_is_the_same_however_early_the_run_stops():
     whole = rates(max_epochs=4)
     assert len(whole) == 4 * 3
-    assert whole[3] == max(whole)  # behind the warm-up
+    assert whole[3] == max(whole)  # after the warm-up
     assert rates(max_epochs=2) == rates(max_epochs=4, max_steps=6) == whole[:6]
 
 

@@ -1,4 +1,4 @@
-"""One seed is one initialisation of what models share and one sequence of images, end to end."""
+"""Models with one seed share the initial values of common parameters and the sequence of images."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from infvit.attention import SoftmaxAttention
 
-RANDOM = [  # all that a recipe may leave to chance
+RANDOM = [  # every source of randomness that a recipe may use
     "recipe.model.drop_path=0.3",
     "recipe.augmentation.flip=true",
     "recipe.augmentation.crop_scale=[0.5,1.0]",
@@ -21,7 +21,7 @@ RANDOM = [  # all that a recipe may leave to chance
 
 
 class Drawing(SoftmaxAttention):
-    """An attention with weights of its own that draws random numbers when it is made and whenever it runs."""
+    """An attention with parameters of its own that draws random numbers in its constructor and in forward."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         self_made = torch.randn(dim)
@@ -34,7 +34,7 @@ class Drawing(SoftmaxAttention):
 
 
 class Seen(Callback):
-    """Writes down the weights that training starts from and what the network is given in each step."""
+    """Records the initial weights and a hash of the network's input in each training step."""
 
     def __init__(self, path: str) -> None:
         self.path, self.steps = Path(path), []

@@ -99,6 +99,15 @@ def decode(content: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
+def common_classes(root: Path, splits: list[str]) -> list[str]:
+    """Returns the class folders of a tree; UsageError if its splits have different ones."""
+    classes = class_folders(root / splits[0])
+    extra = sorted(set(class_folders(root / splits[-1])) ^ set(classes))
+    if extra:
+        raise UsageError(f"{root}: train and val must have the same class folders; only in one of them: {some(extra)}")
+    return classes
+
+
 def class_folders(root: Path) -> list[str]:
     """Returns the sorted names of the class folders; UsageError if there are none."""
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
@@ -130,7 +139,7 @@ def some(names: list[str]) -> str:
 
 def _inspected(root: Path, found: dict[str, list[Sample]], cache_dir: Path, name: str) -> dict:
     """Returns {"bad": paths, set name: its fingerprint, ...}, from the cache if the tree is known."""
-    stats = [(path, *_stat(root / path)) for samples in found.values() for path, _ in samples]
+    stats = [(path, *size_and_time(root / path)) for samples in found.values() for path, _ in samples]
     signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
     stored = cache_dir / "imagefolder" / f"{signature}.json"
     with create_once(stored) as path:
@@ -139,7 +148,8 @@ def _inspected(root: Path, found: dict[str, list[Sample]], cache_dir: Path, name
     return json.loads(stored.read_text())
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Returns the bytes of a file and its modification time in ns; UsageError if it cannot be read."""
     try:
         stat = os.stat(path)
     except OSError as error:

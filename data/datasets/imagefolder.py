@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.datasets.image_files import ImageFiles, class_folders, image_sets, images_in, some
+from data.datasets.image_files import ImageFiles, common_classes, image_sets, images_in, some
 from data.datasets.source import ImageSet, Split
 from infvit.errors import UsageError
 
@@ -41,12 +41,7 @@ class ImageFolder:
             raise UsageError(f"no images for data={name}: the folder {self.root / 'val'} does not exist; {advice}")
         splits = [split for split in ("train", "val") if (self.root / split).is_dir()]
         first = self.root / splits[0]
-        self.classes = class_folders(first)
-        extra = sorted(set(class_folders(self.root / "val")) ^ set(self.classes))
-        if extra:
-            raise UsageError(
-                f"{self.root}: train and val must have the same class folders; only in one of them: {some(extra)}"
-            )
+        self.classes = common_classes(self.root, splits)
         if num_classes is not None and len(self.classes) != num_classes:
             raise UsageError(
                 f"{first} has {len(self.classes)} class folders ({some(self.classes)}), "

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data.beton.writer import PIECE
-from data.datasets.image_files import decode
-from infvit.errors import UsageError
+from data.datasets.image_files import decode, size_and_time
 
 
 class Published:
@@ -66,7 +65,7 @@ class Files(Published):
 
     def __init__(self, kind: str, root: Path, samples: list[tuple[str, str, int]]) -> None:
         self.root = root
-        found = [(path, name, label, *_stat(root / path)) for path, name, label in samples]
+        found = [(path, name, label, *size_and_time(root / path)) for path, name, label in samples]
         found.sort(key=lambda sample: (sample[2], sample[1]))
         self.paths = [sample[0] for sample in found]
         places = np.array([(0, i, *sample[3:]) for i, sample in enumerate(found)], dtype=np.int64).reshape(-1, 4)
@@ -91,7 +90,7 @@ class Slices(Published):
     def __init__(self, kind: str, archive: Path, members: list[tuple[str, str, int, int, int]]) -> None:
         self.archive = archive
         self.members = {member[3]: member[0] for member in members}
-        size, written = _stat(archive)
+        size, written = size_and_time(archive)
         places = np.array([(0, *member[3:], size, written) for member in members], dtype=np.int64).reshape(-1, 5)
         super().__init__(kind, [member[1] for member in members], [member[2] for member in members], places)
 
@@ -110,11 +109,3 @@ class Slices(Published):
 @functools.lru_cache(maxsize=4)
 def _opened(path: Path) -> int:
     return os.open(path, os.O_RDONLY)
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): repair or remove it") from error
-    return stat.st_size, stat.st_mtime_ns

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from data.datasets.image_files import class_folders, images_in, some
+from data.datasets.image_files import class_folders, common_classes, images_in, some
 from data.datasets.imagenet_v2 import FOLDERS, in_order_of_labels
 from data.datasets.source import Split
 from data.prepare.devkit import FOLDER as DEVKIT
@@ -56,12 +56,7 @@ def imagefolder(source: Path) -> tuple[dict[Split, Published], list[str]]:
     for split in ("train", "val"):
         if not (source / split).is_dir():
             raise UsageError(f"{source / split} does not exist: expected train/<class>/* and val/<class>/* in --source")
-    classes = class_folders(source / "train")
-    extra = sorted(set(class_folders(source / "val")) ^ set(classes))
-    if extra:
-        raise UsageError(
-            f"{source}: train and val must have the same class folders; only in one of them: {some(extra)}"
-        )
+    classes = common_classes(source, ["train", "val"])
     return {split: _class_folders(source / split, classes, classes, "class") for split in ("train", "val")}, classes
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.data.memory_growth [--epochs 182] [--jobs 50] [overrides of train.py]
 
-Without overrides it is experiment=digits: 182 epochs are 2,002 steps. At the end of each epoch, behind a collection of
-garbage, the process says what it holds of the machine's memory and how many Python objects are alive.
+Without overrides it is experiment=digits: 182 epochs are 2,002 steps. After each epoch, and a garbage
+collection, the process records its resident memory and the number of its Python objects.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What each process of test_processes does."""
+"""The work of each process of test_processes."""
 
 import os
 from functools import partial
@@ -23,7 +23,7 @@ VALIDATION = 361
 
 
 class Recording(ImageDataModule):
-    """Keeps what the model sees in training, by the keys of the images."""
+    """Keeps the model's training images by their keys."""
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
@@ -33,7 +33,7 @@ class Recording(ImageDataModule):
 
 
 def run(cache: Path, world: int = 1) -> dict:
-    """Initial weights, what an epoch trains on, and what the untrained model scores in this process."""
+    """Returns initial weights, the images of an epoch, and the metrics of the untrained model, of this process."""
     seed_run(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     weights = net[1].weight.detach().clone()
@@ -66,7 +66,7 @@ def sgd(net: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 def process(rank: int, world: int, port: int, folder: Path) -> None:
-    """One of `world` processes; leaves what `run` gives in `folder`."""
+    """One of `world` processes; saves the result of `run` in `folder`."""
     torch.set_num_threads(1)
     place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}

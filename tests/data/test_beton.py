@@ -120,10 +120,14 @@ def test_ffcvs_own_writer_gives_the_same_images(tmp_path):
     def read(name):
         reader = Reader(str(tmp_path / name))
         content, places = (tmp_path / name).read_bytes(), reader.alloc_table
-        lies = {int(place["ptr"]): content[int(place["ptr"]) :][: int(place["size"])] for place in places}
+        stored = {int(place["ptr"]): content[int(place["ptr"]) :][: int(place["size"])] for place in places}
         image, label = (reader.metadata[field] for field in reader.metadata.dtype.names)
         rows = zip(image["mode"], image["width"], image["height"], label.reshape(-1), image["data_ptr"], strict=True)
-        return [(*map(int, about), lies[int(start)]) for *about, start in rows], reader.page_size, list(reader.handlers)
+        return (
+            [(*map(int, about), stored[int(start)]) for *about, start in rows],
+            reader.page_size,
+            list(reader.handlers),
+        )
 
     assert read("ours.beton") == read("theirs.beton")
 

@@ -1,4 +1,4 @@
-"""Trees of images: what is found, how it is recognised again, and what is said of a tree that cannot be used."""
+"""Trees of images: what is found, how a known tree is recognised, and the errors for a tree that cannot be used."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def test_the_second_look_decodes_nothing(tree, tmp_path, monkeypatch):
     folder(tree, tmp_path)
 
 
-def test_a_corrupt_image_is_named_and_left_out_only_if_asked(tree, tmp_path):
+def test_a_corrupt_image_is_named_and_left_out_only_on_request(tree, tmp_path):
     bad = tree / "train" / "apple" / "1.JPEG"
     bad.write_bytes(bad.read_bytes()[:300])
     with pytest.raises(UsageError, match=r"1 of the images .*apple/1.JPEG.*skip_bad"):

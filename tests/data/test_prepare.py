@@ -1,4 +1,4 @@
-"""`python -m data.prepare`: it writes the data set, however often it was stopped, and training needs no other."""
+"""`python -m data.prepare` writes the data set, however often it was stopped, and training needs nothing else."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
         digits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
         assert labels.tolist() == images.labels.tolist()
         assert ((digits * torch.tensor([100, 10, 1])).sum(1) == labels).float().mean() > 0.99
-    assert not list(tmp_path.iterdir()), "nothing is written anew"
+    assert not list(tmp_path.iterdir()), "nothing is written again"
 
 
 def test_a_run_trains_and_tests_without_the_tree(cli, prepared):
@@ -113,7 +113,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(
     assert not list(out.glob("*.beton"))
     assert third.exists()
 
-    # What is in whole shards is now gone from the source: read again, it would stop the job.
+    # The images of whole shards are now removed from the source: reading them again would stop the job.
     rows = np.concatenate([np.load(path) for path in sorted(third.parent.glob("*.npy"))])
     assert 192 <= len(rows) < 1000, "it came too far to be resumed"
     stat, content = archive.stat(), bytearray(archive.read_bytes())
@@ -129,7 +129,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(
     assert len(list(out.iterdir())) == 3
 
 
-def test_begun_with_other_settings_it_begins_anew_and_what_is_whole_is_never_overwritten(few, tmp_path, capfd):
+def test_a_job_with_other_settings_starts_again_and_a_finished_file_is_never_overwritten(few, tmp_path, capfd):
     assert prepare(few, tmp_path / "raw", "--mode", "raw") == 0
     out = tmp_path / "out"
     (out / "imagenet-val.beton.shards").mkdir(parents=True)
@@ -146,13 +146,13 @@ def test_begun_with_other_settings_it_begins_anew_and_what_is_whole_is_never_ove
     assert bytes_of(out) == before
 
 
-def test_odd_images_become_the_pixels_that_the_exact_pipeline_sees(few, tmp_path, capfd):
+def test_odd_images_are_stored_as_the_exact_pipeline_sees_them(few, tmp_path, capfd):
     assert prepare(few, tmp_path / "out", "--mode", "raw", "--verify") == 0
-    said = capfd.readouterr().out
-    assert "  1 in CMYK, converted to RGB\n" in said
-    assert "  1 of another format than the name says" in said
-    assert "  1 with an EXIF rotation" in said
-    assert said.count("they differ by at most 0.0 of 255") == 2
+    printed = capfd.readouterr().out
+    assert "  1 in CMYK, converted to RGB\n" in printed
+    assert "  1 of another format than the name says" in printed
+    assert "  1 with an EXIF rotation" in printed
+    assert printed.count("they differ by at most 0.0 of 255") == 2
     written, tree = Prepared(str(tmp_path / "out"), "imagenet"), ImageFolder(str(few), str(tmp_path / "cache"))
     for split in ("train", "val"):
         images = written.split(split)
@@ -162,7 +162,7 @@ def test_odd_images_become_the_pixels_that_the_exact_pipeline_sees(few, tmp_path
             assert (pixels.size, pixels.tobytes()) == (exact.size, exact.tobytes())
 
 
-def test_an_image_that_cannot_be_read_is_named_and_left_out_only_if_asked(few, tmp_path, capfd):
+def test_an_image_that_cannot_be_read_is_named_and_left_out_only_on_request(few, tmp_path, capfd):
     bad = few / "train" / NAMES[0]
     whole = bad.readlink() / f"{NAMES[0]}_18.JPEG"
     bad.unlink()
@@ -170,10 +170,10 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out_only_if_asked(few, t
     (bad / whole.name).write_bytes(whole.read_bytes()[:-200])
     (bad / f"{NAMES[0]}_7.JPEG").write_bytes(whole.read_bytes())
     assert prepare(few, tmp_path / "out") == 2
-    said = capfd.readouterr().err
-    assert f"{NAMES[0]}_18.JPEG" in said
-    assert "--skip-bad" in said
-    assert said.count("\n") == 1
+    printed = capfd.readouterr().err
+    assert f"{NAMES[0]}_18.JPEG" in printed
+    assert "--skip-bad" in printed
+    assert printed.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.beton"))
     assert prepare(few, tmp_path / "out", "--skip-bad", "--verify") == 0
     assert f"{NAMES[0]}_18.JPEG" in capfd.readouterr().out.split("left out 1")[1]
@@ -186,14 +186,14 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out_only_if_asked(few, t
     assert [NAMES[label] for label in train.labels] == [tree.classes[label] for label in tree.split("train").labels]
 
 
-def test_what_is_missing_is_said_and_nothing_written(few, tmp_path, capfd):
+def test_missing_images_are_listed_and_nothing_is_written(few, tmp_path, capfd):
     options = ["--source", str(few), "--out", str(tmp_path / "out")]
     assert main(["imagenet", *options]) == 2
-    said = capfd.readouterr().err
-    assert "imagenet train has 12 of 1,281,167 images, none of n01443537, n01484850, n01491361 and" in said
-    assert "imagenet val has 6 of 50,000 images" in said
-    assert "1 of n01440764, 1 of n01496331, 1 of n01531178 and 3 more instead of 50" in said
-    assert "--allow-partial" in said
+    printed = capfd.readouterr().err
+    assert "imagenet train has 12 of 1,281,167 images, none of n01443537, n01484850, n01491361 and" in printed
+    assert "imagenet val has 6 of 50,000 images" in printed
+    assert "1 of n01440764, 1 of n01496331, 1 of n01531178 and 3 more instead of 50" in printed
+    assert "--allow-partial" in printed
     (few / "val").rename(few / "validation")
     assert main(["imagenet", *options]) == 2
     assert "holds no validation images: looked for val/<synset>/*.JPEG" in capfd.readouterr().err
@@ -202,14 +202,14 @@ def test_what_is_missing_is_said_and_nothing_written(few, tmp_path, capfd):
     assert not list((tmp_path / "out").rglob("*.beton*"))
 
 
-def test_without_room_nothing_is_begun(few, tmp_path, capfd, monkeypatch):
+def test_without_room_nothing_is_written(few, tmp_path, capfd, monkeypatch):
     usage = type("Usage", (), {"free": 5000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert prepare(few, tmp_path / "out", "--mode", "raw") == 2
-    said = capfd.readouterr()
-    assert "has 5.0 kB free, " in said.err
-    assert "--max-side or --mode jpg" in said.err
-    assert "imagenet-train.beton with other settings" in said.out
+    printed = capfd.readouterr()
+    assert "has 5.0 kB free, " in printed.err
+    assert "--max-side or --mode jpg" in printed.err
+    assert "imagenet-train.beton with other settings" in printed.out
     assert not list((tmp_path / "out").glob("imagenet-*"))
 
 
@@ -250,5 +250,5 @@ def test_a_variant_of_imagenet_v2_and_any_tree(tree, tmp_path, capfd):
 
 
 def _member(content, number):
-    """Where the bytes of a member of the tar begin: the members are in the order of their numbers."""
+    """The place of a member's bytes in the tar, whose members are in the order of their numbers."""
     return content.index(b"ILSVRC2012_val_%08d.JPEG" % (number + 1)) + 512

@@ -1,4 +1,4 @@
-"""Several processes see together what one sees alone: the same images, augmented alike, and the same metrics."""
+"""Several ranks together see what one process sees: the same images, augmented alike, and the same metrics."""
 
 import multiprocessing
 import socket
@@ -22,8 +22,8 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_see_what_one_sees(world, alone, tmp_path):
-    # Forked: to import everything anew takes each process many seconds.
-    # Not forked from here: another test may have run torch's threads of backward passes, which forbid that.
+    # A fork server, as importing everything in each process takes many seconds, and this process cannot be forked if
+    # another test has started torch's threads of backward passes.
     multiprocessing.set_forkserver_preload(["tests.data.processes"])
     torch.multiprocessing.start_processes(
         processes.process, (world, free_port(), tmp_path), nprocs=world, start_method="forkserver"
