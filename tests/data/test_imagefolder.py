@@ -33,7 +33,7 @@ def test_fingerprint_is_of_the_content_alone(tree, tmp_path):
     assert folder(tree, tmp_path).split("train").fingerprint() != first
 
 
-def test_the_second_look_decodes_nothing(tree, tmp_path, monkeypatch):
+def test_a_known_tree_is_not_decoded_again(tree, tmp_path, monkeypatch):
     folder(tree, tmp_path)
     monkeypatch.setattr("data.datasets.image_files._digest", lambda *_: pytest.fail("read again"))
     folder(tree, tmp_path)
@@ -50,7 +50,7 @@ def test_a_corrupt_image_is_named_and_left_out_only_on_request(tree, tmp_path):
     assert source.split("train").labels.tolist() == [0] * 6 + [1] * 5 + [2] * 6
 
 
-def test_val_alone_is_to_evaluate_on(tree, tmp_path):
+def test_val_alone_is_enough_to_evaluate(tree, tmp_path):
     whole = folder(tree, tmp_path)
     shutil.rmtree(tree / "train")
     alone = folder(tree, tmp_path, num_classes=3)

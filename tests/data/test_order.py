@@ -48,7 +48,7 @@ def test_repeated_augmentation_sees_a_third_of_the_images_three_times_and_draws_
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_an_epoch_that_was_begun_goes_on_with_the_next_image_and_the_next_epoch_is_whole(world):
+def test_a_resumed_epoch_starts_with_the_next_image_and_the_following_epoch_is_whole(world):
     for order in orders(100, world):
         whole, draws, size = order.indices(), list(order), len(order)
         seen = 3 * 12 // world

@@ -89,13 +89,6 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is written again"
 
 
-def test_a_run_trains_and_tests_without_the_tree(cli, prepared):
-    trained = cli("train", "data=imagenet", f"data.root={prepared}", *made.ONE_STEP)
-    assert trained.code == 0, trained.err
-    (run,) = trained.runs()
-    assert json.loads((run / "result.json").read_text())["metrics"]["test/loss"] > 0
-
-
 def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(imagenet_tree, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()
