@@ -24,7 +24,7 @@ from infvit.vit import VisionTransformer
 
 
 class LinearInfSAAsWritten(LinearInfSA):
-    """The formulas with Q, K, V and the output projection formed for every token, batched over images and heads."""
+    """The formulas with Q, K, V and the output projection computed for every token, batched over images and heads."""
 
     def forward(self, x: Tensor) -> Tensor:
         Q, K, V = self.heads(x)

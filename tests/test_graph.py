@@ -132,7 +132,7 @@ def test_fundamental_matrix_is_the_neumann_series():
     torch.testing.assert_close(katz(A, gamma, "in"), chain.neumann_kernel.sum(-2))
 
 
-def test_neumann_kernel_keeps_its_digits_where_the_graph_is_faint():
+def test_the_neumann_kernel_of_small_weights_does_not_cancel():
     A = 1e-6 * graph(8, 8)
     exact, single = absorbing_chain(A, 0.9), absorbing_chain(A.float(), 0.9)
     torch.testing.assert_close(single.neumann_kernel.double(), exact.neumann_kernel, rtol=1e-5, atol=0)
@@ -163,7 +163,7 @@ def test_nan_stays_in_its_image(name):
     assert VECTORS[name](with_nan)[1, 0].isnan().any()  # also where no gradient is asked for
 
 
-def test_nan_is_not_taken_for_a_divergent_series():
+def test_nan_is_not_mistaken_for_a_divergent_series():
     A = torch.tensor([[[1, torch.nan], [0, 0.5]], [[0.5, 0], [0, 0.5]]])
     assert katz(A, 1.0)[0].isnan().any()
     assert katz(A, 1.0)[1].tolist() == [1, 1]
@@ -224,7 +224,7 @@ def test_an_all_zero_graph_is_uniform_and_absorbs_at_once():
     ],
     ids=["bipartite", "plastic", "period 5", "without cycles"],
 )
-def test_power_iteration_converges_where_the_plain_one_circles_or_crawls(A, radius):
+def test_power_iteration_converges_where_the_plain_one_does_not(A, radius):
     for side in ("left", "right"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -233,7 +233,7 @@ def test_power_iteration_converges_where_the_plain_one_circles_or_crawls(A, radi
         assert perron.eigenvalue.item() == pytest.approx(radius, abs=1e-8)
 
 
-def test_power_iteration_that_has_not_converged_says_so():
+def test_power_iteration_that_has_not_converged_warns():
     path = edges(*((i, i + 1) for i in range(59)), *((i + 1, i) for i in range(59)), N=60)
     with pytest.warns(RuntimeWarning, match="max_iterations"):
         perron = eigenvector_centrality(path, max_iterations=5)
@@ -241,13 +241,13 @@ def test_power_iteration_that_has_not_converged_says_so():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_perron_vectors_and_pagerank_know_no_scale(scale):
+def test_perron_vectors_and_pagerank_are_scale_invariant(scale):
     A = graph(9, 9, dtype=torch.float32)
     for quantity in (pagerank, lambda A: eigenvector_centrality(A).vector):
         torch.testing.assert_close(quantity(A * scale), quantity(A), rtol=1e-4, atol=1e-6)
 
 
-def test_rows_above_one_are_reported_and_left_alone():
+def test_rows_above_one_are_reported_and_kept():
     A = torch.tensor([[0.5, 0.9], [0.1, 0.2]], dtype=torch.float64)
     with pytest.warns(RuntimeWarning, match="overflow") as caught:
         chain = absorbing_chain(torch.stack([A, A / 2]), 0.9)
@@ -300,7 +300,7 @@ def test_half_precision_is_computed_in_float32(dtype):
         (lambda A: pagerank(A, 1.0), r"damping=1.0"),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(graph(4, 4))
     assert "\n" not in str(caught.value)
@@ -352,7 +352,7 @@ def test_linear_vs_perron_of_a_head_that_is_off_is_zero():
     assert (cosines[..., 1:] == 0).all()
 
 
-def test_linear_vs_perron_knows_no_scale():
+def test_linear_vs_perron_is_scale_invariant():
     torch.manual_seed(0)
     layer, x = LinearInfSA(32, num_heads=4, qkv_bias=False).double(), torch.randn(2, 11, 32, dtype=torch.float64)
     for faint, plain in zip(linear_vs_perron(layer, 1e-9 * x), linear_vs_perron(layer, x), strict=True):
@@ -360,7 +360,7 @@ def test_linear_vs_perron_knows_no_scale():
 
 
 @pytest.mark.parametrize("name", ["infsa", "softmax"])
-def test_linear_vs_perron_wants_a_linear_layer(name):
+def test_linear_vs_perron_requires_a_linear_layer(name):
     layer, x = attention(name)
     with pytest.raises(UsageError, match=r"layer is \w+ with weights of shape \(3, 4, 11, 11\)"):
         linear_vs_perron(layer, x)

@@ -1,4 +1,4 @@
-"""The page infvit/graph_by_hand: its blocks run in order, its numbers are what comes out, its figures what is drawn."""
+"""The page infvit/graph_by_hand: its blocks run in order and give its numbers and figures."""
 
 import doctest
 import re
@@ -16,7 +16,7 @@ OF_THE_PAPER = "0.985"
 
 
 def run(folder: Path) -> int:
-    """Runs the page in `folder`, where its figures then lie; how many of its answers were compared."""
+    """Runs the page in `folder`, where it writes its figures; returns the number of compared outputs."""
     text, names, compared = PAGE.read_text(encoding="utf-8"), dict[str, Any](), 0
     with pytest.MonkeyPatch.context() as at:
         at.chdir(folder)
@@ -41,7 +41,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_its_figures_are_those_that_its_blocks_draw(written):
+def test_its_blocks_draw_its_figures(written):
     named = set(re.findall(r"!\[.*?\]\((.*?)\)", PAGE.read_text(encoding="utf-8")))
     assert named == {path.name for path in written.iterdir()} == {path.name for path in PAGE.parent.glob("*.png")}
     for name in named:
@@ -51,12 +51,12 @@ def test_its_figures_are_those_that_its_blocks_draw(written):
         assert np.abs(drawn - kept).mean() < 3, f"{name}: python -m tests.test_graph_by_hand {PAGE.parent}"
 
 
-def test_numbers_in_its_words_are_among_those_that_it_computes():
+def test_numbers_in_its_text_are_among_the_computed_ones():
     text = PAGE.read_text(encoding="utf-8")
     computed = " ".join(code for _, code in BLOCK.findall(text)) + OF_THE_PAPER
-    told = re.findall(r"\b\d+\.\d+\b", re.sub(r"arXiv:[\d.]+", "", BLOCK.sub("", text)))
-    assert len(told) >= 4
-    assert [number for number in told if number not in computed] == []
+    stated = re.findall(r"\b\d+\.\d+\b", re.sub(r"arXiv:[\d.]+", "", BLOCK.sub("", text)))
+    assert len(stated) >= 4
+    assert [number for number in stated if number not in computed] == []
 
 
 if __name__ == "__main__":

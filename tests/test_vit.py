@@ -48,7 +48,7 @@ def test_published_counts_by_the_documented_option():
     assert counts("infvit_24l_patch16_224")[0] == 53_451_752 + 20 * 12_596_224
 
 
-def test_cost_counts_what_can_be_counted_by_hand():
+def test_cost_equals_a_count_by_hand():
     """Softmax ViT: 12 D² + 2 N D multiply-adds a token and block, the patch embedding, pre-logits and head.
 
     In the last block every token has its key and value; query, output and MLP are of the class token alone.
@@ -66,8 +66,8 @@ def test_cost_counts_what_can_be_counted_by_hand():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cost_where_the_matrix_is_not_held_is_what_the_formulas_cost(name):
-    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear forms only Q, and H sums three times.
+def test_cost_of_tiles_equals_that_of_the_formulas(name):
+    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear computes only Q, and three sums per head.
 
     In the last block softmax has one query, Pure one output, and the MLP one token.
     """
@@ -85,7 +85,7 @@ def test_cost_where_the_matrix_is_not_held_is_what_the_formulas_cost(name):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())
-def test_the_class_token_alone_behind_the_last_attention_is_the_whole_model(attention):
+def test_the_class_token_alone_after_the_last_attention_equals_the_whole_model(attention):
     """The same logits and gradients as with every token computed to the end."""
     model = VisionTransformer(attention, **SMALL, extra_proj=True).double().eval()
     images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
@@ -102,7 +102,7 @@ def test_the_class_token_alone_behind_the_last_attention_is_the_whole_model(atte
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_the_last_layer_costs_no_more_than_its_class_token_needs(name):
-    """Behind every token but one: the MLP, the output, and the query (of XCA and no attention the value)."""
+    """Saved for every token but one: the MLP, the output, and the query (of XCA and no attention the value)."""
     N, D = 65, 64
     with torch.device("meta"):
         model = VisionTransformer(ATTENTIONS[name], img_size=32, patch_size=4, dim=D, depth=1, num_heads=4).eval()
@@ -117,7 +117,7 @@ def test_the_last_layer_costs_no_more_than_its_class_token_needs(name):
         assert got.flops_forward == cost(softmax, 32).flops_forward
 
 
-def test_all_hops_cost_a_linear_system_and_iterated_are_not_known(monkeypatch):
+def test_infinite_hops_cost_a_linear_system_and_are_unknown_if_iterated(monkeypatch):
     N, D, H = 16, 32, 4
     options = {**SMALL, "depth": 1, "class_token": False}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The layers that benchmarks race: fast paths, their formulas as written, and softmax."""
+"""The layers in benchmarks: fast paths, their formulas as written, and softmax."""
 
 from collections.abc import Callable
 from functools import partial
@@ -31,4 +31,4 @@ CONTESTANTS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 HOLDS_MATRICES = ("infsa_as_written", "softmax_unfused")
-"""Those that hold N × N matrices."""
+"""Layers that hold N × N matrices in memory."""

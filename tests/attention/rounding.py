@@ -1,4 +1,4 @@
-"""How far training carries a rounding error: the same steps twice, the images of each batch in another order.
+"""Growth of rounding errors in training: the same steps twice, the images of each batch in another order.
 
     python -m tests.attention.rounding                 # the table of infvit/attention/README.md, about a minute
 

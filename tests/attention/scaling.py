@@ -59,7 +59,7 @@ def memory(name: str, tokens: int) -> tuple[float, float]:
 
 
 def measure(tokens: int, rounds: int) -> list[dict[str, float | str]]:
-    """One row for each contestant; torch's threads and the processes after them do not run at once."""
+    """One row per layer; timing and memory processes do not run at the same time."""
     found = times(tokens, rounds)
     rows: list[dict[str, float | str]] = []
     for name, seconds in found.items():

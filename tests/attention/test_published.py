@@ -1,4 +1,4 @@
-"""The baselines against published implementations that are no dependency of this project: skipped without them.
+"""The baselines against published implementations that are not dependencies of this project: skipped without them.
 
     pip install performer-pytorch linformer nystrom-attention linear-attention-transformer pytorch-fast-transformers
 

@@ -5,6 +5,6 @@ from tests.attention import naive, naive_baselines
 TWINS = naive.TWINS | naive_baselines.TWINS
 
 WITHOUT_WEIGHTS = {"xca", "none"}
-"""Operators that weigh no tokens: `weights` says what there is instead."""
+"""Operators without weights of tokens."""
 SIGNED = {"linformer", "nystrom", "hydra"}
 """Operators whose implied matrix has weights below 0."""

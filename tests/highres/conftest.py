@@ -1,4 +1,4 @@
-"""A small model whose every part matters, and an image of another size than it was made for."""
+"""A small model with all parts active, and an image of another size than its training images."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from infvit.vit import VisionTransformer
 
 
 def small_model(class_token=True, **options):
-    """Three layers of width 32, with biases, gammas and norms away from where they start."""
+    """Three layers of width 32, with biases, gammas and norms changed from their initial values."""
     torch.manual_seed(3)
     size = {"img_size": 16, "patch_size": 4, "num_classes": 7, "dim": 32, "depth": 3, "num_heads": 4}
     model = VisionTransformer(LinearInfSA, **size, class_token=class_token, extra_proj=True, **options).eval()

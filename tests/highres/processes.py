@@ -1,4 +1,4 @@
-"""What each process of test_parallel does: a module of its own, because new processes import it by name."""
+"""The work of each process of test_parallel, in a module of its own, because new processes import it by name."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Windows of images against the whole of them, and what is said of files that cannot be used."""
+"""Windows of images against whole images, and errors for files that cannot be used."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def write(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["npy", "png", "tiles.tif", "zlib.tif", "strips.tif"])
-def test_windows_are_parts_of_the_whole(tmp_path, kind):
+def test_windows_equal_parts_of_the_whole_image(tmp_path, kind):
     path = tmp_path / f"image.{kind}"
     write(path, kind)
     image = open_image(path)
@@ -45,7 +45,7 @@ def test_a_grey_tiff_has_three_equal_channels(tmp_path):
     assert torch.equal(window, torch.from_numpy(PIXELS[5:40, 7:50, :1]).permute(2, 0, 1).expand(3, -1, -1))
 
 
-def test_a_tiff_keeps_no_more_tiles_than_it_says(tmp_path, monkeypatch):
+def test_a_tiff_caches_no_more_tiles_than_documented(tmp_path, monkeypatch):
     monkeypatch.setattr("infvit.highres.images.TILES_KEPT", 0)
     write(tmp_path / "image.tif", "tiles.tif")
     image = open_image(tmp_path / "image.tif")
@@ -69,7 +69,7 @@ def test_an_unreadable_tile_is_named(tmp_path):
         image.read(32, 64, 0, 93)
 
 
-def test_pillows_limit_holds_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+def test_pillows_limit_holds_unless_allow_huge_is_set(tmp_path, monkeypatch):
     write(tmp_path / "image.png", "png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UsageError, match=r"more than 1,000 pixels.*allow_huge=true"):
@@ -87,7 +87,7 @@ def test_pillows_limit_holds_unless_the_user_says_otherwise(tmp_path, monkeypatc
         ("text.npy", b"no image", "expected a .npy file"),
     ],
 )
-def test_what_is_no_image_is_said_in_a_line(tmp_path, name, content, line):
+def test_a_file_that_is_not_an_image_is_refused_in_one_line(tmp_path, name, content, line):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=line):

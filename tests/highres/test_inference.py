@@ -23,7 +23,7 @@ def normalised(image):
 @torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("chunk", [1, 7, 10, 23, 1000])
-def test_it_is_the_dense_model(model, way, chunk):
+def test_each_way_equals_the_dense_model(model, way, chunk):
     image = small_image()
     found = way(Tokens(model, image, chunk), centrality=True)
     torch.testing.assert_close(found.logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
@@ -34,14 +34,14 @@ def test_it_is_the_dense_model(model, way, chunk):
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
-def test_the_trained_resolution_takes_the_positions_as_they_are(model, way):
+def test_the_trained_resolution_uses_positions_unchanged(model, way):
     image = small_image(16, 16)
     logits = way(Tokens(model, image, 5)).logits
     torch.testing.assert_close(logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (16, 16), (8, 100), (12, 4)])
-def test_positions_of_a_block_are_those_of_the_whole_interpolation(size):
+def test_positions_of_a_block_equal_those_of_the_whole_interpolation(size):
     model = small_model()
     tokens = Tokens(model, small_image(*size), chunk=6)
     whole = resample(model.pos_embed, model.grid_size, tokens.grid, 1)[:, 1:]
@@ -65,19 +65,19 @@ def test_blocks_cover_every_patch_once_in_order_and_fit_a_chunk(chunk):
 @pytest.mark.parametrize("way", WAYS)
 def test_progress_adds_up_to_the_passes_through_the_mlp(model, way):
     """The table of the package: L - 1 passes chunked, L (L - 1) streamed, of 60 patches and perhaps a class token."""
-    told = []
-    way(Tokens(model, small_image(), 10), progress=told.append)
+    reported = []
+    way(Tokens(model, small_image(), 10), progress=reported.append)
     class_token = model.cls_token is not None
     passes = mlp_passes(3, way is streamed, class_token)
     assert (
         passes == {(chunked, True): 2, (chunked, False): 3, (streamed, True): 6, (streamed, False): 9}[way, class_token]
     )
-    assert sum(told) == passes * (61 if class_token and way is chunked else 60)
+    assert sum(reported) == passes * (61 if class_token and way is chunked else 60)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_streaming_and_chunking_form_nothing_as_long_as_the_image(way):
-    """No MLP of either way is ever given more than a chunk of tokens."""
+def test_no_intermediate_value_is_as_long_as_the_image(way):
+    """No MLP gets more than a chunk of tokens."""
     model = small_model()
     lengths: list[int] = []
     for block in model.blocks:
@@ -92,7 +92,7 @@ def test_another_attention_is_refused_by_name():
         chunked(Tokens(model, small_image(), 10))
 
 
-def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_two_nearest():
+def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused_with_the_two_nearest():
     with pytest.raises(UsageError, match="use 24 or 28"):
         Tokens(small_model(), small_image(25, 40), 10)
 
@@ -108,7 +108,7 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_two_nearest
         ("head.bias", r"layer 2 \(blocks\.2\) or the head"),
     ],
 )
-def test_where_nan_is_computed_is_said(way, parameter, line):
+def test_the_place_of_nan_is_reported(way, parameter, line):
     model = small_model()
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[0] = torch.nan

@@ -1,4 +1,4 @@
-"""The tokens of one image over real gloo processes against one process: logits, gradients, bytes."""
+"""One image over gloo processes against one process: logits, gradients, bytes."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ LABELS = torch.tensor([1, 4])
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ran(request, tmp_path_factory):
-    """The number of processes, and the folder with what each of them found."""
+    """The number of processes and the folder with the result of each."""
     folder = tmp_path_factory.mktemp("processes")
     torch.save((IMAGES, LABELS), folder / "batch.pt")
     torch.multiprocessing.spawn(step, (request.param, folder), nprocs=request.param)
@@ -25,7 +25,7 @@ def ran(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("class_token", [True, False], ids=["class_token", "mean"])
-def test_forward_and_backward_are_those_of_one_process(ran, class_token):
+def test_forward_and_backward_equal_one_process(ran, class_token):
     processes, folder = ran
     model = small_model(class_token)
     logits = model(IMAGES)
@@ -49,6 +49,6 @@ def test_bands_cover_the_image_in_whole_patches():
         assert all(low < high and low % 4 == 0 for low, high in bands)
 
 
-def test_more_processes_than_rows_of_patches_are_refused():
+def test_more_ranks_than_rows_of_patches_are_refused():
     with pytest.raises(UsageError, match="8 ranks for 7 rows of patches: use at most 7"):
         band(28, 4, 0, 8)

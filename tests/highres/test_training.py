@@ -17,7 +17,7 @@ def gradients(model, net, images, labels):
 
 
 @pytest.mark.parametrize("chunk", [1, 9, 1000])
-def test_logits_and_gradients_are_the_dense_ones(model, chunk):
+def test_logits_and_gradients_equal_the_dense_ones(model, chunk):
     images, labels = torch.randn(2, 3, 24, 20), torch.tensor([1, 4])
     expected, dense = gradients(model, model, images, labels)
     found, chunks = gradients(model, ChunkedTraining(model, chunk), images, labels)

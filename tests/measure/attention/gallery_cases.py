@@ -24,5 +24,5 @@ def images(count: int = 2) -> Tensor:
 
 
 def inputs(pixels: Tensor) -> Tensor:
-    """As the networks above take them."""
+    """Normalised, as the models take them."""
     return (pixels / 255 - 0.5) / 0.2

@@ -1,4 +1,4 @@
-"""A tree in ImageNet's exact layout: real JPEGs, real synsets, annotations in XML as its archives have them."""
+"""A folder in ImageNet's exact layout: JPEGs, synsets, and XML annotations as in its archives."""
 
 from __future__ import annotations
 

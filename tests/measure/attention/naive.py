@@ -1,4 +1,4 @@
-"""The formulas of maps and of health as written, one head of one image at a time: NumPy's arrays, float64."""
+"""The formulas of maps and head statistics as written, one head of one image at a time, in NumPy and float64."""
 
 import networkx as nx
 import numpy as np
@@ -43,7 +43,7 @@ def measure(method, W, gamma, p):
 
 
 def katz(M):
-    """networkx counts the empty path too."""
+    """networkx includes the empty path."""
     graph = nx.from_numpy_array(M, create_using=nx.DiGraph)
     found = nx.katz_centrality_numpy(graph, alpha=1, beta=1, normalized=False, weight="weight")
     return np.array(list(found.values())) - 1

@@ -24,7 +24,7 @@ MODELS = {
     "no class token": ("vit_medium_patch16_gap_256", {}),
     "registers alone": ("vit_medium_patch16_gap_256", {"reg_tokens": 3}),
     "pooled by attention": ("vit_base_patch16_siglip_224", {}),
-    "norm behind the attention": ("vit_base_patch16_rpn_224", {}),
+    "norm after the attention": ("vit_base_patch16_rpn_224", {}),
     "norm before the blocks": ("vit_base_patch16_clip_224", {}),
     "two attentions a block": ("vit_small_patch16_18x2_224", {}),
     "attention beside the MLP": ("vit_base_patch16_xp_224", {}),
@@ -45,7 +45,7 @@ def strong(net):
 
 
 def held(net):
-    """Makes the attentions of a model write down the matrices that they apply, their gradients with them."""
+    """Makes the attentions of a model record the matrices that they apply, with gradients."""
     matrices = []
 
     def hold(_module, inputs):
@@ -60,7 +60,7 @@ def held(net):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_maps_of_timms_models_are_those_of_their_own_matrices(name):
+def test_maps_of_timms_models_equal_those_of_their_own_matrices(name):
     net = timm_model(name)
     x = torch.randn(2, 3, 24, 40) if name == "another size" else torch.randn(2, 3, 32, 32)
     attention = head_maps(net, x, "attention")
@@ -93,7 +93,7 @@ def test_maps_of_timms_models_are_those_of_their_own_matrices(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_blocks_in_turn_are_the_model(name):
+def test_running_the_blocks_equals_running_the_model(name):
     net, x = timm_model(name), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(in_turn(net, x), net(x))
 
@@ -111,7 +111,7 @@ def test_an_attention_is_a_function_of_its_weights(attention):
 
 
 @pytest.mark.parametrize("options", [{"attn_layer": "diff"}, {"block_fn": "DiffParallelScalingBlock"}])
-def test_differential_attention_weighs_with_what_one_softmax_leaves_of_another(options):
+def test_differential_attention_weighs_with_the_difference_of_two_softmaxes(options):
     options = {key: getattr(timm_vit, name, name) for key, name in options.items()}
     if not hasattr(timm_vit, "DiffAttention"):
         pytest.skip("this version of timm has none")
@@ -137,7 +137,7 @@ def in_turn(net, images):
     return parts.logits(x)
 
 
-def test_a_converted_model_offers_what_its_new_attention_offers():
+def test_a_converted_model_supports_the_methods_of_its_new_attention():
     net, x = timm_model("plain"), torch.randn(2, 3, 32, 32)
     softmax = head_maps(net, x, "gradient_attention")
     convert(net, "softmax")
@@ -160,7 +160,7 @@ def embedded(net, images):
     return tokens + net.pos_embed
 
 
-def test_a_block_that_is_not_known_offers_the_floor_alone():
+def test_an_unknown_block_supports_the_random_map_alone():
     class Other(timm_vit.Block):
         pass
 

@@ -1,4 +1,4 @@
-"""ImageNet's bounding boxes lie in the view where the object lies in it, and the ink's own around the ink."""
+"""ImageNet's bounding boxes match the object in the view, and ink boxes surround the ink."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def masks(data: ImageDataModule, root: Path) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("below", ["", "Annotations", "Annotations/CLS-LOC", "Annotations/CLS-LOC/val"])
-def test_boxes_lie_where_the_exact_view_shows_the_object(tree, below):
+def test_boxes_match_the_object_in_the_exact_view(tree, below):
     root = tree / below if below != "Annotations" else tree
     images, inside, boxes = masks(module(tree), root)
     assert inside.shape == (3, 56, 56)
@@ -79,7 +79,7 @@ def test_the_scaling_is_that_of_the_view_to_a_tenth_of_a_pixel(size, crop_ratio)
         assert np.interp(right, centres, at) == pytest.approx(float(box[0, axis + 2]), abs=0.1 * width / size)
 
 
-def test_an_annotation_of_another_size_is_scaled_and_said(tree):
+def test_an_annotation_of_another_size_is_scaled_and_reported(tree):
     _, inside, _ = masks(module(tree), tree)
     halved = [tuple(value // 2 for value in WIDE[0])]
     write_annotation(tree, "ILSVRC2012_val_00000001", "n01440764", (100, 60), halved)
@@ -106,7 +106,7 @@ def test_boxes_are_clipped_and_those_without_an_area_in_the_image_left_out_and_c
     assert boxes.notes() == []
 
 
-def test_a_missing_annotation_is_counted_and_none_at_all_is_told_in_a_line(tree):
+def test_a_missing_annotation_is_counted_and_none_at_all_is_an_error(tree):
     folder = tree / "Annotations" / "CLS-LOC" / "val"
     (folder / "ILSVRC2012_val_00000002.xml").unlink()
     _, inside, boxes = masks(module(tree), tree)
@@ -131,21 +131,21 @@ def test_annotations_in_folders_of_their_class_are_found(tree):
 @pytest.mark.parametrize(
     "content", ["", "<annotation><size>", "<annotation><object><bndbox><xmin>a</xmin></bndbox></object></annotation>"]
 )
-def test_a_file_that_is_no_annotation_is_named(tree, content):
+def test_a_file_that_is_not_an_annotation_is_named(tree, content):
     path = tree / "broken.xml"
     path.write_text(content)
     with pytest.raises(UsageError, match=r"broken.xml is not an annotation \(.*\): expected XML with <size>"):
         read_annotation(path)
 
 
-def test_a_box_has_its_last_pixel_too(tmp_path):
+def test_a_box_includes_its_last_pixel(tmp_path):
     path = write_annotation(tmp_path, "a", "n01440764", (10, 8), [(2, 3, 2, 5), (0, 0, 9, 7)])
     annotation = read_annotation(path)
     assert (annotation.width, annotation.height) == (10, 8)
     assert annotation.boxes.tolist() == [[2, 3, 3, 6], [0, 0, 10, 8]]
 
 
-def test_the_inks_box_is_that_of_the_bright_pixels():
+def test_the_ink_box_surrounds_the_bright_pixels():
     images = torch.zeros(3, 3, 9, 9, dtype=torch.uint8)
     images[0, :, 2:5, 3:8] = 200
     images[0, :, 7, 0] = 90  # a smudge

@@ -40,7 +40,7 @@ def test_images_are_rows_and_models_and_methods_columns(tmp_path, block):
 
 
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext here: apt-get install poppler-utils")
-def test_the_words_of_the_pdf_are_text(tmp_path):
+def test_text_in_the_pdf_is_text(tmp_path):
     networks = {"pure": network("infsa"), EVIL: network("linear_infsa")}
     pdf, _ = write_figure(tmp_path, networks, images(), ["one", "two"], SHOWN)
     words = subprocess.run(["pdftotext", "-layout", pdf, "-"], capture_output=True, text=True, check=True).stdout
@@ -49,7 +49,7 @@ def test_the_words_of_the_pdf_are_text(tmp_path):
     assert words.count("attention") == 2
 
 
-def test_a_broken_model_and_a_missing_block_are_told(tmp_path):
+def test_a_broken_model_and_a_missing_block_are_refused(tmp_path):
     broken = network("infsa")
     with pytest.raises(UsageError, match="block=2 is none"):
         write_figure(tmp_path, {"a": broken}, images(), ["one", "two"], SHOWN, block=2)

@@ -1,4 +1,4 @@
-"""The gallery: what a page holds, what it refuses, and what it shows in a real browser."""
+"""The gallery: its page, its errors, and its behaviour in a real browser."""
 
 import re
 
@@ -40,16 +40,16 @@ def the_map(page: Page, model: int, method: int, image: int):
 
 
 def hover(page: Page, model: int, method: int, image: int, token: int):
-    """Points at the middle of a token → (title, what is told under each name)."""
+    """Points at the middle of a token → (title, the text under each name)."""
     chosen = the_map(page, model, method, image)
     chosen.scroll_into_view_if_needed()
     box = chosen.bounding_box()
     row, column = divmod(token, COLUMNS)
     page.mouse.move(box["x"] + (column + 0.5) * box["width"] / COLUMNS, box["y"] + (row + 0.5) * box["height"] / ROWS)
-    return told(page)
+    return tooltip(page)
 
 
-def told(page: Page):
+def tooltip(page: Page):
     title, *lines = page.eval_on_selector_all("#tip strong, #tip dt, #tip dd", "all => all.map(e => e.textContent)")
     facts: dict[str, list[str]] = {}
     name = ""
@@ -79,7 +79,7 @@ def percent(words: str) -> float:
 
 @needs_chromium
 @pytest.mark.parametrize("block", [1, 3, None])
-def test_a_token_tells_its_share_its_rank_and_what_it_weighs_most(opened, networks, block):
+def test_a_token_shows_its_share_its_rank_and_its_largest_weights(opened, networks, block):
     if block is None:
         opened.click("#together")
     else:
@@ -166,13 +166,13 @@ def test_the_keyboard_goes_from_map_to_map_and_token_to_token(opened, networks):
     opened.keyboard.press("Tab")
     largest = int(token_map(networks[PURE].model, inputs(images()), "attention")[0].argmax())
     row, column = divmod(largest, COLUMNS)
-    assert told(opened)[1]["Token"] == [f"row {row + 1}, column {column + 1}"]
-    assert told(opened)[1]["Rank"][0].startswith("1 of")
+    assert tooltip(opened)[1]["Token"] == [f"row {row + 1}, column {column + 1}"]
+    assert tooltip(opened)[1]["Rank"][0].startswith("1 of")
     for key in ["ArrowLeft"] * COLUMNS + ["ArrowUp"] * ROWS + ["ArrowRight", "ArrowDown", "ArrowDown"]:
         opened.keyboard.press(key)
-    assert told(opened)[1]["Token"] == ["row 3, column 2"]
+    assert tooltip(opened)[1]["Token"] == ["row 3, column 2"]
     opened.keyboard.press("Tab")
-    assert told(opened)[0].startswith(f"{PURE}, rollout")
+    assert tooltip(opened)[0].startswith(f"{PURE}, rollout")
     opened.keyboard.press("Escape")
     assert not opened.locator("#tip").is_visible()
     opened.keyboard.press("ArrowLeft")
@@ -189,7 +189,7 @@ def test_names_that_are_scripts_are_shown_and_not_run(opened, page_file):
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_tells(browser, page_file, scheme):
+def test_a_phone_does_not_scroll_sideways_and_a_tap_shows_the_token(browser, page_file, scheme):
     phone = {"viewport": {"width": 400, "height": 840}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
     with opened_page(browser, page_file, **phone) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 400
@@ -197,7 +197,7 @@ def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_tells(browser, page_file
         assert light == (scheme == "light")
         first = the_map(page, 0, 0, 0)
         first.tap(position={"x": 5, "y": 5})
-        assert told(page)[1]["Token"] == ["row 1, column 1"]
+        assert tooltip(page)[1]["Token"] == ["row 1, column 1"]
         box = page.locator("#tip").bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= 400
         first.tap(position={"x": 5, "y": 5})
@@ -213,7 +213,7 @@ def test_sixteen_bits_keep_three_digits_of_every_share():
 
 
 @needs_chromium
-def test_heads_that_are_off_leave_empty_maps_and_say_so(browser, tmp_path):
+def test_heads_that_are_off_leave_empty_maps_with_a_note(browser, tmp_path):
     networks = {attention: network(attention) for attention in ("infsa", "linear_infsa")}
     with torch.no_grad():  # q = 1 and k = -1 for every token
         for off in networks.values():
@@ -229,7 +229,7 @@ def test_heads_that_are_off_leave_empty_maps_and_say_so(browser, tmp_path):
             assert facts["Weighs most"] == ["nothing: every head is off"]
 
 
-def test_what_cannot_be_shown_is_told_in_a_line(networks, tmp_path, monkeypatch):
+def test_input_that_cannot_be_shown_is_refused_in_one_line(networks, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="methods has katz, which is unknown: choose of attention"):
         columns(networks, ["katz"])
     alone = {"linear": networks[LINEAR]}

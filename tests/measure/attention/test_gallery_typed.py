@@ -1,4 +1,4 @@
-"""`python eval.py eval=gallery` and `eval=figure`, as typed."""
+"""`python eval.py eval=gallery` and `eval=figure` on the command line."""
 
 import re
 

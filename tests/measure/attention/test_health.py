@@ -1,4 +1,4 @@
-"""Health against its formulas, one head of one image at a time, and where a head is off."""
+"""Head statistics against their formulas, one head of one image at a time, and with heads that are off."""
 
 import math
 from dataclasses import fields
@@ -71,7 +71,7 @@ def of_a_head(attention, W, Q, K, gamma):
 
 
 @pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "relu", "linformer"])
-def test_every_number_is_its_formula(attention):
+def test_every_number_equals_its_formula(attention):
     net, x = model(attention), images()
     found, named = health(net, x), net.features(x)
     for i, block in enumerate(net.blocks):
@@ -100,7 +100,7 @@ def test_a_summary_is_mean_and_spread_over_images():
 
 
 @pytest.mark.parametrize("attention", ["linear_infsa", "infsa", "softmax"])
-def test_a_head_that_is_off_is_counted_and_spoils_no_mean(attention):
+def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
     net = model(attention)
     off(net, block=1, head=1)
     found = health(net, images())
@@ -118,7 +118,7 @@ def test_a_head_that_is_off_is_counted_and_spoils_no_mean(attention):
 
 
 def test_equal_queries_and_keys_make_pure_one_vector_and_linear_that_vector():
-    """With q alike in all tokens all rows of A are alike: A is rank one, and it is Linear-InfSA's operator."""
+    """Equal queries make all rows of A equal: A has rank one and is Linear-InfSA's operator."""
     for attention in ("infsa", "linear_infsa"):
         net = model(attention)
         with torch.no_grad():
@@ -132,7 +132,7 @@ def test_equal_queries_and_keys_make_pure_one_vector_and_linear_that_vector():
         assert found.cosine_right.max() <= 1 + 1e-9
 
 
-def test_pure_and_linear_are_measured_alike():
+def test_pure_and_linear_are_measured_by_the_same_quantity():
     pure, linear = model("infsa"), model("linear_infsa")
     linear.load_state_dict(pure.state_dict())
     ours, theirs = health(pure, images()), health(linear, images())
@@ -167,7 +167,7 @@ def test_nan_stays_in_its_image():
     assert found.entropy[..., 1].isnan().all()
 
 
-def test_timms_models_have_health_and_a_model_without_weights_says_so():
+def test_timms_models_are_measured_and_models_without_weights_refused():
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
     found = health(timm.create_model("vit_tiny_patch16_224", **size).eval(), torch.randn(2, 3, 32, 32))
     assert found.effective_tokens.shape == (2, 4, 2)

@@ -1,4 +1,4 @@
-"""Maps against boxes: perfect, random and inverted ones, those that say nothing, and the same by scikit-learn."""
+"""Maps against boxes: perfect, random, inverted and flat maps, and scikit-learn's values."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_a_perfect_map_scores_1_an_inverted_one_0_and_a_random_one_half():
     assert float(random.pointing.mean()) == pytest.approx(float(random.boxed.mean()), abs=0.06)
 
 
-def test_a_map_of_zeros_is_what_guessing_is_and_counted():
+def test_a_map_of_zeros_scores_chance_level_and_is_counted():
     inside = boxes(6)
     maps = torch.rand(6, 7, 7)
     maps[2], maps[4] = 0, 1 / 49
@@ -63,7 +63,7 @@ def test_both_areas_agree_with_scikit_learn_image_by_image(upsampling):
         assert float(found.pr_auc[i]) == pytest.approx(average_precision_score(truth, values), abs=1e-5)
 
 
-def test_pointing_and_overlap_are_those_of_the_pixels_counted_one_by_one():
+def test_pointing_and_overlap_equal_a_count_pixel_by_pixel():
     inside = torch.zeros(1, 4, 4, dtype=torch.bool)
     inside[0, :2, :2] = True
     maps = torch.tensor([[[1.0, 0.4], [1.0, 0.0]]])  # the largest value half inside

@@ -1,4 +1,4 @@
-"""Maps against their formulas, networkx, and gradients by autograd through weights that are held."""
+"""Maps against their formulas, networkx, and gradients by autograd through stored weights."""
 
 import math
 
@@ -52,7 +52,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize("attention", WITH_WEIGHTS)
-def test_maps_of_a_graph_are_their_formulas_and_networkxs(attention, class_token):
+def test_graph_maps_equal_their_formulas_and_networkx(attention, class_token):
     net, x = model(attention, class_token), images()
     p = naive.reader(24 + class_token, class_token, class_token)
     for method in OF_A_GRAPH:
@@ -85,7 +85,7 @@ def test_rollout_multiplies_the_blocks(attention, class_token):
 
 
 class Held(nn.Module):
-    """A layer of which the weights are held, so that autograd gives their gradient."""
+    """A layer that stores its weights, so that autograd gives their gradient."""
 
     def __init__(self, layer):
         super().__init__()
@@ -137,7 +137,7 @@ def test_gradient_attention_is_weight_times_gradient(attention, options, class_t
         close(together[1], naive.patches(naive.propagated(blocks, p), class_token))
 
 
-def test_gradient_attention_explains_the_predicted_class_and_leaves_no_trace():
+def test_gradient_attention_explains_the_predicted_class_and_leaves_no_gradients():
     net, x = model("softmax"), images()
     predicted = net(x).argmax(1)
     expected = token_map(net, x, "gradient_attention", target=predicted)
@@ -152,7 +152,7 @@ def test_gradient_attention_explains_the_predicted_class_and_leaves_no_trace():
 
 
 @pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "hydra", "none"])
-def test_what_is_asked_of_one_head_or_block_is_what_all_at_once_have(attention):
+def test_one_head_or_block_equals_its_part_of_all_at_once(attention):
     net, x = model(attention), images()
     for method in offered(net):
         heads, layers = head_maps(net, x, method), layer_maps(net, x, method)
@@ -166,7 +166,7 @@ def test_what_is_asked_of_one_head_or_block_is_what_all_at_once_have(attention):
             torch.testing.assert_close(token_map(net, x, method, block=None), layers.mean(0))
 
 
-def test_heads_count_by_the_size_of_their_weights():
+def test_heads_are_weighted_by_the_size_of_their_weights():
     net, x = model("relu"), images()
     W = weights(net, x)[1]
     close(token_map(net, x, "attention")[1], naive.patches((W[1, 0, 0] + W[1, 1, 0]).numpy(), 1))
@@ -250,13 +250,13 @@ def test_a_compiled_model_gives_the_same_map():
         ),
     ],
 )
-def test_what_does_not_fit_is_named(attention, arguments, message):
+def test_bad_arguments_are_named(attention, arguments, message):
     with pytest.raises(UsageError, match=message) as caught:
         token_map(model(attention), images(), **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_every_method_is_offered_by_some_attention_and_a_whole_model_is_refused():
+def test_every_method_is_supported_by_some_attention_and_other_models_are_refused():
     assert {method for name in ATTENTIONS for method in offered(model(name))} == set(METHODS)
     with pytest.raises(UsageError, match="Linear does not give the weights of its blocks: expected the Vision"):
         offered(nn.Linear(2, 2))

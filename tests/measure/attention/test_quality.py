@@ -1,4 +1,4 @@
-"""`python eval.py eval=attention`, as typed: seeds in one table, the columns of runs, boxes, and what is refused."""
+"""`python eval.py eval=attention` on the command line: seeds in one table, columns of runs, boxes, errors."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
     assert [(run / "result.json").read_bytes() for run in trained.runs()] == results
 
 
-def test_the_start_is_what_training_started_from(cli, tmp_path):
-    """Without a step the layers are after training as they were before."""
+def test_the_start_is_the_untrained_model(cli, tmp_path):
+    """Without a training step the layers are the same before and after."""
     still = ("recipe.base_lr=0", "recipe.schedule.min_lr=0", "recipe.optimizer.weight_decay=0")
     trained = cli("train", "experiment=digits", "model=infvit", "seed=3", *SMALL, *still)
     assert trained.code == 0, trained.err
@@ -119,7 +119,7 @@ def test_the_start_is_what_training_started_from(cli, tmp_path):
     assert not (run / "attention.json").exists()  # 40 of 360 images
 
 
-def test_imagenets_boxes_and_what_was_wrong_with_them(cli, tmp_path):
+def test_imagenets_boxes_and_their_notes(cli, tmp_path):
     tree = tmp_path / "tree"
     boxes = [(10, 12, 40, 50)]
     for label in range(3):

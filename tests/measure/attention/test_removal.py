@@ -1,4 +1,4 @@
-"""Patches are removed as told, in the order of their relevance, and the areas over and under the curves are theirs."""
+"""Removal of patches in the order of their relevance, and the areas over and under its curves."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ AT = shares(0.1)
 
 
 class Evidence(nn.Module):
-    """Sees two patches of 2 × 2 pixels alone: the brighter they are, the surer it is of class 1."""
+    """Depends on two patches of 2 × 2 pixels alone: the brighter they are, the more probable is class 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Evidence(nn.Module):
 
 
 def evidence(count: int) -> tuple[Evidence, torch.Tensor, torch.Tensor]:
-    """The model, images that it is sure of, and the map that says where it looks."""
+    """The model, images that it classifies confidently, and the map of the pixels that it depends on."""
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(count, 3, 8, 8, generator=draw) + 16 * Evidence().weight
     oracle = torch.zeros(count, *GRID)
@@ -65,7 +65,7 @@ def naive_kept(model, image, relevance, order, at):
     return kept
 
 
-def test_curves_and_areas_are_those_of_the_formula_image_by_image():
+def test_curves_and_areas_equal_the_formula_image_by_image():
     model, images, _ = evidence(5)
     maps = torch.rand(5, *GRID, generator=torch.Generator().manual_seed(1))
     found = faithfulness(remover("mean", model, images, GRID), maps, torch.ones(5, dtype=torch.long), AT)
@@ -100,7 +100,7 @@ def test_the_oracle_map_beats_random_maps_and_its_inverse_loses(removal):
 
 
 @pytest.mark.parametrize("name", ["softmax", "infsa", "linear_infsa", "elu_linear"])
-def test_dropped_tokens_are_as_if_masked_in_every_block(name):
+def test_dropping_tokens_equals_masking_them_in_every_block(name):
     model = vit(ATTENTIONS[name])
     images = torch.randn(3, 3, 8, 8)
     removed = torch.zeros(3, *GRID, dtype=torch.bool)
@@ -118,7 +118,7 @@ def test_dropped_tokens_are_as_if_masked_in_every_block(name):
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
-def test_nothing_removed_is_the_image_itself_and_everything_leaves_nothing_of_it(removal):
+def test_removing_no_patch_keeps_the_image_and_removing_all_leaves_nothing(removal):
     model = vit()
     with torch.no_grad():
         model.pos_embed.mul_(3)
@@ -143,7 +143,7 @@ def test_tokens_of_every_attention_can_be_dropped_to_the_last(attention):
     assert found.morf.kept[:, 0].tolist() == [1.0, 1.0]
 
 
-def test_equal_relevance_is_removed_in_no_particular_order():
+def test_equal_relevance_is_removed_in_random_order():
     seen = torch.zeros(GRID)
 
     def remove(removed):
@@ -170,7 +170,7 @@ def test_tokens_need_a_class_token_to_be_left():
         remover("tokens", vit(class_token=False), torch.randn(2, 3, 8, 8), GRID)
 
 
-def test_timms_tokens_are_dropped_behind_its_class_token_and_registers():
+def test_timms_tokens_are_dropped_after_its_class_token_and_registers():
     torch.manual_seed(0)
     options = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
     model = timm.create_model("vit_tiny_patch16_224", reg_tokens=2, **options).eval()
