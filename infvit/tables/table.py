@@ -95,7 +95,7 @@ class Table(Generic[Row]):
         return sorted(columns, key=lambda column: column.place) if format == "page" else columns
 
     def _filled(self) -> list[Column[Row]]:
-        return [c for c in self.columns if not c.optional or any(c.cell(row) != NOTHING for row in self.rows)]
+        return [c for c in self.columns if not c.optional or any(c.cell(row) not in ("", NOTHING) for row in self.rows)]
 
     def text(self, width: int = WIDTH) -> str:
         """The table for a terminal; no line is longer than `width`. Cells may have several lines.

@@ -1,8 +1,8 @@
-"""What the terminal shows of evaluations, in 80 columns, and the classes as CSV."""
+"""The accuracy measurement for a terminal of 80 columns, and its classes as CSV."""
 
-import csv
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from infvit.class_names import is_imagenet, readable_names
 from infvit.measure.accuracy.scores import Classes
+from infvit.tables.numbers import signed
+from infvit.tables.table import WIDTH, Column, Table, to_csv
 
-WIDTH = 80
-COLUMN = 12
-COLUMNS = {
+SCORES = {
     "top1": ("top-1 %", 100, 2),
     "top5": ("top-5 %", 100, 2),
     "loss": ("loss", 1, 3),
@@ -22,38 +22,40 @@ COLUMNS = {
 }
 """Heading, factor and decimals."""
 SHOWN = 3
-"""So many of the best and of the worst classes."""
+"""How many of the best and of the worst classes."""
 
 
 def scores(rows: Sequence[dict[str, Any]]) -> str:
-    """Two lines a row: the model and its numbers, the pipeline and their intervals."""
-    shown = {name: column for name, column in COLUMNS.items() if any(row[name] is not None for row in rows)}
-    room = WIDTH - COLUMN * len(shown)
-    lines = [" " * room + "".join(f"{heading:>{COLUMN}}" for heading, _, _ in shown.values())]
+    """The scores of each model by each pipeline, and below them their intervals."""
+    columns: list[Column[dict[str, Any]]] = [Column("", lambda row: row.get("pipeline", row["name"]), left=True)]
+    columns += [Column(heading, partial(_score, name=name), optional=True) for name, (heading, *_) in SCORES.items()]
+    lines: list[dict[str, Any]] = []
     for row in rows:
-        cells: tuple[list[str], list[str]] = [], []
-        for name, (_, factor, decimals) in shown.items():
-            value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-            known = value is not None
-            cells[0].append(_number(factor * value, decimals) if known else "–")
-            cells[1].append("–".join(_number(factor * end, decimals) for end in (low, high)) if known else "")
-        if len(row["name"]) > room:
-            lines.append(row["name"])
-        names = row["name"] if len(row["name"]) <= room else "", f"  {row['pipeline']}"
-        for name, line in zip(names, cells, strict=True):
-            lines.append((f"{name:<{room}}" + "".join(f"{cell:>{COLUMN}}" for cell in line)).rstrip())
-    return "\n".join(lines)
+        if not lines or lines[-1]["name"] != row["name"]:
+            lines.append({"name": row["name"]})
+        lines.append(row | {"pipeline": f"  {row['pipeline']}"})
+    return Table(columns, lines).text()
+
+
+def _score(row: dict[str, Any], name: str) -> str | None:
+    _, factor, decimals = SCORES[name]
+    if "pipeline" not in row:
+        return ""
+    if row[name] is None:
+        return None
+    value, low, high = (_number(factor * row[key], decimals) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value}\n{low}–{high}"
 
 
 def differences(rows: Sequence[dict[str, Any]]) -> str:
-    """Two lines a row: what is compared, and by how many points top-1 differs."""
+    """Two lines for each pair: what is compared, and by how many points top-1 differs."""
     lines = ["Differences in top-1, points, paired over the same images:"]
     for row in rows:
         if row["name"] == row["minus"]:
             lines.append(f"{row['name']}, {row['pipeline']} − {row['minus_pipeline']}")
         else:
             lines.append(f"{row['name']} − {row['minus']}, {row['pipeline']}")
-        value, low, high = (_signed(100 * row[name]) for name in ("top1", "top1_low", "top1_high"))
+        value, low, high = (signed(100 * row[name]) for name in ("top1", "top1_low", "top1_high"))
         of = f"{row['differing']:,} of {row['images']:,} predictions differ"
         lines.append(f"  {value} ({low} to {high}), {of}")
     return "\n".join(lines)
@@ -75,18 +77,19 @@ def best_and_worst(of: str, names: Sequence[str], classes: Classes) -> str:
 
 
 def write_classes(path: Path, names: Sequence[str], classes: Classes) -> None:
-    """A line for each class that has images; accuracies are fractions."""
+    """Writes a line of CSV for each class that has images; accuracies are fractions."""
     words = readable_names(names)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "images", "top1", "top1_low", "top1_high", "top5"])
-        columns = (classes.images, classes.top1, classes.low, classes.high, classes.top5)
-        for label, *numbers in zip(classes.label.tolist(), *(column.tolist() for column in columns), strict=True):
-            writer.writerow([names[label], words[label], *numbers])
+    columns = {"images": classes.images, "top1": classes.top1, "top1_low": classes.low, "top1_high": classes.high}
+    columns["top5"] = classes.top5
+    records = [
+        {"class": names[label], "name": words[label], **{name: column[i].item() for name, column in columns.items()}}
+        for i, label in enumerate(classes.label.tolist())
+    ]
+    path.write_text(to_csv(records), encoding="utf-8")
 
 
 def about_real(row: dict[str, Any], names: Sequence[str]) -> str:
-    """What ReaL labels there are, where the classes are ImageNet's; otherwise nothing."""
+    """How many images have ReaL labels, where the classes are ImageNet's; otherwise ""."""
     if not is_imagenet(names):
         return ""
     if row["real_images"] is None:
@@ -100,7 +103,3 @@ def _number(value: float, decimals: int) -> str:
     while len(text := f"{value:.{decimals}f}") > 5 and decimals:
         decimals -= 1
     return text
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")

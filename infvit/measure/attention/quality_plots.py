@@ -1,4 +1,4 @@
-"""The curves of removal: what is left of the answer against the share of patches removed."""
+"""The curves of patch removal: the probability that is left against the share of patches removed."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
 
 
 def write_curves(rows: Rows, removal: str, path: Path) -> None:
-    """A row of pictures for each order, a picture for each configuration, a line for each method: mean over seeds.
+    """Writes a row of charts for each order, a chart for each configuration, a line for each method: mean over seeds.
 
     Args:
-        rows: of `quality_rows.curve_rows`, each with the "name" of its configuration.
-        removal: what happens to a removed patch, in words.
+        rows: from `quality_rows.curve_rows`, each with the "name" of its configuration.
+        removal: how patches are removed, in words.
         path: of the PNG.
     """
     values: dict[tuple[str, str, str, float], list[float]] = {}
@@ -33,7 +33,7 @@ def write_curves(rows: Rows, removal: str, path: Path) -> None:
         .encode(
             x=alt.X("share:Q", title="share of patches removed", axis=alt.Axis(format="%", grid=True)),
             y=alt.Y("kept:Q", title="probability kept", axis=alt.Axis(format="%", grid=True)),
-            # The theme's legends are of points, which these lines have none of.
+            # The theme's legends show points; these lines have none.
             color=alt.Color("method:N", sort=None, legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3)),
             strokeDash=alt.StrokeDash("method:N", sort=None),
         )

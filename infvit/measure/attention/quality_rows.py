@@ -1,4 +1,4 @@
-"""What was measured of one run as flat rows: means over images with their 95% intervals."""
+"""The attention measurement of one run as flat rows: means over images with their 95% intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -66,12 +66,12 @@ def layer_rows(first: Mapping[str, Any], when: str, found: Sequence[Health]) -> 
     """The health of every block and head, of a block's heads together, and of all: means over images.
 
     A mean over heads is taken within an image first. `_spread` is the standard deviation over images, and `images` of
-    a figure how many it exists in: a head that is off has none but `off` and `gamma`.
+    a figure the number in which it exists: a head that is off has only `off` and `gamma`.
 
     Args:
-        first: what a row begins with.
+        first: the values that every row begins with.
         when: "start" or "trained".
-        found: of the batches.
+        found: one for each batch.
     """
     rows: Rows = []
     values = {f.name: torch.cat([getattr(part, f.name) for part in found], -1).double() for f in fields(Health)}

@@ -1,7 +1,6 @@
-"""The tables of `infvit.measure.attention.quality`, for a terminal of 80 columns and in Markdown."""
+"""The tables of the attention measurement, for a terminal of 80 columns and in Markdown."""
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infvit.measure.attention.options import Options
@@ -9,9 +8,9 @@ from infvit.measure.attention.patch_removal import REMOVALS
 from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows
 from infvit.run.result import Result
 from infvit.tables.interval import Estimate
+from infvit.tables.numbers import NOTHING, plus_minus
+from infvit.tables.table import Column, Table
 
-TERMINAL = 80
-NOTHING = "–"
 FLAT = "a flat map"
 PUBLISHED = "published"
 COSINES = {"cosine_left": ("left", 3, 1), "cosine_right": ("right", 3, 1)}
@@ -29,49 +28,23 @@ SPECTRA = {
 """Figures of `Health` by the columns of a table: heading, decimals, factor."""
 
 
-class Table(NamedTuple):
-    """Cells by rows, the first of which are the headings and the first column what the row is of."""
+class Line(NamedTuple):
+    """A line of a table: its label, and its cells by figure; None in a heading of the lines below it."""
 
-    title: str
-    cells: list[list[str]]
-
-    def text(self) -> str:
-        """Columns aligned, two spaces between them; the name of a configuration may reach over all of them.
-
-        Where that is wider than a terminal, the spaces around ± go.
-        """
-        cells = self.cells
-        if sum(_widths(cells)) + 2 * len(cells[0]) - 2 > TERMINAL:
-            cells = [[row[0], *(cell.replace(" ± ", "±").replace(" – ", "–") for cell in row[1:])] for row in cells]
-        widths = _widths(cells)
-        lines = []
-        for first, *rest in cells:
-            aligned = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
-        lines.insert(1, "─" * (sum(widths) + 2 * len(widths) - 2))
-        return "\n".join([*textwrap.wrap(self.title, TERMINAL - 1), *lines])
-
-    def markdown(self) -> str:
-        """The same as Markdown."""
-        head, *rows = self.cells
-        rule = ["---"] + ["---:"] * (len(head) - 1)
-        return "\n".join([self.title, "", *("| " + " | ".join(row) + " |" for row in (head, rule, *rows))])
-
-
-def _widths(cells: list[list[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*(row for row in cells if any(row[1:])), strict=True)]
+    label: str
+    cells: Mapping[str, str] | None = None
 
 
 def map_tables(
     rows: Rows, options: Options, boxes: str, published: Mapping[str, Mapping[str, float | None]]
-) -> list[Table]:
-    """Faithfulness and localisation, every method of every configuration, in per cent.
+) -> list[Table[Line]]:
+    """Faithfulness and localisation of every method of every configuration, in per cent.
 
     Args:
         rows: of `quality_rows.map_row`, each with the "name" of its configuration.
         options: of the measurement.
-        boxes: whose they are; "" without any.
-        published: by the name of a configuration, what others say of it.
+        boxes: the source of the boxes; "" without any.
+        published: by the name of a configuration, its published scores.
     """
     found = [_of_maps(f"Patches {REMOVALS[options.removal]}, %", rows, REMOVAL, published)]
     if boxes:
@@ -80,7 +53,7 @@ def map_tables(
     return found
 
 
-def layer_tables(rows: Rows) -> list[Table]:
+def layer_tables(rows: Rows) -> list[Table[Line]]:
     """The health of the blocks before and after training, mean over heads, with the lowest and the highest head.
 
     Args:
@@ -92,50 +65,67 @@ def layer_tables(rows: Rows) -> list[Table]:
         "Spectral radius; variance explained by the best rank one, by Linear-InfSA's": SPECTRA,
     }
     found = [_of_layers(title, rows, headings, headings is COSINES) for title, headings in titles.items()]
-    return [table for table in found if len(table.cells) > 1]
+    return [table for table in found if table.rows]
+
+
+def _table(title: str, headings: Mapping[str, str], lines: list[Line]) -> Table[Line]:
+    def cell(figure: str) -> Callable[[Line], str | None]:
+        return lambda line: "" if line.cells is None else line.cells.get(figure)
+
+    columns: list[Column[Line]] = [Column("", lambda line: line.label, left=True)]
+    return Table([*columns, *(Column(heading, cell(figure)) for figure, heading in headings.items())], lines, title)
 
 
 def _of_maps(
     title: str, rows: Rows, headings: Mapping[str, str], published: Mapping[str, Mapping[str, float | None]]
-) -> Table:
-    cells = [["", *headings.values()]]
+) -> Table[Line]:
+    lines = []
     for name, of_name in _by(rows, "name").items():
-        cells.append([_with_seeds(name, of_name), *[""] * len(headings)])
+        lines.append(Line(_with_seeds(name, of_name)))
         for method, alike in _by(of_name, "method").items():
-            cells.append([f"  {method}", *(shown(over_seeds(alike, figure), 1, 100) for figure in headings)])
+            cells = {figure: plus_minus(over_seeds(alike, figure), _percent) for figure in headings}
+            lines.append(Line(f"  {method}", cells))
         if "roc_auc" in headings:
-            guess = Estimate.of(row["guess"] for row in of_name)
-            flat = [Estimate(1, 0.5) if figure == "roc_auc" else guess for figure in headings]
-            cells.append(
-                [f"  {FLAT}", *(f"{100 * estimate.mean:.1f}" for estimate in flat if estimate.mean is not None)]
+            guess = Estimate.of(row["guess"] for row in of_name).mean
+            flat = {figure: 0.5 if figure == "roc_auc" else guess for figure in headings}
+            lines.append(
+                Line(f"  {FLAT}", {figure: _percent(value) for figure, value in flat.items() if value is not None})
             )
-        known = [published.get(name, {}).get(figure) for figure in headings]
-        if any(value is not None for value in known):
-            cells.append([f"  {PUBLISHED}", *(NOTHING if value is None else f"{100 * value:.1f}" for value in known)])
-    return Table(title, cells)
+        known = {figure: value for figure in headings if (value := published.get(name, {}).get(figure)) is not None}
+        if known:
+            lines.append(Line(f"  {PUBLISHED}", {figure: _percent(value) for figure, value in known.items()}))
+    return _table(title, headings, lines)
 
 
-def _of_layers(title: str, rows: Rows, headings: Mapping[str, tuple[str, int, int]], ranges: bool) -> Table:
-    """Headings by the names of figures: the words, decimals, and a factor."""
-    cells = [["", *(word for title, *_ in headings.values() for word in ([title, "heads"] if ranges else [title]))]]
+def _of_layers(title: str, rows: Rows, headings: Mapping[str, tuple[str, int, int]], with_ranges: bool) -> Table[Line]:
+    lines = []
     for name, of_name in _by(rows, "name").items():
         if all(row[figure] is None for row in of_name for figure in headings):
             continue
-        cells.append([_with_seeds(name, of_name), *[""] * (len(cells[0]) - 1)])
+        lines.append(Line(_with_seeds(name, of_name)))
         for block, of_block in _by(of_name, "block").items():
             for when, alike in _by(of_block, "when").items():
-                line = ["  all" if block == "all" else f"  block {block}"]
-                line = [f"{line[0]}, {when}"]
-                together = [row for row in alike if row["head"] == "all"]
+                over_heads = [row for row in alike if row["head"] == "all"]
                 apart = of_name if block == "all" else alike
                 apart = [row for row in apart if row["head"] != "all" and row["when"] == when]
+                cells = {}
                 for figure, (_, decimals, factor) in headings.items():
-                    line.append(shown(over_seeds(together, figure), decimals, factor))
-                    if ranges:
-                        known = [row[figure] for row in apart if row[figure] is not None]
-                        line.append(f"{min(known):.2f} – {max(known):.2f}" if known else NOTHING)
-                cells.append(line)
-    return Table(title, cells)
+                    cells[figure] = plus_minus(over_seeds(over_heads, figure), _decimals(decimals, factor))
+                    known = [row[figure] for row in apart if row[figure] is not None]
+                    cells[f"{figure} range"] = f"{min(known):.2f} – {max(known):.2f}" if known else NOTHING
+                lines.append(Line(f"  {'all' if block == 'all' else f'block {block}'}, {when}", cells))
+    shown: dict[str, str] = {}
+    for figure, (heading, *_) in headings.items():
+        shown |= {figure: heading} | ({f"{figure} range": "heads"} if with_ranges else {})
+    return _table(title, shown, lines)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _decimals(decimals: int, factor: float) -> Callable[[float], str]:
+    return lambda value: f"{factor * value:.{decimals}f}"
 
 
 def _by(rows: Rows, key: str) -> dict[Any, Rows]:
@@ -171,11 +161,3 @@ def over_seeds(rows: Rows, figure: str) -> Estimate:
     (row,) = rows
     half_width = row.get(f"{figure}_ci95_half_width")
     return Estimate(0 if row[figure] is None else 1, row[figure], half_width)
-
-
-def shown(estimate: Estimate, decimals: int, factor: float = 1) -> str:
-    """A mean with the half-width of its interval, each times `factor`."""
-    if estimate.mean is None:
-        return NOTHING
-    half = NOTHING if estimate.half_width is None else f"{factor * estimate.half_width:.{decimals}f}"
-    return f"{factor * estimate.mean:.{decimals}f} ± {half}"

@@ -1,8 +1,7 @@
 """The efficiency measurement as text: small tables of at most 80 columns for a terminal, wide ones for Markdown."""
 
-import textwrap
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,170 +10,153 @@ import yaml
 from infvit.measure.efficiency.case import BASELINES, Case, Efficiency, exponents
 from infvit.measure.efficiency.passes import FORWARD, TRAINING
 from infvit.measure.efficiency.timing import Spread
-from infvit.tables.numbers import NOTHING, amount
+from infvit.tables.numbers import NOTHING, amount, gigabytes, in_range, ratio, three_digits
+from infvit.tables.table import Column, Table, wrapped
 
-WIDTH = 80
 PUBLISHED_FILE = Path(__file__).with_name("published_efficiency.yaml")
 TITLES = {FORWARD: "Forward pass", TRAINING: "Training step: forward, backward, AdamW"}
-Columns = dict[str, Callable[[Case], str]]
-Table = tuple[list[str], list[list[str]]]
+SOFTMAX = {"vit": "softmax through the fused kernel", "vit_unfused": "softmax that holds its N × N matrix"}
 
 
 def to_text(result: Efficiency) -> str:
-    """Everything for a terminal."""
-    blocks = ["\n".join(_wrapped(line) for line in about(result)), _aligned(*_counts(result))]
+    """The measurement for a terminal: two tables for each pass."""
+    blocks = ["\n".join(line for text in about(result) for line in wrapped(text)), counts(result).text()]
     for kind in _kinds(result):
-        first, second = _times(result), _comparisons(result, kind)
-        for columns in (first, second):
-            blocks.append(f"{TITLES[kind]}\n{_aligned(*_table(result, kind, columns))}")
-    blocks += [_aligned(*table) for table in (_fitted(result), _published(result)) if table]
-    notes = [*_remarks(result), *explained(result)]
-    return "\n\n".join([*blocks, "\n".join(map(_wrapped, notes))]) + "\n"
+        for columns in (time_columns(result), comparison_columns(result, kind)):
+            blocks.append(_pass_table(result, kind, columns, TITLES[kind]).text())
+    blocks += [table.text() for table in (fits(result), published(result)) if table.rows]
+    notes = [line for text in (*_remarks(result), *explanations(result)) for line in wrapped(text)]
+    return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
 
 
 def to_markdown(result: Efficiency) -> str:
-    """The same for a page, one table for each pass; the pictures that lie beside it are shown."""
-    lines = ["# Efficiency", "", *(f"- {line}" for line in about(result)), "", *_markdown(*_counts(result))]
+    """The measurement in Markdown: one table for each pass, with the picture stored beside it."""
+    blocks = ["# Efficiency", "\n".join(f"- {line}" for line in about(result)), counts(result).markdown()]
     for kind in _kinds(result):
-        columns = _times(result) | _comparisons(result, kind)
-        lines += ["", f"## {TITLES[kind]}", "", *_markdown(*_table(result, kind, columns))]
+        columns = [*time_columns(result), *comparison_columns(result, kind)]
+        blocks += [f"## {TITLES[kind]}", _pass_table(result, kind, columns).markdown()]
         if any(case.timed for case in result.cases if case.kind == kind):
-            lines += ["", f"![{TITLES[kind]}: time and memory](efficiency_{kind}.png)"]
-    for table in (_fitted(result), _published(result)):
-        lines += ["", *_markdown(*table)] if table else []
-    return "\n".join([*lines, "", *(f"- {line}" for line in (*_remarks(result), *explained(result)))]) + "\n"
+            blocks.append(f"![{TITLES[kind]}: time and memory](efficiency_{kind}.png)")
+    blocks += [table.markdown() for table in (fits(result), published(result)) if table.rows]
+    return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in (*_remarks(result), *explanations(result)))]) + "\n"
 
 
 def about(result: Efficiency) -> list[str]:
-    """What was run on what."""
+    """The models' size, the settings, the machine and the command."""
     machine, setting = result.hardware, result.setting
-    where = (
-        ", ".join(machine["gpus"])
-        if setting.device == "cuda"
-        else f"{machine['cpu']}, {result.threads} thread{'s' * (result.threads > 1)}"
-    )
+    cpu = f"{machine['cpu']}, {result.threads} thread{'s' * (result.threads > 1)}"
     peaks = [rate for case in result.cases for rate in case.peak_flops_per_second]
     peak = f"{_spread(Spread.of(peaks), lambda x: f'{x / 1e9:,.0f}')} GFLOP/s" if peaks else NOTHING
-    compiled = "compiled" if setting.compile else "not compiled"
     exact = setting.device == "cuda" and setting.precision == "fp32"
     return [
         f"size {result.size}, batch {setting.batch_size}, {setting.precision}"
         + (f" (float32 products at {result.float32_matmul_precision!r})" if exact else "")
-        + f", {compiled}, {result.rounds} rounds, at most {result.time_limit:,.0f} s for a case alone",
-        f"{where}, torch {result.versions['torch']}, Python {result.versions['python']}",
+        + f", {'compiled' if setting.compile else 'not compiled'}, {result.rounds} rounds, at most "
+        f"{result.time_limit:,.0f} s for a case alone",
+        f"{', '.join(machine['gpus']) if setting.device == 'cuda' else cpu}, torch {result.versions['torch']}, Python "
+        f"{result.versions['python']}",
         f"matrix-multiply peak in the same rounds: {peak} ({setting.precision}, {result.product} × {result.product})",
         f"energy: {result.energy}",
         result.command,
     ]
 
 
-def explained(result: Efficiency) -> list[str]:
+def explanations(result: Efficiency) -> list[str]:
     """What the numbers mean."""
     covered = 100 * (1 - 2 ** (1 - result.rounds))
-    lines = [
+    return [
         f"Times: the median of {result.rounds} rounds in which all take turns (smallest – largest). Independent rounds "
         f"enclose the true median so with probability {covered:.1f}%. Ratios and shares are taken within each round.",
         "Counts are for one image: FLOPs are 2 per multiply-add, of products, convolutions and fused attention alone; "
-        "those of a training step are of both passes. The share of the peak is of these FLOPs in the time of it all.",
+        "those of a training step are of both passes. The share of the peak is of these FLOPs in the whole time.",
+        *(f"vs {name}: how many times as fast as {SOFTMAX[name]}." for name in _baselines(result)),
+        "Memory: the peak of the tensors on the GPU."
+        if result.setting.device == "cuda"
+        else "Memory: the peak resident memory of a process of its own; in brackets without its libraries.",
     ]
-    told = {"vit": "softmax through the fused kernel", "vit_unfused": "softmax that holds its N × N matrix"}
-    lines += [f"vs {name}: how many times as fast as {told[name]}." for name in _baselines(result)]
-    if result.setting.device == "cuda":
-        return [*lines, "Memory: the most that tensors held on the GPU."]
-    return [*lines, "Memory: the largest resident memory of a process of its own; in brackets without its libraries."]
 
 
-def _times(result: Efficiency) -> Columns:
-    def memory(case: Case) -> str:
-        added = "" if result.setting.device == "cuda" else f" ({_bytes(case.added_bytes)})"
-        return _bytes(case.peak_bytes) + added if case.peak_bytes else NOTHING
+def time_columns(result: Efficiency) -> list[Column[Case]]:
+    """Time, speed, memory and, where it was measured, energy."""
+    on_gpu = result.setting.device == "cuda"
 
-    columns: Columns = {
-        "ms": lambda case: _spread(case.time, lambda s: _three(1e3 * s)) if case.seconds else case.status,
-        "images/s": lambda case: _three(case.images_per_second.median) if case.images_per_second else NOTHING,
-        "memory, GB": memory,
-    }
-    if any(case.joules for case in result.cases):
-        columns["J/image"] = lambda case: _three(case.joules_per_image.median) if case.joules_per_image else NOTHING
-    return columns
+    def memory(case: Case) -> str | None:
+        added = "" if on_gpu else f" ({gigabytes(case.added_bytes)})"
+        return gigabytes(case.peak_bytes) + added if case.peak_bytes else None
 
-
-def _comparisons(result: Efficiency, kind: str) -> Columns:
-    columns: Columns = {
-        "GFLOP/s": lambda case: _three(case.flops_per_second.median / 1e9) if case.flops_per_second else NOTHING,
-        "of peak": lambda case: f"{100 * case.share_of_peak.median:.0f}%" if case.share_of_peak else NOTHING,
-    }
-    for name in _baselines(result):
-        if any(case.timed for case in result.cases if (case.model, case.kind) == (name, kind)):
-            columns[f"vs {name}"] = lambda case, name=name: _faster(case, name, result.cases)  # type: ignore[misc]
-    return columns
+    return [
+        Column("ms", lambda case: _spread(case.time, lambda s: three_digits(1e3 * s)) if case.seconds else case.status),
+        Column("images/s", lambda case: case.images_per_second, _median),
+        Column("memory, GB", memory),
+        Column("J/image", lambda case: case.joules_per_image, _median, optional=True),
+    ]
 
 
-def _baselines(result: Efficiency) -> list[str]:
-    return [name for name in BASELINES if any(case.model == name and case.timed for case in result.cases)]
+def comparison_columns(result: Efficiency, kind: str) -> list[Column[Case]]:
+    """Achieved FLOP/s and the speed over each softmax that was timed in this pass."""
+
+    def faster(case: Case, baseline: str) -> str:
+        if case.model == baseline:
+            return "1"
+        return _spread(case.faster_than(case.baselines(result.cases)[baseline]), ratio, "x")
+
+    timed = {case.model for case in result.cases if case.kind == kind and case.timed}
+    return [
+        Column("GFLOP/s", lambda case: case.flops_per_second, lambda rate: three_digits(rate.median / 1e9)),
+        Column("of peak", lambda case: case.share_of_peak, lambda share: f"{100 * share.median:.0f}%"),
+        *(Column(f"vs {name}", partial(faster, baseline=name)) for name in BASELINES if name in timed),
+    ]
 
 
-def _faster(case: Case, baseline: str, cases: Sequence[Case]) -> str:
-    if case.model == baseline:
-        return "1"
-    return _spread(case.faster_than(case.baselines(cases)[baseline]), lambda x: f"{x:.2f}", "x")
-
-
-def _table(result: Efficiency, kind: str, columns: Columns) -> Table:
-    cases = [case for case in result.cases if case.kind == kind]
-    rows, before = [], None
-    for case in cases:
-        px = "" if case.resolution == before else str(case.resolution)
-        rows.append([px, case.model, *(cell(case) for cell in columns.values())])
-        before = case.resolution
-    return ["px", "model", *columns], rows
-
-
-def _counts(result: Efficiency) -> Table:
+def counts(result: Efficiency) -> Table[dict[str, Case]]:
     """Parameters, MACs and FLOPs of each model at each resolution."""
-    heads = ["px", "tokens", "model", "params", "MACs"]
-    rows: dict[tuple[int, str], list[str]] = {}
-    kinds = _kinds(result)
-    for case in sorted(result.cases, key=lambda c: c.resolution):
-        tokens = NOTHING if case.tokens is None else f"{case.tokens:,}"
-        start = [str(case.resolution), tokens, case.model, amount(case.parameters)]
-        row = rows.setdefault((case.resolution, case.model), [*start, NOTHING, *[NOTHING] * len(kinds)])
-        row[5 + kinds.index(case.kind)] = amount(case.flops)
-        if case.kind == FORWARD:
-            row[4] = amount(case.macs)
-    return [*heads, *(f"FLOPs, {kind}" for kind in kinds)], list(rows.values())
+    rows: dict[tuple[int, str], dict[str, Case]] = {}
+    for case in sorted(result.cases, key=lambda case: case.resolution):
+        rows.setdefault((case.resolution, case.model), {})[case.kind] = case
+
+    def of_model(name: str) -> Callable[[dict[str, Case]], Any]:
+        return lambda row: getattr(next(iter(row.values())), name)
+
+    def of_pass(name: str, kind: str) -> Callable[[dict[str, Case]], Any]:
+        return lambda row: getattr(row.get(kind), name, None)
+
+    columns: list[Column[dict[str, Case]]] = [
+        Column("px", of_model("resolution")),
+        Column("tokens", of_model("tokens"), "{:,}".format),
+        Column("model", of_model("model"), left=True),
+        Column("params", of_model("parameters"), amount),
+        Column("MACs", of_pass("macs", FORWARD), amount),
+        *(Column(f"FLOPs, {kind}", of_pass("flops", kind), amount) for kind in _kinds(result)),
+    ]
+    return Table(columns, list(rows.values()))
 
 
-def _fitted(result: Efficiency) -> Table | None:
-    """The exponents of time against tokens."""
-    kinds = _kinds(result)
-    fits = {kind: exponents(result.cases, kind) for kind in kinds}
-    models = [m for m in dict.fromkeys(c.model for c in result.cases) if any(m in fit for fit in fits.values())]
-    if not models:
-        return None
-    cells = [[f"{fits[k][m]:.2f}" if m in fits[k] else NOTHING for k in kinds] for m in models]
-    return ["time ∝ tokens^p: p", *kinds], [[m, *row] for m, row in zip(models, cells, strict=True)]
+def fits(result: Efficiency) -> Table[str]:
+    """The exponents of time against tokens, by model; without rows if nothing was timed at several resolutions."""
+    by_kind = {kind: exponents(result.cases, kind) for kind in _kinds(result)}
+    models = dict.fromkeys(case.model for case in result.cases)
+    columns: list[Column[str]] = [Column("time ∝ tokens^p: p", lambda model: model, left=True)]
+    columns += [Column(kind, by_model.get, "{:.2f}".format) for kind, by_model in by_kind.items()]
+    return Table(columns, [model for model in models if any(model in by_model for by_model in by_kind.values())])
 
 
-def _published(result: Efficiency) -> Table | None:
+def published(result: Efficiency) -> Table[dict[str, Any]]:
     """What others have published for these sizes: numbers of other machines, not measured here."""
-    setting = result.setting
-    here = {(c.model, c.resolution) for c in result.cases if c.kind == FORWARD}
-    fitting = [
+    here = {(case.model, case.resolution) for case in result.cases if case.kind == FORWARD}
+    rows = [
         entry
         for entry in published_efficiency()
-        if (entry["of"]["size"], entry["of"]["batch_size"]) == (result.size, setting.batch_size)
+        if (entry["of"]["size"], entry["of"]["batch_size"]) == (result.size, result.setting.batch_size)
         and any(model in entry["of"]["models"] and side == entry["of"]["resolution"] for model, side in here)
     ]
-    if not fitting:
-        return None
-    heads = ["published, not measured here", "px", "ms", "images/s", "J/image"]
-    rows = []
-    for entry in fitting:
-        numbers = entry["numbers"]
-        figures = [str(numbers[name]) for name in ("milliseconds", "images_per_second", "joules_per_image")]
-        rows.append([entry["name"], str(entry["of"]["resolution"]), *figures])
-    return heads, rows
+    columns: list[Column[dict[str, Any]]] = [
+        Column("published, not measured here", lambda entry: entry["name"], left=True),
+        Column("px", lambda entry: entry["of"]["resolution"]),
+        Column("ms", lambda entry: entry["numbers"]["milliseconds"]),
+        Column("images/s", lambda entry: entry["numbers"]["images_per_second"]),
+        Column("J/image", lambda entry: entry["numbers"]["joules_per_image"]),
+    ]
+    return Table(columns, rows)
 
 
 @cache
@@ -184,50 +166,31 @@ def published_efficiency() -> list[dict[str, Any]]:
     return content
 
 
+def _pass_table(result: Efficiency, kind: str, columns: list[Column[Case]], title: str = "") -> Table[Case]:
+    """The cases of a pass; a resolution is printed at its first model alone."""
+    cases = [case for case in result.cases if case.kind == kind]
+    first = {case.resolution: id(case) for case in reversed(cases)}
+    px: Column[Case] = Column("px", lambda case: str(case.resolution) if id(case) in first.values() else "")
+    return Table([px, Column("model", lambda case: case.model, left=True), *columns], cases, title)
+
+
 def _remarks(result: Efficiency) -> list[str]:
-    """Why a case has no figure, and whose the published ones are."""
+    """Why a case has no number, and who published the others."""
     lines = [f"{c.resolution} px, {c.kind}, {c.model}: {c.status}, {c.note}" for c in result.cases if c.note]
-    if _published(result):
-        lines += sorted({f"published: {entry['source']}, {entry['hardware']}" for entry in published_efficiency()})
-    return lines
+    return lines + sorted({f"published: {row['source']}, {row['hardware']}" for row in published(result).rows})
+
+
+def _baselines(result: Efficiency) -> list[str]:
+    return [name for name in BASELINES if any(case.model == name and case.timed for case in result.cases)]
 
 
 def _kinds(result: Efficiency) -> list[str]:
     return list(dict.fromkeys(case.kind for case in result.cases))
 
 
+def _median(spread: Spread) -> str:
+    return three_digits(spread.median)
+
+
 def _spread(spread: Spread | None, form: Callable[[float], str], unit: str = "") -> str:
-    if spread is None:
-        return NOTHING
-    return f"{form(spread.median)}{unit} ({form(spread.low)} – {form(spread.high)})"
-
-
-def _three(value: float) -> str:
-    """Three digits, or all in front of the point; three decimals at most."""
-    return f"{value:,.{3 if value < 0.995 else 2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
-def _bytes(number: int | None) -> str:
-    return NOTHING if number is None else f"{number / 1e9:.2f}"
-
-
-def _aligned(heads: list[str], rows: list[list[str]]) -> str:
-    """Names to the left, numbers to the right; a name that would make the table too wide is cut."""
-    named = ("model", "time ∝ tokens^p: p", "published, not measured here")
-    widths = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    name = next(i for i, head in enumerate(heads) if head in named)
-    widths[name] -= max(0, sum(widths) + 2 * (len(widths) - 1) - WIDTH)
-    lines = []
-    for line in (heads, *rows):
-        cells = [c[:w].ljust(w) if i == name else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
-
-
-def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
-    align = ["---" if head in ("model", "px") else "---:" for head in heads]
-    return ["| " + " | ".join(line) + " |" for line in (heads, align, *rows)]
-
-
-def _wrapped(line: str) -> str:
-    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return NOTHING if spread is None else in_range(spread.median, spread.low, spread.high, form, unit)

@@ -1,54 +1,52 @@
-"""The table and the picture of `infvit.measure.highres`."""
+"""The table and the picture of the high-resolution measurement."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import altair
-import vl_convert
+import altair as alt
 
 from infvit.measure.highres.case import HighresRow
+from infvit.tables.numbers import gigabytes
+from infvit.tables.table import Column, Table
+from infvit.tables.theme import to_png
+
+COLUMNS: list[Column[HighresRow]] = [
+    Column("model", lambda row: row.model, left=True),
+    Column("way", lambda row: row.way, left=True),
+    Column("pixels", lambda row: f"{row.height}²" if row.height == row.width else f"{row.height}×{row.width}"),
+    Column("time", lambda row: row.status if row.seconds is None else f"{row.seconds:,.3g} s"),
+    Column("peak", lambda row: row.peak, lambda size: f"{gigabytes(size)} GB"),
+    Column("weights", lambda row: row.resident, lambda size: f"{gigabytes(size)} GB"),
+    Column("agrees", lambda row: row.difference, "{:.0e}".format),
+]
 
 
 def table(rows: Sequence[HighresRow]) -> str:
-    """One line a case, in Markdown that is read in a terminal of 80 columns."""
-    lines = ["| model | way | pixels | time | peak | weights | agrees |", "|---|---|---:|---:|---:|---:|---:|"]
-    for row in rows:
-        pixels = f"{row.height}²" if row.height == row.width else f"{row.height}×{row.width}"
-        if row.seconds is None or row.peak is None or row.resident is None:
-            figures = f"{row.status} | | | "
-        else:
-            agrees = "–" if row.difference is None else f"{row.difference:.0e}"
-            figures = f"{row.seconds:,.3g} s | {_gb(row.peak)} | {_gb(row.resident)} | {agrees}"
-        lines.append(f"| {row.model} | {row.way} | {pixels} | {figures} |")
+    """A line for each case, in Markdown that also a terminal of 80 columns shows, and the notes of the cases."""
     notes = sorted({f"{row.model}, {row.way}, {row.height} × {row.width}: {row.note}" for row in rows if row.note})
-    return "\n".join([*lines, "", *notes]).rstrip()
+    return "\n".join([Table(COLUMNS, rows).markdown(), "", *notes]).rstrip()
 
 
 def plot(rows: Sequence[HighresRow]) -> bytes | None:
     """PNG of peak memory and time against the side of the image, both axes logarithmic; None without two sizes."""
-    done = [row for row in rows if row.peak is not None]
-    if len({row.height * row.width for row in done}) < 2:
+    done = [(row, row.peak) for row in rows if row.peak is not None]
+    if len({row.height * row.width for row, _ in done}) < 2:
         return None
-    several = len({row.model for row in done}) > 1
+    several = len({row.model for row, _ in done}) > 1
     points = [
-        asdict(row) | {"gb": row.peak / 1e9, "side": (row.height * row.width) ** 0.5}
-        for row in done
-        if row.peak is not None
+        asdict(row)
+        | {"gb": peak / 1e9, "side": (row.height * row.width) ** 0.5}
+        | {"case": f"{row.model}, {row.way}" if several else row.way}
+        for row, peak in done
     ]
-    for point, row in zip(points, done, strict=True):
-        point["case"] = f"{row.model}, {row.way}" if several else row.way
     charts = [
-        altair.Chart(altair.Data(values=points), width=330, height=300)
+        alt.Chart(alt.Data(values=points), width=330, height=300)
         .mark_line(point=True)
         .encode(
-            x=altair.X("side:Q", scale=altair.Scale(type="log", base=2), title="side of the image, pixels"),
-            y=altair.Y(f"{field}:Q", scale=altair.Scale(type="log"), title=title),
-            color=altair.Color("case:N", title=None, sort=None),
+            x=alt.X("side:Q", scale=alt.Scale(type="log", base=2), title="side of the image, pixels"),
+            y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log"), title=title),
+            color=alt.Color("case:N", title=None, sort=None),
         )
         for field, title in {"gb": "peak memory of a process, GB", "seconds": "seconds"}.items()
     ]
-    return vl_convert.vegalite_to_png(altair.hconcat(*charts).to_dict(), scale=2)
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return to_png(alt.hconcat(*charts))
