@@ -12,6 +12,7 @@ from data.beton.encoding import BetonSettings
 from data.datasets.source import ImageSet
 from data.order import EpochOrder
 from data.view import View
+from infvit.measure.subprocess_case import end_with_parent
 
 READ_TIMEOUT = 600.0
 """Seconds that a loader waits for a batch before it reports that a disk or a reading process hangs."""
@@ -31,6 +32,10 @@ class Views(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def _end_with_run(_worker: int) -> None:
+    end_with_parent()  # also a process that is stopped
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class TorchReader:
             sampler=order,
             num_workers=workers,
             timeout=self.timeout if workers else 0,
+            worker_init_fn=_end_with_run,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             # An iterator draws a seed, which nothing here uses, when it starts: not from the run's own generator.

@@ -4,8 +4,8 @@
 
 Both have the model, loader, augmentation, optimizer and schedule that the same configuration makes, and train and
 validate epoch by epoch. They are two processes that take turns, an epoch each, so that drift hits both alike. A ratio
-is of one turn of both; the first, in which things are compiled and allocated, is left out. Two ratios are told: of the
-epoch's training steps alone, and of the whole epoch with its validation, checkpoint, logs and files.
+is of one turn of both; the first, in which things are compiled and allocated, is left out. Two ratios are printed: of
+the epoch's training steps alone, and of the whole epoch with its validation, checkpoint, logs and files.
 """
 
 import argparse
@@ -38,16 +38,16 @@ BARE, FRAMED = "a bare loop", "train.py"
 
 
 class Turns(Callback):
-    """Lets train.py take turns: an epoch begins when it is told to, and ends behind its validation, logs and files.
+    """Makes train.py take turns: an epoch begins on a message, and ends after its validation, logs and files.
 
-    It tells the ends of the first step, of each epoch's steps and of each epoch.
+    Sends a message at the end of the first step, of each epoch's steps and of each epoch.
     """
 
     def __init__(self, number: int) -> None:
         self.turns = Connection(number)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """The end of the epoch before too: some of its logs and files are made behind the hooks at its end."""
+        """Also ends the epoch before: some of its logs and files are written after the hooks at its end."""
         if trainer.current_epoch:
             self.turns.send(None)
         self.turns.recv()
@@ -166,7 +166,7 @@ def _start(command: list[str], turns: Connection) -> subprocess.Popen:
         [sys.executable, *command], cwd=ROOT, pass_fds=[turns.fileno()], stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
-    turns.close()  # the process has it: when it ends, who waits for its turn is told
+    turns.close()  # the process has it: when it ends, the other one gets an EOFError
 
     def read() -> None:
         shown = b""

@@ -1,9 +1,7 @@
 """Turns out-of-memory errors and failures of the processes that read images into one-line errors with a remedy."""
 
 import contextlib
-import multiprocessing
 import re
-import signal
 import traceback
 from collections.abc import Iterator
 from typing import Protocol
@@ -95,18 +93,8 @@ def _reader_advice(error: BaseException) -> str | None:
             "resume=auto, with fewer of them by data.module.workers=N"
         )
     if hangs := READER_HANGS.search(str(error)):
-        _kill_readers()
         return (
             f"no images for {float(hangs[1]):.0f} s: a process that reads them hangs, or its disk; resume with the "
             "same command and resume=auto, or give a slow disk more time by +data.loader.timeout=SECONDS"
         )
     return None
-
-
-def _kill_readers() -> None:
-    """Kills the processes that read images: Python would wait at its end for one that is stopped."""
-    torchs_handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # which raises an error when a reader ends
-    for reader in multiprocessing.active_children():
-        reader.kill()
-        reader.join()
-    signal.signal(signal.SIGCHLD, torchs_handler)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from callbacks import skip_nonfinite
 from callbacks.checkpointing import PeriodicCheckpoint
+from data.torch_loader import Views
 from infvit.attention import SoftmaxAttention
 from infvit.module import Classifier
 from infvit.run import checkpoint
@@ -193,6 +194,18 @@ def test_a_reading_process_that_dies_is_one_line(cli, at_batch):
     line = error_line(cli("train", *RUN, "data.module.workers=1"))
     assert "a process that reads images died" in line
     assert "Killed" in line
+
+
+def test_a_reading_process_that_hangs_is_one_line(cli, monkeypatch):
+    def read(views, seen):
+        if seen[0] == 500:
+            time.sleep(1000)
+        return real(views, seen)
+
+    real = Views.__getitem__
+    monkeypatch.setattr(Views, "__getitem__", read)
+    line = format_config_error(cli("train", *RUN, "data.module.workers=1", "+data.loader.timeout=3"))
+    assert "no images for 3 s: a process that reads them hangs, or its disk; resume with the same command" in line
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [HARNESS [options]]`: breaks things, says what survived, exits with 1 if anything did not."""
+"""`python -m tests.chaos [HARNESS [options]]`: breaks runs, prints what survived, exits with 1 if anything was lost."""
 
 import argparse
 import importlib
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def faults_of(found: Iterator[Fault]) -> Iterator[Fault]:
-    """A harness that fails has lost what it was trying; the others go on."""
+    """Yields a harness's faults; a harness that fails itself counts as lost, and the others still run."""
     try:
         yield from found
     except Exception:
@@ -44,7 +44,7 @@ def faults_of(found: Iterator[Fault]) -> Iterator[Fault]:
 
 
 def table(tried: dict[tuple[str, str], list[Fault]]) -> list[str]:
-    """In Markdown: one row a kind of fault, and one for all."""
+    """Returns a Markdown table: a row for each kind of fault, and one for all."""
     rows = [(*names, len(faults), sum(bool(f.lost) for f in faults)) for names, faults in tried.items()]
     rows.append(("all", "", sum(row[2] for row in rows), sum(row[3] for row in rows)))
     lines = ["", "| harness | fault | tried | survived | lost |", "|---|---|---|---|---|"]

@@ -1,6 +1,8 @@
 """The two loaders of the DataModule: the same samples, labels and, uncompressed, the same pixels."""
 
 import os
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +97,16 @@ def test_a_reading_thread_that_dies_is_an_error_not_an_endless_wait(ffcv, tmp_pa
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: 1 / 0)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     with pytest.raises(RuntimeError, match="reading thread died"):
+        list(batches)
+
+
+def test_a_reading_thread_that_hangs_is_an_error_after_the_timeout(ffcv, tmp_path, monkeypatch):
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    images = Digits().split("val")
+    batches = loader(replace(ffcv, timeout=1), tmp_path, images, order=EpochOrder(len(images), 64, shuffle=False))
+    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: time.sleep(4))
+    with pytest.raises(UsageError, match=r"FFCV's reading thread gave no batch of .*\.beton for 1 s: it hangs"):
         list(batches)
 
 
