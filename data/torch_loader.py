@@ -1,5 +1,6 @@
 """The torch loader: PIL decodes the images themselves. For machines without FFCV, and for every reported number."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ class Views(Dataset):
         return len(self.images)
 
 
-def _end_with_run(_worker: int) -> None:
-    end_with_parent()  # also a process that is stopped
+def _end_with_rank(_worker: int) -> None:
+    """Has a reading process end with its rank, and not before it when torchrun sends SIGTERM to the rank's group."""
+    os.setpgrp()
+    end_with_parent()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class TorchReader:
             sampler=order,
             num_workers=workers,
             timeout=self.timeout if workers else 0,
-            worker_init_fn=_end_with_run,
+            worker_init_fn=_end_with_rank,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             # An iterator draws a seed, which nothing here uses, when it starts: not from the run's own generator.

@@ -204,7 +204,7 @@ def test_a_reading_process_that_hangs_is_one_line(cli, monkeypatch):
 
     real = Views.__getitem__
     monkeypatch.setattr(Views, "__getitem__", read)
-    line = format_config_error(cli("train", *RUN, "data.module.workers=1", "+data.loader.timeout=3"))
+    line = error_line(cli("train", *RUN, "data.module.workers=1", "+data.loader.timeout=3"))
     assert "no images for 3 s: a process that reads them hangs, or its disk; resume with the same command" in line
 
 
