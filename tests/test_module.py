@@ -76,7 +76,7 @@ def test_averaged_weights_are_evaluated_with_directions_that_performer_drew():
     for drawn in directions:
         gram = drawn @ drawn.T
         assert (gram - gram.diag().diag()).abs().max() < 1e-4
-    with pytest.raises(UsageError, match=r"PerformerAttention draws.*use_buffers: false"):
+    with pytest.raises(UsageError, match=r"those of PerformerAttention.*use_buffers: false"):
         seen()
 
 

@@ -19,7 +19,6 @@ EXECUTION = {
     "strategy",
     "timeout",
     "workers",
-    "cache",
     "cache_dir",
     "default_root_dir",
     "eval_batch_size",
