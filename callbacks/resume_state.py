@@ -1,9 +1,10 @@
 """State that Lightning's checkpoints leave out: the mean training loss of the epoch so far and the logs' lengths."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from callbacks.loggers import OfflineFallbackWandbLogger, ResumableCSVLogger
@@ -27,8 +28,9 @@ class ResumeState(Callback):
             if isinstance(logger, OfflineFallbackWandbLogger):
                 wandb_step = logger.experiment.step
         loss = _train_loss(pl_module)
-        sums = pl_module.all_gather(torch.stack([loss.mean_value, loss.weight]))
-        assert isinstance(sums, torch.Tensor)
+        sums = torch.zeros(trainer.world_size, 2, device=loss.weight.device)  # each rank fills its row
+        sums[trainer.global_rank] = torch.stack([loss.mean_value, loss.weight])
+        sums = cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")).cpu()
         checkpoint["ResumeState"] = {
             "train_loss": sums.reshape(-1, 2).cpu(),
             "csv_rows": csv_rows,
