@@ -31,11 +31,7 @@ class ResumeState(Callback):
         sums = torch.zeros(trainer.world_size, 2, device=loss.weight.device)  # each rank fills its row
         sums[trainer.global_rank] = torch.stack([loss.mean_value, loss.weight])
         sums = cast(Tensor, trainer.strategy.reduce(sums, reduce_op="sum")).cpu()
-        checkpoint["ResumeState"] = {
-            "train_loss": sums.reshape(-1, 2).cpu(),
-            "csv_rows": csv_rows,
-            "wandb_step": wandb_step,
-        }
+        checkpoint["ResumeState"] = {"train_loss": sums, "csv_rows": csv_rows, "wandb_step": wandb_step}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.loaded |= checkpoint.get("ResumeState", {})
