@@ -1,4 +1,4 @@
-"""The end of a search: the best trial's recipe as a file that any model can train with."""
+"""Saves the recipe of the best trial of a search as a file that any model can train with."""
 
 import shlex
 from pathlib import Path
@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class SaveBestRecipe(Callback):
-    """Writes the recipe of an Optuna sweep's best trial to `<sweep folder>/recipe/<name>.yaml`, and says how to use it.
+    """Writes the best trial of an Optuna sweep to `<sweep folder>/recipe/<name>.yaml`, and prints how to use it.
 
     Args:
         name: of the recipe, for `recipe=<name>`.
@@ -35,7 +35,7 @@ class SaveBestRecipe(Callback):
 
 
 def recipe_file(config: DictConfig, name: str, params: DictConfig, value: float) -> str:
-    """The searched recipe with the best trial's values, under a header that says how it was found."""
+    """The searched recipe with the best trial's values, after a header with how it was found."""
     recipe = OmegaConf.create({"recipe": OmegaConf.to_container(config.recipe)})
     for key, best in params.items():
         if str(key).startswith("recipe."):
@@ -49,6 +49,6 @@ def recipe_file(config: DictConfig, name: str, params: DictConfig, value: float)
         "which the trials did not train on.",
         f"Searched: {', '.join(map(str, params))}; all else is recipe {config.recipe.name}.",
         f"Command: {command}",
-        'Everything that "same recipe" means is in this file; its hash stands in every result.',
+        '"The same recipe" means this file; its hash is in every result.',
     )
     return "".join(f"# {line}\n" for line in head) + OmegaConf.to_yaml(recipe.recipe)

@@ -1,4 +1,4 @@
-"""The Hydra callback that ends a sweep with its comparison: files, the table in the terminal, the same in W&B."""
+"""The Hydra callback that ends a sweep with its comparison: in files, in the terminal and in W&B."""
 
 import shutil
 import sys
@@ -17,13 +17,13 @@ from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE
 
 BEGUN = ".begun"
-"""Holds a file for each job that this command has begun, which names its folder; jobs may begin on several nodes."""
+"""A folder with one file per job that this command has started, which has the job's folder; one for all nodes."""
 
 
 class CompareAtEnd(Callback):
     """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed.
 
-    Runs that earlier commands left in the folder are in the table, and no reason for this command to fail.
+    Runs of earlier commands in the same folder are in the table, but do not make this command fail.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -46,7 +46,7 @@ class CompareAtEnd(Callback):
         sweep = Path(config.hydra.sweep.dir)
         try:
             comparison = write_comparison([sweep], sweep)
-        except UsageError as error:  # Hydra turns exceptions of its callbacks into warnings
+        except UsageError as error:  # Hydra turns exceptions of its callbacks into warnings, hence the exit
             print(f"error: {error}; python -m infvit.compare {sweep} --out {sweep} writes it later", file=sys.stderr)
             sys.exit(1)
         print(f"\n{to_text(comparison)}\n\ncomparison: {sweep / 'comparison.html'} (also .md, .csv, .tex)")
@@ -55,17 +55,16 @@ class CompareAtEnd(Callback):
             print("pictures:   " + "  ".join(str(picture) for picture in pictures))
         if "wandb" in (config.get("logger") or {}):
             _to_wandb(config, sweep, comparison, pictures)
-        failed = _failed(sweep, comparison)
+        failed = unfinished_jobs(sweep, comparison)
         if failed:
             print(f"error: {len(failed)} jobs of the sweep did not finish: {', '.join(failed)}", file=sys.stderr)
             sys.exit(1)
 
 
-def _failed(sweep: Path, comparison: Comparison) -> list[str]:
-    """The jobs of this command that did not finish, and why, in words; of all, if it could not be kept which."""
+def unfinished_jobs(sweep: Path, comparison: Comparison) -> list[str]:
+    """The folders of this command's jobs that did not finish, with their status; of all jobs if `BEGUN` is missing."""
     ended: dict[Path, str] = {Path(run.run_dir).resolve(): run.status for run in comparison.runs}
-    # What else cannot be read, such as an evaluation, is told in the table; no job of the sweep left it.
-    for bad in comparison.unreadable:
+    for bad in comparison.unreadable:  # other files, such as evaluations, are not of a job
         if Path(bad.path).name == RESULT_FILE:
             ended[Path(bad.path).parent.resolve()] = f"{RESULT_FILE} {bad.reason}"
     jobs = sorted((sweep / BEGUN).glob("*"), key=lambda path: int(path.name))
@@ -75,28 +74,28 @@ def _failed(sweep: Path, comparison: Comparison) -> list[str]:
 
 
 def _to_wandb(config: DictConfig, sweep: Path, comparison: Comparison, pictures: list[Path]) -> None:
-    """The comparison as a W&B run and, online, as a report. What goes wrong with W&B is said; the sweep is done."""
+    """Logs the comparison as a W&B run and, online, as a report; errors of W&B become warnings, the sweep is done."""
     logger = config.logger.wandb
     mode: Mode = logger.get("mode") or wandb_mode()
     try:
         entity = _log(logger, mode, sweep, comparison, pictures)
-    except Exception as error:  # W&B raises many kinds: no network, a wrong key, no room
-        _say("the comparison is not on W&B", error, sweep)
+    except Exception as error:  # W&B raises many types
+        _warn("the comparison is not on W&B", error, sweep)
         if mode == "online":
             _log(logger, "offline", sweep, comparison, pictures)
         return
     if mode == "online":
-        from callbacks.sweep import wandb_report  # half a second, which no single run should wait
+        from callbacks.sweep import wandb_report  # takes half a second, which a single run need not wait
 
         try:
             made = wandb_report.report(logger.project, entity, config.name, sweep.name, comparison)
             print(f"report:     {wandb_report.save(made)}")
         except Exception as error:
-            _say("no W&B report was made", error, sweep)
+            _warn("no W&B report was made", error, sweep)
 
 
-def _say(what: str, error: Exception, sweep: Path) -> None:
-    """One line: what happened, where the same is to be seen, and how to upload later."""
+def _warn(what: str, error: Exception, sweep: Path) -> None:
+    """Prints one line: what failed, which page shows the same, and how to upload it later."""
     why = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
     page = sweep / "comparison.html"
     later = f"wandb sync {sweep}/wandb/offline-run-* {sweep}/*/wandb/offline-run-*"
@@ -104,7 +103,7 @@ def _say(what: str, error: Exception, sweep: Path) -> None:
 
 
 def _log(logger: DictConfig, mode: Mode, sweep: Path, comparison: Comparison, pictures: list[Path]) -> str:
-    """Log table, page and pictures as a run of the sweep's group; returns the entity that the run belongs to."""
+    """Logs table, page and pictures as a run of the sweep's group; returns the run's entity."""
     with wandb.init(
         project=logger.project,
         name=f"comparison-{sweep.name}",

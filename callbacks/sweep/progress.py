@@ -1,13 +1,13 @@
-"""Sweeps: one process in a folder, finished jobs left alone, and after each job where the sweep stands."""
+"""A sweep's folder is locked, finished jobs are skipped, and after each job the table so far is printed."""
 
 import datetime
+import math
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -24,20 +24,17 @@ from infvit.run.ranks import is_global_zero
 from infvit.run.result import score
 
 ENDED = ".ended"
-"""One line for each job that this command has ended, "3 ran" or "3 skipped"; jobs in parallel processes append to it.
+"""One line for each job of this command that has ended, "3 ran" or "3 skipped"; parallel jobs append to it.
 
-A job that SLURM starts again has another line.
+A job that SLURM requeues has another line.
 """
 
-LINES = 20
-"""Rows of the table so far that are shown after a job; the comparison at the end has all."""
+MAX_ROWS = 20
+"""Rows of the table that is printed after a job; the comparison at the end has all."""
 
 
-class Sweep(Callback):
-    """Holds the sweep's folder for this process, counts its jobs, and shows the table so far after each one.
-
-    Where torchrun started several processes the first one alone does, and in a job of several tasks on SLURM.
-    """
+class SweepProgress(Callback):
+    """Locks the sweep's folder, counts its jobs, and prints the table so far after each one; on rank zero only."""
 
     def __init__(self) -> None:
         self.jobs: int | None = None
@@ -68,7 +65,7 @@ class Sweep(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
-        job_return.cfg = job_return.hydra_cfg = None  # Hydra would keep every job's until the sweep ends
+        job_return.cfg = job_return.hydra_cfg = None  # Hydra would keep those of all jobs until the sweep ends
         if not is_global_zero():
             return
         folder = Path(config.hydra.sweep.dir)
@@ -77,23 +74,24 @@ class Sweep(Callback):
         ended = [*dict(line.split() for line in (folder / ENDED).read_text().splitlines()).values()]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]
         if not self.skipped and len(ended) != self.jobs:
-            lines += so_far(Comparison.from_dirs([folder]))
+            lines += table_so_far(Comparison.from_dirs([folder]))
         print("\n".join(lines), flush=True)
 
 
-def number_of_jobs(config: DictConfig) -> int | None:
-    """How many jobs the command makes: trials of a search, or the product of all swept values."""
+def number_of_jobs(config: DictConfig) -> int:
+    """Number of jobs of the command: the trials of a search, or the product of all swept values."""
     sweeper = config.hydra.sweeper
     if "n_trials" in sweeper:
         return int(sweeper.n_trials)
     words = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*words, *config.hydra.overrides.task])
-    return len(BasicSweeper.split_arguments(overrides, None)[0])
+    values = {o.get_key_element(): list(o.sweep_string_iterator()) if o.is_discrete_sweep() else [o] for o in overrides}
+    return math.prod(map(len, values.values()))
 
 
 def progress(ended: list[str], jobs: int | None, seconds: float) -> str:
-    """ "3 of 12 jobs, 1 of them finished before · ETA 0:04:10": jobs that were skipped took no time."""
+    """Such as "3 of 12 jobs, 1 of them finished before · ETA 0:04:10"; skipped jobs do not count for the ETA."""
     ran = ended.count("ran")
     before = f", {len(ended) - ran} of them finished before" if ran < len(ended) else ""
     eta = "-:--:--"
@@ -102,21 +100,21 @@ def progress(ended: list[str], jobs: int | None, seconds: float) -> str:
     return f"{len(ended)} of {jobs or '?'} jobs{before} · ETA {eta}"
 
 
-def so_far(comparison: Comparison) -> list[str]:
-    """The rows in order of top-1, each in one line of at most 80 columns: name, seeds, mean and 95% interval.
+def table_so_far(comparison: Comparison) -> list[str]:
+    """Lines of at most 80 columns: the overrides that all rows share, then name, seeds, mean top-1 and 95% interval.
 
-    Before them, in one such line, the overrides that all have.
+    The best rows are first.
     """
     lines = [f"   {line}" if len(line) <= 77 else f"   {line[:76]}…" for line in shared(comparison)]
-    for row in sorted(comparison.rows, key=lambda row: -(_top1(row).mean or -1))[:LINES]:
+    for row in sorted(comparison.rows, key=lambda row: -(_top1(row).mean or -1))[:MAX_ROWS]:
         top1 = _top1(row)
         mean = "" if top1.mean is None else f"{100 * top1.mean:.2f}"
         half = "" if top1.half_width is None else f"± {100 * top1.half_width:.2f}"
         name = row.name if len(row.name) <= 42 else row.name[:20] + "…" + row.name[-21:]
         line = f"   {name:<42} {row.finished:>2} seeds {mean:>6} {half:<7} {row.troubles}"
         lines.append(line.rstrip()[:80])
-    if len(comparison.rows) > LINES:
-        lines.append(f"   … and {len(comparison.rows) - LINES} more")
+    if len(comparison.rows) > MAX_ROWS:
+        lines.append(f"   … and {len(comparison.rows) - MAX_ROWS} more")
     return lines
 
 

@@ -1,89 +1,89 @@
-"""Sweeps on SLURM whose jobs ask for different things, such as more devices for a larger model."""
+"""Sweeps on SLURM whose jobs request different resources, such as more devices for a larger model."""
 
 import json
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import DictConfig, OmegaConf
 
-LOOKS = 10.0
-"""Seconds between two looks at SLURM's queue."""
+POLL_INTERVAL = 10.0
+"""Seconds between two queries of SLURM's queue."""
 
-LAG = 60.0
-"""Seconds in which a job's result appears on a network's disk when the job has left the queue."""
-
-if TYPE_CHECKING:
-    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+RESULT_DELAY = 60.0
+"""Seconds until the result of a job that has left the queue is visible on a network disk."""
 
 
-class GroupJobsByResources(Callback):
-    """Lets Hydra's launcher for SLURM ask what each job asks for; it asks for all as the sweep's first words say."""
+class RegisterLauncher(Callback):
+    """Registers `GroupJobsByResources` with Hydra; conf/hydra/launcher/slurm.yaml adds it."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if str(config.hydra.launcher.get("_target_")).endswith(".submitit_launcher.SlurmLauncher"):
-            from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-
-            SlurmLauncher.launch = launch
+        Plugins.instance().register(GroupJobsByResources)
 
 
-def launch(self: "SlurmLauncher", job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-    """Submits an array of jobs for each set of settings of `hydra.launcher` that they have, and waits for all."""
-    import submitit
-    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+class GroupJobsByResources(SlurmLauncher):
+    """Submits an array of jobs for each distinct `hydra.launcher` that the jobs' own configs have.
 
-    assert self.config is not None
-    assert self.hydra_context is not None
-    of_any_queue = set(OmegaConf.structured(BaseQueueConf))
-    alike: dict[str, list[tuple[int, Sequence[str]]]] = {}
-    for number, overrides in enumerate(job_overrides, initial_job_idx):
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        asked = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-        alike.setdefault(json.dumps(asked), []).append((number, overrides))
-    jobs: dict[int, Any] = {}
-    for asked, numbered in alike.items():
-        settings = {name: value for name, value in json.loads(asked).items() if name != "_target_"}
-        executor = submitit.AutoExecutor(
-            folder=settings.pop("submitit_folder"),
-            cluster="slurm",
-            slurm_max_num_timeout=settings.pop("max_num_timeout"),
-        )
-        executor.update_parameters(
-            **{name if name in of_any_queue else f"slurm_{name}": value for name, value in settings.items()}
-        )
-        state = Singleton.get_state()
-        calls = [(list(words), "hydra.sweep.dir", number, f"job {number}", state) for number, words in numbered]
-        submitted = executor.map_array(self, *zip(*calls, strict=True))
-        jobs |= dict(zip([number for number, _ in numbered], submitted, strict=True))
-    returned = _waited_for(jobs)
-    return [returned[number] for number in sorted(returned)]
+    Hydra's launcher submits a single array, with the resources that the sweep's command requests.
+    """
+
+    __module__ = "hydra_plugins.infvit"  # Hydra takes launchers from this package only
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        import submitit  # takes a second, which runs without SLURM need not wait
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        groups: dict[str, list[tuple[int, list[str]]]] = {}
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+            groups.setdefault(json.dumps(launcher), []).append((number, list(overrides)))
+        jobs: dict[int, Any] = {}
+        for launcher, members in groups.items():
+            settings = {name: value for name, value in json.loads(launcher).items() if name != "_target_"}
+            executor = submitit.AutoExecutor(
+                folder=settings.pop("submitit_folder"),
+                cluster="slurm",
+                slurm_max_num_timeout=settings.pop("max_num_timeout"),
+            )
+            general = set(OmegaConf.structured(BaseQueueConf))
+            executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in settings.items()})
+            state = Singleton.get_state()
+            calls = [(words, "hydra.sweep.dir", number, f"job {number}", state) for number, words in members]
+            submitted = executor.map_array(self, *zip(*calls, strict=True))
+            jobs |= dict(zip([number for number, _ in members], submitted, strict=True))
+        returned = wait_for(jobs)
+        return [returned[number] for number in sorted(returned)]
 
 
-def _waited_for(jobs: dict[int, Any]) -> dict[int, JobReturn]:
-    """What each job returned, when all have ended; nothing for one that ended without a result, which is told.
+def wait_for(jobs: dict[int, Any]) -> dict[int, JobReturn]:
+    """What each job returned, once all have ended; a job that ended without a result is reported and returns None.
 
-    submitit learns of such an end from SLURM's accounting, which not every cluster has, and would wait for ever.
+    submitit learns of such an end from SLURM's accounting, which not every cluster has, and would wait forever.
     """
     returned: dict[int, JobReturn] = {}
-    absent: dict[int, float] = {}
+    absent_since: dict[int, float] = {}
     while True:
         queue = _queue()
-        for number, job in jobs.items():
-            if number in returned:
-                continue
+        for number in jobs.keys() - returned.keys():
+            job = jobs[number]
             if job.done():
                 returned[number] = _result(number, job)
             elif queue is None or job.job_id in queue:
-                absent.pop(number, None)
-            elif time.monotonic() - absent.setdefault(number, time.monotonic()) > LAG:
+                absent_since.pop(number, None)
+            elif time.monotonic() - absent_since.setdefault(number, time.monotonic()) > RESULT_DELAY:
                 returned[number] = _no_result(number, job)
         if len(returned) == len(jobs):
             return returned
-        time.sleep(LOOKS)
+        time.sleep(POLL_INTERVAL)
 
 
 def _result(number: int, job: Any) -> JobReturn:
@@ -101,7 +101,7 @@ def _no_result(number: int, job: Any) -> JobReturn:
 
 
 def _queue() -> set[str] | None:
-    """The jobs that SLURM has, waiting or running; None if it does not answer now."""
+    """The ids of the user's jobs that wait or run; None if SLURM does not answer."""
     try:
         done = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

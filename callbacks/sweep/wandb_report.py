@@ -1,4 +1,4 @@
-"""The W&B Report of a sweep: the comparison's table beside live panels of its runs."""
+"""The W&B report of a sweep: the comparison's table and live panels of its runs."""
 
 from urllib.parse import unquote
 
@@ -11,17 +11,17 @@ from infvit.compare.charts import PICTURES
 from infvit.compare.page import ATTENTION_PICTURE
 
 ATTENTION = ATTENTION_PICTURE.removesuffix(".png")  # the key of the runs' pictures
-TITLE_ROOM = 128  # characters in a report's title
-# What `RunRecord` puts into each run's W&B configuration, as names of axes.
+MAX_TITLE = 128  # characters of a report's title
+# `RunRecord` logs these to each run's W&B config.
 ROW = wr.Config("row")
 COSTS = {"flops_forward": "FLOPs forward, per image", "parameters": "parameters"}
 
 
 def report(project: str, entity: str, name: str, sweep: str, comparison: Comparison) -> wr.Report:
-    """The report of the sweep (its W&B group); building it asks nothing of a server.
+    """Builds the report of the sweep, which is a W&B group, without contacting a server.
 
-    Bars and curves group W&B's own runs by row of the table. W&B draws bars with their standard error: the table and
-    the pictures, which are ours, have Student's 95% intervals and the paired differences.
+    Bars and curves group W&B's runs by row of the table. W&B draws bars with their standard error; the table and the
+    pictures have Student's 95% intervals and the paired differences.
     """
     group = expr.Metric("Group") == sweep
     runs = wr.Runset(name="runs", filters=[group, expr.Metric("JobType") == "train"])
@@ -36,7 +36,7 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
     curves = [_curves("Validation top-1", ["val/top1"], 0), _curves("Training loss", ["train/loss_epoch"], 1)]
     curves.append(_curves("gamma, by block.head", [], 2, "gamma/.*"))
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(y=6, w=24, h=10))
-    looks = wr.MediaBrowser(title="What the models look at", media_keys=[ATTENTION], layout=wr.Layout(y=16, w=24, h=9))
+    attention = wr.MediaBrowser(title="Attention maps", media_keys=[ATTENTION], layout=wr.Layout(y=16, w=24, h=9))
     keys = [name.removesuffix(".png") for name in PICTURES]
     pictures = wr.MediaBrowser(title="Pictures", media_keys=keys, layout=wr.Layout(w=24, h=9))
     raw = wr.WeavePanelSummaryTable(table_name="comparison", layout=wr.Layout(y=9, w=24, h=8))
@@ -44,14 +44,14 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
         project=project,
         entity=entity,
         title=title_of(name, sweep),
-        description="Written at the end of the sweep; the same sweep rewrites it.",
+        description="Written at the end of the sweep; repeating the sweep replaces it.",
         width="fluid",
         blocks=[
             wr.MarkdownBlock(to_markdown(comparison)),
             wr.H2("Accuracy and cost"),
             wr.PanelGrid(runsets=[runs], panels=[*bars, *scatters]),
             wr.H2("Training"),
-            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer, looks]),
+            wr.PanelGrid(runsets=[runs], panels=[*curves, comparer, attention]),
             wr.H2("Pictures and raw numbers"),
             wr.PanelGrid(runsets=[table], panels=[pictures, raw]),
         ],
@@ -59,12 +59,12 @@ def report(project: str, entity: str, name: str, sweep: str, comparison: Compari
 
 
 def title_of(name: str, sweep: str) -> str:
-    """What the report is called, and found by when the sweep goes on."""
-    return f"{name}: {sweep}"[:TITLE_ROOM]
+    """The report's title, by which a repeated sweep finds it."""
+    return f"{name}: {sweep}"[:MAX_TITLE]
 
 
 def save(new: wr.Report) -> str:
-    """Save the report over an earlier one of the same title, if there is one; returns its address."""
+    """Saves the report, replacing an earlier one of the same title; returns its URL."""
     for old in wandb.Api().reports(f"{new.entity}/{new.project}"):
         if old.display_name == new.title:
             new.id = old.id
@@ -97,5 +97,5 @@ def _curves(title: str, metrics: list[str], column: int, pattern: str | None = N
 
 
 def _at(column: int, row: int) -> wr.Layout:
-    """A third of the grid's width."""
+    """The layout of a panel of a third of the grid's width."""
     return wr.Layout(x=8 * column, y=6 * row, w=8, h=6)

@@ -81,7 +81,7 @@ def check_devices(trainer: DictConfig) -> None:
 
 def _check_launcher(trainer: DictConfig, processes: int) -> None:
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN and "slurm" in str(hydra.launcher.get("_target_")).lower():
+    if hydra.mode != RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] not in ("basic", "joblib"):
         raise UsageError(
             "hydra/launcher submits the jobs of a sweep, and this is a single run: add -m; one job is a sweep of one, "
             "e.g. -m hydra/launcher=slurm model=vit seed=0"

@@ -1,4 +1,4 @@
-"""Keys stay out of what a run leaves: a command that has one in its configuration is refused before it writes."""
+"""The Hydra callback of every command: no secrets in the config, and a folder that can be written."""
 
 import contextlib
 import netrc
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,52 +18,60 @@ from omegaconf.errors import OmegaConfBaseException
 
 from infvit.cli.config_errors import format_config_error
 
-NAME = re.compile(r"(api_?key|secret|password|passwd|credentials?|(access|auth|hf|hub)_?token)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(api_?key|secret|password|passwd|credentials?|(access|auth|hf|hub)_?token)$", re.IGNORECASE)
 
-SHORTEST = 12
-"""Characters of a value that nothing else can have by chance."""
+SHORTEST_SECRET = 12
+"""Characters; a shorter value of the environment may occur in a config by chance."""
 
-ROOM = 2**20
-"""Bytes without which no run begins: its configuration, and its first result."""
+NEEDED = 2**20
+"""Bytes that a run needs to start: its config and its first result."""
 
 
-class NoKeys(Callback):
-    """Before Hydra writes the configuration into the run's folder. Its callbacks' exceptions become warnings, so the
-    refusal is an exit.
+class Preflight(Callback):
+    """Refuses a command before Hydra writes its config into the run's folder: it holds a secret, or the disk is full.
+
+    Hydra turns exceptions of its callbacks into warnings, so that a refusal exits.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._refuse(config)
+        self._check(config, lambda: config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self._refuse(config)
+        self._check(config, lambda: config.hydra.sweep.dir)
 
-    def _refuse(self, config: DictConfig) -> None:
-        for place in keys_in(config):
-            print(
-                f"error: {place} holds a key, which config, logs and result.json of the run would show: leave it to "
-                "the environment (WANDB_API_KEY) or to `wandb login`",
-                file=sys.stderr,
+    def _check(self, config: DictConfig, folder: Any) -> None:
+        for key in secrets_in(config):
+            _refuse(
+                f"{key} holds a secret, which config, logs and result.json of the run would show: leave it to the "
+                "environment (WANDB_API_KEY) or to `wandb login`"
             )
-            sys.exit(2)
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # as Hydra does after its callbacks; the folder's resolvers read it
+        try:
+            check_writable(Path(folder()))
+        except OmegaConfBaseException as error:  # Hydra would resolve it again, which may take minutes
+            _refuse(format_config_error(error))
+        finally:
+            hydra.cfg = before
 
 
-def keys_in(config: DictConfig) -> Iterator[str]:
-    """The places of values that are keys, by their names or because the environment has them under such a name."""
-    known = {value for name, value in os.environ.items() if NAME.search(name) and len(value) >= SHORTEST}
+def secrets_in(config: DictConfig) -> Iterator[str]:
+    """The keys of secrets, known by the key's name or because a secret of the environment has that value."""
+    known = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET}
     known |= {key for key in [wandb_api_key()] if key}
 
-    def walk(node: Any, place: str) -> Iterator[str]:
+    def walk(node: Any, key: str) -> Iterator[str]:
         if isinstance(node, dict | list):
             for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-                yield from walk(value, f"{place}.{name}" if place else str(name))
+                yield from walk(value, f"{key}.{name}" if key else str(name))
         elif isinstance(node, str) and node:
-            if place.startswith("hydra.overrides."):
-                place, _, node = node.partition("=")
-            asked = re.findall(r"\$\{oc\.env:\s*([^},]+)", node)
-            named = NAME.search(place) and node not in ("", "null", "???")
-            if named or any(NAME.search(name) for name in asked) or any(key in node for key in known):
-                yield place
+            if key.startswith("hydra.overrides."):
+                key, _, node = node.partition("=")
+            variables = re.findall(r"\$\{oc\.env:\s*([^},]+)", node)
+            named = SECRET_NAME.search(key) and node not in ("", "null", "???")
+            if named or any(map(SECRET_NAME.search, variables)) or any(secret in node for secret in known):
+                yield key
 
     return walk(OmegaConf.to_container(config, resolve=False), "")
 
@@ -82,39 +90,18 @@ def wandb_url() -> str:
     return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
-class Room(Callback):
-    """Refuses a command whose folder has no room, before Hydra leaves half a configuration there.
+def check_writable(folder: Path) -> None:
+    """Exits if a file of `NEEDED` bytes cannot be written there; free space alone does not show a quota."""
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(NEEDED))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        _refuse(f"{folder} cannot be written ({error.strerror}): make room in {existing}, or give another folder")
 
-    Exceptions of Hydra's callbacks become warnings, so the refusal is an exit.
-    """
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        hydra = HydraConfig.instance()
-        before = hydra.cfg
-        hydra.set_config(config)  # Hydra does so behind this, and the folder's name may ask for it
-        try:
-            folder = Path(config.hydra.run.dir)
-        except OmegaConfBaseException as error:  # Hydra would ask once more, and the answer may take minutes
-            print(f"error: {format_config_error(error)}", file=sys.stderr)
-            sys.exit(2)
-        finally:
-            hydra.cfg = before
-        self._refuse(folder)
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self._refuse(Path(config.hydra.sweep.dir))
-
-    def _refuse(self, folder: Path) -> None:
-        existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
-        try:
-            with tempfile.TemporaryFile(dir=existing) as file:  # what is free says nothing of a quota
-                file.write(bytes(ROOM))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            print(
-                f"error: {folder} cannot be written ({error.strerror}): make room in {existing}, or give another "
-                "folder",
-                file=sys.stderr,
-            )
-            sys.exit(2)
+def _refuse(reason: str | None) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)

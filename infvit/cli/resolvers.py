@@ -1,15 +1,18 @@
 """The resolvers of conf/, such as ${precision:} and ${config_hash:}; importing this module registers them."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from infvit.attention import overview
 from infvit.cli.run_folder import run_folder
 from infvit.errors import UsageError
 from infvit.run import identity
@@ -94,6 +97,21 @@ def tokens(image_size: int, patch: int, class_token: bool) -> int:
     return (image_size // patch) ** 2 + int(class_token)
 
 
+def config_groups() -> str:
+    """The groups of conf/ with their options, for --help, in 80 columns."""
+    loader = GlobalHydra.instance().config_loader()
+    lines = []
+    for group in sorted(set(loader.list_groups("")) - {"hydra"}):
+        options = ", ".join(name for name in loader.get_group_options(group) if not name.startswith("_"))
+        lines.append(textwrap.fill(f"{group}: {options}", 78, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def attentions() -> str:
+    """The table of attention operators, for --help."""
+    return overview()
+
+
 def register() -> None:
     """Registers all resolvers of conf/ with OmegaConf."""
     for resolver in (
@@ -109,6 +127,8 @@ def register() -> None:
         gpus_per_node,
         source_root,
         tokens,
+        config_groups,
+        attentions,
         run_folder,
         broadcast_from_rank_zero,
     ):

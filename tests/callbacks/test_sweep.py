@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from callbacks.sweep.progress import Sweep, progress, so_far
+from callbacks.sweep.progress import SweepProgress, progress, table_so_far
 from infvit.compare import Comparison
 from infvit.run.result import Result
 
@@ -135,7 +135,7 @@ def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tm
 
 
 def test_a_job_that_is_started_again_counts_once(tmp_path, capsys):
-    sweep = Sweep()
+    sweep = SweepProgress()
     sweep.jobs = 2
     (tmp_path / ".ended").write_text("")
     for number in (0, 1, 1):
@@ -166,8 +166,8 @@ def test_the_table_so_far_fits_80_columns_with_the_best_first_and_every_status()
     runs += [make(model="infvit", variant="recipe.something.long=1234567 " * 3, metrics={"val/top1": 0.9})]
     runs += [make(model="none", status="failed", metrics={}), make(model="xcit", status="running", metrics={})]
     shared = [replace(run, variant=f"{run.variant} size.dim={'1' * 80}".strip()) for run in runs]
-    assert so_far(Comparison.from_results(shared))[0] == f"   Every row: size.dim={'1' * 56}…"
-    lines = so_far(Comparison.from_results(runs))
+    assert table_so_far(Comparison.from_results(shared))[0] == f"   Every row: size.dim={'1' * 56}…"
+    lines = table_so_far(Comparison.from_results(runs))
     assert max(map(len, lines)) <= 80
     assert [line.split()[0] for line in lines[:2]] == ["infvit", "vit"]
     assert "90.00" in lines[0]
