@@ -1,6 +1,6 @@
 """Takes one measurement: `python eval.py ckpt=RUN/checkpoints/last.ckpt` is a run's accuracy, `eval=NAME` another one.
 
-Composes conf/eval.yaml and hands the measurement (conf/eval/, infvit/measure/) the models that it asks for.
+Composes conf/eval.yaml and gives the measurement (conf/eval/, infvit/measure/) the models that it works on.
 """
 
 from pathlib import Path

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -21,47 +20,44 @@ RESULT_DELAY = 60.0
 """Seconds until the result of a job that has left the queue is visible on a network disk."""
 
 
-class RegisterLauncher(Callback):
-    """Registers `GroupJobsByResources` with Hydra; conf/hydra/launcher/slurm.yaml adds it."""
+class GroupJobsByResources(Callback):
+    """Makes Hydra's SLURM launcher request for each job what the job's own config has in `hydra.launcher`.
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Plugins.instance().register(GroupJobsByResources)
-
-
-class GroupJobsByResources(SlurmLauncher):
-    """Submits an array of jobs for each distinct `hydra.launcher` that the jobs' own configs have.
-
-    Hydra's launcher submits a single array, with the resources that the sweep's command requests.
+    By itself the launcher submits one array of jobs, with the resources of the sweep's command. Hydra imports launchers
+    from the package hydra_plugins alone, so that a subclass cannot be here: its method `launch` is replaced.
     """
 
-    __module__ = "hydra_plugins.infvit"  # Hydra takes launchers from this package only
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        SlurmLauncher.launch = launch
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        import submitit  # takes a second, which runs without SLURM need not wait
 
-        assert self.config is not None
-        assert self.hydra_context is not None
-        groups: dict[str, list[tuple[int, list[str]]]] = {}
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-            groups.setdefault(json.dumps(launcher), []).append((number, list(overrides)))
-        jobs: dict[int, Any] = {}
-        for launcher, members in groups.items():
-            settings = {name: value for name, value in json.loads(launcher).items() if name != "_target_"}
-            executor = submitit.AutoExecutor(
-                folder=settings.pop("submitit_folder"),
-                cluster="slurm",
-                slurm_max_num_timeout=settings.pop("max_num_timeout"),
-            )
-            general = set(OmegaConf.structured(BaseQueueConf))
-            executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in settings.items()})
-            state = Singleton.get_state()
-            calls = [(words, "hydra.sweep.dir", number, f"job {number}", state) for number, words in members]
-            submitted = executor.map_array(self, *zip(*calls, strict=True))
-            jobs |= dict(zip([number for number, _ in members], submitted, strict=True))
-        returned = wait_for(jobs)
-        return [returned[number] for number in sorted(returned)]
+def launch(self: SlurmLauncher, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    """Submits an array of jobs for each distinct `hydra.launcher` of the jobs' configs, and waits for all of them."""
+    import submitit  # takes a second, which runs without SLURM need not wait
+
+    assert self.config is not None
+    assert self.hydra_context is not None
+    groups: dict[str, list[tuple[int, list[str]]]] = {}
+    for number, overrides in enumerate(job_overrides, initial_job_idx):
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        launcher = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+        groups.setdefault(json.dumps(launcher), []).append((number, list(overrides)))
+    jobs: dict[int, Any] = {}
+    for launcher, members in groups.items():
+        settings = {name: value for name, value in json.loads(launcher).items() if name != "_target_"}
+        executor = submitit.AutoExecutor(
+            folder=settings.pop("submitit_folder"),
+            cluster="slurm",
+            slurm_max_num_timeout=settings.pop("max_num_timeout"),
+        )
+        general = set(OmegaConf.structured(BaseQueueConf))
+        executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in settings.items()})
+        state = Singleton.get_state()
+        calls = [(words, "hydra.sweep.dir", number, f"job {number}", state) for number, words in members]
+        submitted = executor.map_array(self, *zip(*calls, strict=True))
+        jobs |= dict(zip([number for number, _ in members], submitted, strict=True))
+    returned = wait_for(jobs)
+    return [returned[number] for number in sorted(returned)]
 
 
 def wait_for(jobs: dict[int, Any]) -> dict[int, JobReturn]:

@@ -130,7 +130,7 @@ def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tm
             assert result["error"].startswith("num_heads=5")
     lines = [line for line in done.stdout.splitlines() if "epoch" in line and "/2 ·" in line]
     assert len(lines) == 4
-    assert all(line.startswith(("vit_seed0_", "infvit_seed0_")) for line in lines)  # a line says whose it is
+    assert all(line.startswith(("vit_seed0_", "infvit_seed0_")) for line in lines)  # lines have their job's name
     assert "\r" not in done.stdout
 
 
@@ -252,7 +252,7 @@ def test_a_search_never_reads_the_test_images_and_leaves_a_recipe_for_all_models
     for words in ("on vit alone", "best of 2 trials", "20% of the training images", "experiment=search"):
         assert words in header
     again = cli("train", *search)
-    assert again.out.count("skipped: ") == 2  # the seeded sampler asks for the same trials
+    assert again.out.count("skipped: ") == 2  # the seeded sampler draws the same trials
 
     use = ["recipe=digits_searched", f"hydra.searchpath=[file://{sweep}]", "experiment=digits", *SHORT[:2]]
     for model in ("infvit", "linear_infvit"):

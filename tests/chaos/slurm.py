@@ -1,7 +1,7 @@
 """A real SLURM of one node: a sweep by sbatch, one job stopped by a signal and requeued, others of two tasks with DDP.
 
-munged, slurmctld and slurmd run from a configuration, ports and a key of their own in a temporary folder, and end with
-the harness. Debian has all of it: apt-get install slurm-wlm munge.
+munged, slurmctld and slurmd run with their own configuration, ports and key in a temporary folder, and end with the
+harness. On Debian: apt-get install slurm-wlm munge.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tests.chaos.worker import marked, setting
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "sinfo")
 SECONDS = 240
-"""How long anything may take on a busy machine."""
+"""Limit for every wait, generous for a busy machine."""
 
 EPOCHS = 30
 SWEEP = [
@@ -51,7 +51,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
-# A requeued job waits until the credential of its first start is no longer valid, 2 minutes if nothing is said.
+# A requeued job waits until the credential of its first start expires, by default 2 minutes.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -69,7 +69,7 @@ PartitionName=all Nodes={host} Default=YES
 
 
 def missing() -> str | None:
-    """Why there can be no SLURM here, in words; None if there can."""
+    """Why SLURM cannot run here; None if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
@@ -114,10 +114,10 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             code = _ended(submitted, output)
         finally:
             submitted.kill()
-        said = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
-        requeued = "SIGUSR2 after step " in said and "resumes after step " in said
+        log = "".join(path.read_text() for path in sweep.glob(f".submitit/{stopped}/*.out"))
+        requeued = "SIGUSR2 after step " in log and "resumes after step " in log
         yield Fault(
-            "a job told to stop is requeued and goes on", _lost(one(0, 1), 1) or (None if requeued else "its place")
+            "a signalled job is requeued and resumes", _lost(one(0, 1), 1) or (None if requeued else "its place")
         )
         yield Fault("a job beside it finishes", _lost(one(1, 1), 1))
         for seed in range(2):
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
 
 
 def _task_of_slurm(pid: int) -> int | None:
-    """Which of a job's tasks a process is; None for what SLURM has not started itself, and for its tools."""
+    """The rank of a process of a SLURM job; None for processes that SLURM did not start, and for its own."""
     number = setting(pid, "SLURM_PROCID")
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
     return int(number) if number is not None and b"submitit.core._submit" in command else None
@@ -211,7 +211,7 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _until(true: Callable[[], object], process: subprocess.Popen, output: Path) -> None:
-    """Waits, no longer than the process lives; what it wrote is in the error."""
+    """Waits until it is true, while the process runs; the error has its output."""
     until = time.monotonic() + SECONDS
     while not true():
         if process.poll() is not None or time.monotonic() > until:
@@ -220,7 +220,7 @@ def _until(true: Callable[[], object], process: subprocess.Popen, output: Path) 
 
 
 def _ended(process: subprocess.Popen, output: Path) -> int | None:
-    """The exit code; None, with what it wrote shown, if it goes on for too long."""
+    """The exit code; None, after printing its output, if it does not end in time."""
     try:
         return process.wait(SECONDS)
     except subprocess.TimeoutExpired:
@@ -229,7 +229,7 @@ def _ended(process: subprocess.Popen, output: Path) -> int | None:
 
 
 def _lost(run: Path | None, devices: int) -> str | None:
-    """What a run should have left and has not."""
+    """What a run should have left but has not."""
     if run is None or not (run / "result.json").is_file():
         return "its folder"
     result = json.loads((run / "result.json").read_text())
@@ -248,5 +248,5 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _path() -> str:
-    """Debian keeps daemons where a user does not look."""
+    """PATH with the folder in which Debian installs daemons."""
     return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"

@@ -32,7 +32,7 @@ TRAIN = ("experiment=digits", "logger=csv", "data/loader=torch", "+dry_run=true"
 
 SECONDS = 60
 SLOW = 128 + signal.SIGKILL
-"""What an accepted command may take, and the exit code of one that is killed then: it asks for a large model."""
+"""Seconds for an accepted command, and the exit code of one that is killed then, such as with a large model."""
 
 MEMORY = 24 << 30
 """Address space for a command, of which torch reserves much."""

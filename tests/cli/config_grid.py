@@ -2,7 +2,7 @@
 
 `python -m tests.cli.config_grid` tries every model × size × data × recipe × trainer and prints what came of them. The
 network is made on torch's meta device, where large ones cost nothing; all else is real. What a machine does not have,
-such as GPUs or ImageNet, is told in one line; the rest of such a combination is made with what there is.
+such as GPUs or ImageNet, is reported in one line; the rest of such a combination is built without it.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Verdict:
     Args:
         composed: whether Hydra made one configuration of it.
         refused: lines that say why something is not made, each with what it is.
-        bug: an exception that no line tells.
+        bug: an exception that is not reported in one line.
     """
 
     composed: bool

@@ -30,7 +30,7 @@ def format_config_error(outcome):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["model=nothing"], ["model=nothing", "linear_infvit", "vit"]),
         (["recipe=nothing"], ["recipe=nothing", "deit", "digits"]),
@@ -66,11 +66,11 @@ def format_config_error(outcome):
         (["seed="], ["seed"]),
     ],
 )
-def test_one_line(cli, arguments, says):
+def test_one_line(cli, arguments, expected):
     if any("devices" in a or "gpu" in a for a in arguments) and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     line = format_config_error(cli("train", *DIGITS, *arguments))
-    for words in says:
+    for words in expected:
         assert words in line
 
 

@@ -1,5 +1,7 @@
-"""Every configuration composes, and every model it can describe is made as described."""
+"""Every config composes, and its models are built as described."""
 
+import functools
+import itertools
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -7,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from callbacks.run_record import recipe_hash
 from infvit.attention import ATTENTIONS
 from infvit.cli import resolvers
+from infvit.run.identity import config_hash, recipe_hash, settings
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -23,6 +24,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
+@functools.cache
 def composed(*overrides: str):
     resolvers.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -32,11 +34,13 @@ def composed(*overrides: str):
 ATTENTION_MODELS = [model for model in options("model") if model != "timm"]
 
 
-@pytest.mark.parametrize("model", ATTENTION_MODELS)
-@pytest.mark.parametrize("size", options("size"))
-@pytest.mark.parametrize("recipe", options("recipe"))
-def test_every_model_size_and_recipe(model, size, recipe):
-    cfg = composed(f"model={model}", f"size={size}", f"recipe={recipe}")
+@pytest.mark.parametrize(
+    "override",
+    [f"model={model}" for model in ATTENTION_MODELS]
+    + [f"{group}={name}" for group in ("size", "recipe") for name in options(group)],
+)
+def test_every_model_size_and_recipe(override):
+    cfg = composed(override)
     with torch.device("meta"):
         net = instantiate(cfg.model.net, num_classes=10, _convert_="all")
     assert len(net.blocks) == cfg.backbone.depth == cfg.model.get("depth", cfg.size.depth)
@@ -45,12 +49,12 @@ def test_every_model_size_and_recipe(model, size, recipe):
     assert type(net.blocks[0].attn).__name__ == cfg.model.attention._target_.rsplit(".", 1)[-1]
 
 
-def test_every_attention_is_a_model():
+def test_every_attention_has_a_model():
     classes = {composed(f"model={model}").model.attention._target_.rsplit(".", 1)[-1] for model in ATTENTION_MODELS}
     assert classes == {attention.__name__ for attention in ATTENTIONS.values()}
 
 
-def test_linformer_is_made_for_the_tokens_of_size_and_recipe():
+def test_linformer_is_built_for_the_tokens_of_size_and_recipe():
     sizes = (["size=large4"], ["size=tiny"], ["size=tiny", "recipe.model.class_token=false"])
     tokens = [composed("model=linformer", *size).model.attention.tokens for size in sizes]
     assert tokens == [197, 17, 16]
@@ -64,12 +68,12 @@ def test_a_model_of_timm_takes_the_recipes_stochastic_depth_and_the_size_of_the_
     assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.model.drop_path)
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-@pytest.mark.parametrize("trainer", options("trainer"))
-@pytest.mark.parametrize("logger", options("logger"))
-def test_every_experiment_trainer_and_logger(experiment, trainer, logger):
-    cfg = composed(f"experiment={experiment}", f"trainer={trainer}", f"logger={logger}")
-    assert cfg.name == experiment
+@pytest.mark.parametrize(
+    "override", [f"{group}={name}" for group in ("experiment", "trainer", "logger") for name in options(group)]
+)
+def test_every_experiment_trainer_and_logger(override):
+    cfg = composed(override)
+    assert cfg.name == (override.removeprefix("experiment=") if override.startswith("experiment=") else "train")
     assert cfg.trainer.max_epochs == cfg.recipe.epochs
 
 
@@ -77,19 +81,25 @@ TABLES = [name for name in options("experiment") if name != "search"]
 
 
 def jobs(*overrides: str) -> list[list[str]]:
-    """The overrides of each job that Hydra makes of a sweep."""
+    """The overrides of each job of a sweep."""
     resolvers.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         params = compose("train", [*overrides], return_hydra_config=True).hydra.sweeper.params or {}
         params = {name: params[name] for name in params}  # interpolations resolved
-    words = OverridesParser.create().parse_overrides([f"{name}={value}" for name, value in params.items()])
-    return [[*overrides, *job] for job in BasicSweeper.split_arguments(words, None)[0]]
+    swept = OverridesParser.create().parse_overrides([f"{name}={value}" for name, value in params.items()])
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_discrete_sweep()
+        else [o.input_line]
+        for o in swept
+    ]
+    return [[*overrides, *job] for job in itertools.product(*values)]
 
 
 @pytest.mark.parametrize("scale", ["", *options("scale")])
 @pytest.mark.parametrize("experiment", TABLES)
 def test_every_row_of_every_table_is_a_model(experiment, scale):
-    """The experiment's file alone is the sweep; its rows are models that can be made, no two alike."""
+    """The experiment's file alone is the sweep; its rows are models that can be built, no two alike."""
     chosen = [f"experiment={experiment}", *([f"+scale={scale}"] if scale else [])]
     rows = [job for job in jobs(*chosen) if job[-1] == "seed=0"]
     assert len(rows) >= 3
@@ -97,26 +107,26 @@ def test_every_row_of_every_table_is_a_model(experiment, scale):
     rows = rows if scale == "cpu" else [rows[0], rows[-1]]
     for row in rows:
         cfg = composed(*row)
-        hashes.add(resolvers.config_hash(_root_=cfg))
+        hashes.add(config_hash(cfg))
         if scale == "cpu":
             assert cfg.data.name == "digits"
             instantiate(cfg.model.net, num_classes=10, _convert_="all")
     assert len(hashes) == len(rows)
 
 
-def test_the_zoo_is_every_attention_there_is():
+def test_the_zoo_has_every_attention():
     zoo = {override for job in jobs("experiment=attention_zoo") for override in job if override.startswith("model=")}
     assert zoo == {f"model={name}" for name in options("model")} - {"model=infvit_24l", "model=timm"}
 
 
-def test_a_scale_has_five_seeds_for_the_tables_that_are_shown():
+def test_the_published_tables_have_five_seeds():
     for experiment, scale in (("attention_zoo", "cpu"), ("ablation_positions", "cpu"), ("equal_depth", "mnist5k")):
         seeds = {job[-1] for job in jobs(f"experiment={experiment}", f"+scale={scale}")}
         assert seeds == {f"seed={seed}" for seed in range(5)}
 
 
-def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
-    plain = resolvers.config_hash(_root_=composed("experiment=digits"))
+def test_the_config_hash_depends_on_what_is_computed_and_not_on_where():
+    plain = config_hash(composed("experiment=digits"))
     for same in (
         "trainer.devices=2",
         "data.module.cache_dir=elsewhere",
@@ -126,7 +136,7 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
         "logger=csv",
         "threads=2",
     ):
-        assert resolvers.config_hash(_root_=composed("experiment=digits", same)) == plain, same
+        assert config_hash(composed("experiment=digits", same)) == plain, same
     for other in (
         "seed=1",
         "model=vit",
@@ -135,22 +145,22 @@ def test_a_config_hash_is_of_what_is_computed_and_not_of_where():
         "trainer.max_epochs=2",
         "data/loader=torch",
     ):
-        assert resolvers.config_hash(_root_=composed("experiment=digits", other)) != plain, other
+        assert config_hash(composed("experiment=digits", other)) != plain, other
 
 
-def test_where_known_images_lie_is_no_other_run_but_of_a_folder_nothing_else_is_known():
+def test_the_folder_of_the_images_changes_the_hash_only_of_data_that_have_no_name():
     def hashes(*overrides):
         roots = ("/a", "/b")
-        return {resolvers.config_hash(_root_=composed(*overrides, f"data.root={root}")) for root in roots}
+        return {config_hash(composed(*overrides, f"data.root={root}")) for root in roots}
 
     assert len(hashes()) == len(hashes("data=imagefolder", "data.name=flowers")) == 1
     assert len(hashes("data=imagefolder")) == 2
 
 
-def test_the_settings_of_a_row_are_of_what_is_computed_and_not_of_seed_and_place():
-    plain = resolvers.settings(composed("experiment=digits"))
+def test_the_settings_of_a_row_do_not_include_seed_and_machine():
+    plain = settings(composed("experiment=digits"))
     for same in ("seed=1", "trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "data.module.workers=3"):
-        assert resolvers.settings(composed("experiment=digits", same)) == plain, same
+        assert settings(composed("experiment=digits", same)) == plain, same
     for override, key, value in (
         ("compile=true", "compile", True),
         ("+trainer.limit_train_batches=2", "trainer.limit_train_batches", 2),
@@ -159,7 +169,7 @@ def test_the_settings_of_a_row_are_of_what_is_computed_and_not_of_seed_and_place
         ("size.mlp_ratio=1", "size.mlp_ratio", 1),
     ):
         assert plain.get(key, "unset") != value
-        assert resolvers.settings(composed("experiment=digits", override))[key] == value
+        assert settings(composed("experiment=digits", override))[key] == value
 
 
 def test_the_default_is_the_papers_run():
@@ -181,7 +191,7 @@ def test_the_default_is_the_papers_run():
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
-def test_no_recipe_smooths_twice_and_all_say_the_same_things(recipe):
+def test_no_recipe_smooths_labels_twice_and_all_have_the_same_keys(recipe):
     cfg = composed(f"recipe={recipe}").recipe
     if cfg.mixup is not None:
         assert instantiate(cfg.mixup)(num_classes=10).label_smoothing == 0  # timm's default is 0.1; the loss smooths
@@ -200,7 +210,7 @@ def test_progressive_resolution_is_off_by_default_and_part_of_the_recipe():
 
 
 def test_no_model_touches_the_recipe():
-    """ "Same recipe" is one file: composing with another model leaves it as it was, to the last value."""
+    """ "The same recipe" is one file: another model does not change a value of it."""
     recipes = {recipe_hash(composed(f"model={model}").recipe) for model in options("model")}
     assert len(recipes) == 1
     assert recipe_hash(composed("recipe.epochs=299").recipe) not in recipes

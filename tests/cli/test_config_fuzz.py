@@ -1,4 +1,4 @@
-"""Whatever is chosen from conf/ is made, or one line says why not; so for every mistake on a command line."""
+"""Every combination of conf/ is built or refused in one line, and so is every mistake on a command line."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.cli.config_grid import NAMED, chosen_by_default, options, some_images
 EVERY = list(HealthCheck)
 SLICE = settings(max_examples=8, derandomize=True, deadline=None, database=None, suppress_health_check=EVERY)
 MISTAKES = 30
-"""`python -m tests.cli.broken_overrides` tries 200, or as many as it is told, with other seeds."""
+"""`python -m tests.cli.broken_overrides --count N --seed M` tries more of them."""
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,22 @@ def test_what_is_chosen_is_made_or_refused_in_one_line(places, chosen):
 def test_each_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, data_cache):
     monkeypatch.setenv("INFVIT_CACHE", str(data_cache))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    told, accepted = [], []
+    refused, accepted = [], []
 
     def look(_kinds, overrides):
-        if len(told) == MISTAKES:
+        if len(refused) == MISTAKES:
             return
         got = outcome("train", overrides, tmp_path / "trial", seconds=10)
         assert got.wrong is None, (overrides[len(TRAIN) :], got.code, got.err[-2000:])
-        (told if got.code == 2 else accepted).append(overrides)
+        (refused if got.code == 2 else accepted).append(overrides)
         if got.code == 2:
-            left_whole(tmp_path / "trial")
+            check_results(tmp_path / "trial")
 
     tried("train", TRAIN, 2 * MISTAKES, 0, look)
-    assert len(told) == MISTAKES
+    assert len(refused) == MISTAKES
 
 
-def left_whole(folder):
-    """What was refused left no result, or one that says so."""
+def check_results(folder):
+    """A refused command leaves no result.json, or one whose status is failed."""
     for path in folder.rglob("result.json"):
         assert json.loads(path.read_text())["status"] == "failed"

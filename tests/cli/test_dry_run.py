@@ -1,4 +1,4 @@
-"""The dry run says what the run will take, and leaves nothing of it."""
+"""The dry run prints what the run takes, and leaves no result."""
 
 import dataclasses
 import importlib.util
@@ -34,13 +34,13 @@ def digits(*overrides: str):
     return cfg, *build(cfg)
 
 
-def test_it_says_what_the_run_takes_and_leaves_nothing_of_it(cli):
+def test_it_prints_what_the_run_takes_and_leaves_no_result(cli):
     loader = "ffcv" if importlib.util.find_spec("ffcv") else "torch"
     accumulated = "trainer.accumulate_grad_batches=2"
     outcome = cli("train", "experiment=digits", f"data/loader={loader}", accumulated, "+dry_run=true")
     assert outcome.code == 0, outcome.err
-    said = outcome.out
-    assert max(map(len, said[said.index("model ") :].splitlines())) <= 80
+    printed = outcome.out
+    assert max(map(len, printed[printed.index("model ") :].splitlines())) <= 80
     _, data, module = digits()
     counted = cost(module.net, 8)
     for words in (
@@ -55,10 +55,10 @@ def test_it_says_what_the_run_takes_and_leaves_nothing_of_it(cli):
         f"images/s alone ({loader})",
         "device-hours",
     ):
-        assert words in said
-    megabytes = re.search(r"2 checkpoints of ([\d.]+)MB", said)
+        assert words in printed
+    megabytes = re.search(r"2 checkpoints of ([\d.]+)MB", printed)
     assert float(megabytes[1]) == pytest.approx(3 * 4 * counted.parameters / 1e6, rel=0.1)  # weights and two moments
-    assert (".beton files" in said) == (loader == "ffcv")
+    assert (".beton files" in printed) == (loader == "ffcv")
     assert left(outcome.folder) <= LEFT
     assert not list(outcome.folder.rglob("wandb"))
 
@@ -74,20 +74,20 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
 
     counted = cost(module.net, 8)
 
-    def said(loaded: float, ramp: Ramp | None = None) -> str:
+    def printed(loaded: float, ramp: Ramp | None = None) -> str:
         done.loader_rate = loaded
         return "\n".join(" ".join(row) for row in estimate(cfg, data, module, trainer, done, counted, ramp))
 
-    fast, slow = said(1e6), said(64.0)
+    fast, slow = printed(1e6), printed(64.0)
     training, validation = 11 * 10, 10 * 360 / 128 * counted.flops_forward / counted.flops_training
     assert "speed 128 images/s by steps of 0.75 and 1.25 s, after a first of 9 s" in fast
     assert "not the bottleneck" in fast
     assert f"about 1 min {training + validation - 60:.0f} s, {validation:.1f} s of it" in fast
     assert ": the bottleneck" in slow
     assert f"about {(2 * 110 + 3600 / 64) // 60:.0f} min {(2 * 110 + 3600 / 64) % 60:.0f} s, 56 s of it" in slow
-    assert "from 4 to 8 px: 62% of the pixels" in said(1e6, Ramp(4, 0.5, 0.5, 10, 2))
+    assert "from 4 to 8 px: 62% of the pixels" in printed(1e6, Ramp(4, 0.5, 0.5, 10, 2))
     counted = dataclasses.replace(counted, macs_forward=None, flops_forward=None, flops_training=None)
-    assert "FLOPs – forward (– MACs), – training, per image of 8 px\nrecipe" in said(1e6)
+    assert "FLOPs – forward (– MACs), – training, per image of 8 px\nrecipe" in printed(1e6)
 
 
 def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_comparison(cli):

@@ -1,4 +1,4 @@
-"""What a run leaves holds no keys, and what a run's folder says calls nothing but what makes models and data."""
+"""A run leaves no secrets on disk, and the config of a stored run calls only what builds models and data."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def refused(outcome) -> str:
     return line
 
 
-def test_the_users_key_is_in_nothing_that_a_sweep_leaves(cli, monkeypatch, tmp_path):
+def test_the_users_key_is_in_no_file_of_a_sweep(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
     done = cli("train", "-m", *RUN, "model=vit", "seed=0", "name=swept")
@@ -45,7 +45,7 @@ def test_the_users_key_is_in_nothing_that_a_sweep_leaves(cli, monkeypatch, tmp_p
     ],
 )
 @pytest.mark.parametrize("sweep", [[], ["-m"]])
-def test_a_key_in_the_configuration_is_refused_before_anything_is_written(
+def test_a_secret_in_the_config_is_refused_before_anything_is_written(
     cli, monkeypatch, tmp_path, override, place, sweep
 ):
     if place == "name":
@@ -57,7 +57,7 @@ def test_a_key_in_the_configuration_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "data.datasets.image_files.os.system"])
-def test_a_command_that_would_call_pythons_own_library_is_refused(cli, tmp_path, target):
+def test_a_command_that_calls_the_standard_library_is_refused(cli, tmp_path, target):
     line = refused(cli("train", *RUN, "logger=csv", f"recipe.mixup={{_target_: {target}, _args_: [touch ran]}}"))
     assert f"recipe.mixup._target_={target}" in line
     assert not (tmp_path / "ran").exists()
@@ -77,7 +77,7 @@ def test_a_command_that_would_call_pythons_own_library_is_refused(cli, tmp_path,
         "\"${oc.decode:'{_target_: os.system}'}\"",
     ],
 )
-def test_the_config_of_a_run_on_disk_calls_nothing_else(cli, tmp_path, malice):
+def test_the_config_of_a_stored_run_calls_only_trusted_targets(cli, tmp_path, malice):
     run = tmp_path / "theirs"
     (run / ".hydra").mkdir(parents=True)
     (run / ".hydra" / "config.yaml").write_text(f"x: os.system\nmodel:\n  net: {malice}\n")
@@ -89,7 +89,7 @@ def test_the_config_of_a_run_on_disk_calls_nothing_else(cli, tmp_path, malice):
 
 
 @pytest.mark.parametrize("experiment", ["digits", "mnist5k", "equal_depth", "ablation_positions"])
-def test_every_config_of_ours_may_be_stored(experiment):
+def test_every_config_of_this_repository_is_trusted(experiment):
     with initialize(version_base="1.3", config_path="../../conf"):
         overrides = [f"experiment={experiment}", "recipe=deit"]
         check_stored_targets(compose("train", overrides), Path("config.yaml"))
