@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from infvit.cli.recipe import check_recipe, optimization
-from infvit.cli.validation import check_values
+from infvit.cli.validation import check_config
 from infvit.errors import UsageError
 from infvit.module import Classifier
 from tests.cli.test_conf import composed, options
@@ -67,7 +67,7 @@ def other(value: Any) -> Any:
 def test_a_key_that_nothing_reads_is_refused_by_name(override, says):
     def check(cfg):
         check_recipe(cfg, [override])
-        check_values(cfg, "data.module", "recipe")
+        check_config(cfg, "data.module", "recipe")
 
     with pytest.raises(UsageError, match=says):
         check(composed(override))
