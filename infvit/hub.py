@@ -34,7 +34,7 @@ def _to_json(part: Callable[..., Any]) -> dict[str, Any]:
 def _from_json(argument: str, value: Any) -> Callable[..., Any]:
     if not isinstance(value, dict) or value.get("name") not in NAMED[argument]:
         known = ", ".join(NAMED[argument])
-        raise UsageError(f"config.json: {argument}={json.dumps(value)} names none of {known}")
+        raise UsageError(f"config.json: {argument}={json.dumps(value)} is not one of {known}")
     options = {name: option for name, option in value.items() if name != "name"}
     return functools.partial(NAMED[argument][value["name"]], **options)
 

@@ -1,6 +1,6 @@
-"""What the frame costs: train.py, with its callbacks, loggers and progress bar, beside a bare PyTorch loop.
+"""The overhead of train.py, with its callbacks, loggers and progress bar, over a bare PyTorch loop.
 
-    python -m tests.bench_overhead [--epochs 9] [overrides of train.py; experiment=digits if there are none]
+    python -m tests.bench_overhead [--epochs 9] [overrides of train.py; default experiment=digits]
 
 Both have the model, loader, augmentation, optimizer and schedule that the same configuration makes, and train and
 validate epoch by epoch. They are two processes that take turns, an epoch each, so that drift hits both alike. A ratio
@@ -65,7 +65,7 @@ class Turns(Callback):
 
 
 def bare_loop(overrides: list[str], turns: Connection) -> None:
-    """What one would write without a framework."""
+    """The loop that one would write without a framework."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [*overrides, "hydra.runtime.output_dir=."], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -114,7 +114,7 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
 
 
 def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[tuple[float, float]]], float]:
-    """Seconds of (steps, epoch) of each epoch of each but the first, and of train.py to the end of its first step."""
+    """Seconds of (steps, epoch) by epoch without the first, and seconds of train.py to the end of its first step."""
     overrides = [*overrides, f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", f"hydra.run.dir={folder}"]
     turns = {BARE: Pipe(), FRAMED: Pipe()}
     numbers = {name: theirs.fileno() for name, (_, theirs) in turns.items()}
@@ -152,7 +152,7 @@ def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, lis
         for process in processes:
             process.wait()
     except EOFError:
-        sys.exit("one of both ended too early: what it showed is above")
+        sys.exit("one of the two ended early: its output is above")
     finally:
         for process in processes:
             process.kill()
@@ -160,7 +160,7 @@ def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, lis
 
 
 def _start(command: list[str], turns: Connection) -> subprocess.Popen:
-    """A process with a terminal for its progress bar to draw in; what it showed is shown if it fails."""
+    """Starts a process in a terminal, for its progress bar; prints its output if it fails."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, pass_fds=[turns.fileno()], stdin=theirs, stdout=theirs, stderr=theirs

@@ -1,4 +1,4 @@
-"""convert(): proven by softmax → softmax, which must change nothing, on real models with random weights."""
+"""convert(): softmax → softmax must change nothing, on real models with random weights."""
 
 import copy
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from infvit.errors import UsageError
 SIZE = 32
 IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
+FUTURE = nn.Transformer.generate_square_subsequent_mask(7)
 
 
 def strong(model: nn.Module) -> nn.Module:
-    """Weights far from 0, biases too: a bias that is lost or a head that is swapped then shows."""
+    """Sets weights and biases far from 0, so that a lost bias or a swapped head is visible."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -138,8 +139,7 @@ def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[0, 5:] = True
     real = ~padding if batch_first else ~padding.T
-    future = nn.Transformer.generate_square_subsequent_mask(7) if causal else None
-    given = {"mask": future, "src_key_padding_mask": padding, "is_causal": causal}
+    given = {"mask": FUTURE if causal else None, "src_key_padding_mask": padding, "is_causal": causal}
     before = model(x, **given)
     convert(model, "softmax")
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
     torch.testing.assert_close(after[real], before[real].detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_padding_of_an_encoder_that_linear_infsa_was_put_in() -> None:
+def test_linear_infsa_in_an_encoder_takes_padding_and_refuses_other_masks() -> None:
     model = strong(encoder())
     convert(model)
     padding = torch.zeros(2, 7, dtype=torch.bool)
@@ -155,17 +155,15 @@ def test_padding_of_an_encoder_that_linear_infsa_was_put_in() -> None:
     padded = model(TOKENS, src_key_padding_mask=padding)
     torch.testing.assert_close(padded[:1, :5], model(TOKENS[:1, :5]))
     with pytest.raises(UsageError, match=r"self_attn: LinearInfSA cannot honour attn_mask"):
-        model(TOKENS, mask=nn.Transformer.generate_square_subsequent_mask(7))
+        model(TOKENS, mask=FUTURE)
 
 
-def test_a_mask_said_to_be_causal_is_refused_for_pure_and_any_other_is_taken() -> None:
-    """nn.TransformerEncoder finds by itself that a mask is causal, and says so."""
+@pytest.mark.parametrize("hint", [None, True])  # without a hint nn.TransformerEncoder finds out by itself
+def test_pure_infsa_refuses_a_causal_mask_and_takes_others(hint: bool | None) -> None:
     model = strong(encoder())
     convert(model, "infsa")
-    future = nn.Transformer.generate_square_subsequent_mask(7)
-    for hint in (None, True):
-        with pytest.raises(UsageError, match=r"self_attn: PureInfSA cannot honour is_causal: .*one number"):
-            model(TOKENS, mask=future, is_causal=hint)
+    with pytest.raises(UsageError, match=r"self_attn: PureInfSA cannot honour is_causal: .*one number"):
+        model(TOKENS, mask=FUTURE, is_causal=hint)
     assert model(TOKENS, mask=torch.eye(7) > 0).isfinite().all()
 
 
@@ -208,7 +206,7 @@ def test_multihead_returns_the_weights_of_linear_infsa_one_row_per_token() -> No
     assert box["attn"](TOKENS, TOKENS, TOKENS, average_attn_weights=False)[1].shape == (2, 4, 7, 7)
 
 
-def test_what_an_adapter_cannot_honour_is_refused_by_name() -> None:
+def test_unsupported_arguments_are_refused_by_name() -> None:
     _, box = in_a_box(batch_first=True)
     convert(box, "softmax")
     attn, x = box["attn"], TOKENS
@@ -224,7 +222,7 @@ def test_what_an_adapter_cannot_honour_is_refused_by_name() -> None:
             block(torch.randn(1, 7, 32), **{argument: value})
 
 
-def test_attentions_of_transformers_are_refused_not_returned_empty() -> None:
+def test_output_attentions_of_transformers_is_refused() -> None:
     model = transformers_model("ViT", "eager")
     convert(model)
     with pytest.raises(UsageError, match="output_attentions"):
@@ -295,7 +293,7 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "decoder": (
         lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4), 1),
         2,
-        "self-attention of a decoder, which is given causal masks",
+        "self-attention of a decoder, which is called with causal masks",
     ),
     "kdim": (lambda: nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4, kdim=8)}), 1, "cross-attention"),
     "bias_kv": (lambda: nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, add_bias_kv=True)}), 1, "additional key"),
@@ -308,7 +306,7 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 
 
 @pytest.mark.parametrize("case", LEFT_ALONE)
-def test_what_cannot_be_carried_over_is_left_alone_and_listed(case: str) -> None:
+def test_other_attentions_are_left_alone_and_listed(case: str) -> None:
     make, count, reason = LEFT_ALONE[case]
     model = make()
     before = dict(model.named_modules())
@@ -328,7 +326,7 @@ def test_the_rest_of_a_mixed_model_is_converted() -> None:
     assert len(report.converted) == 2
 
 
-def test_patterns_choose_by_name_and_by_what_is_above() -> None:
+def test_patterns_match_names_of_modules_and_of_their_ancestors() -> None:
     model = timm_model("vit_tiny_patch16_224", depth=4)
     report = convert(model, include="blocks.[0-2]", exclude=["*.1.*"])
     assert report.converted == ["blocks.0.attn", "blocks.2.attn"]
@@ -359,7 +357,7 @@ def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
     assert torch.equal(model.blocks[1].attn.qkv.weight, weight)
 
 
-def test_weights_start_afresh_when_asked() -> None:
+def test_weights_are_not_copied_without_copy_weights() -> None:
     model = timm_model("vit_tiny_patch16_224")
     old = model.blocks[0].attn.qkv.weight.clone()
     convert(model, copy_weights=False)
@@ -386,7 +384,7 @@ def test_beit_has_no_bias_of_keys() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
-def test_mistakes_are_told_in_one_line_and_change_nothing(options: dict[str, object], message: str) -> None:
+def test_mistakes_are_reported_in_one_line_and_change_nothing(options: dict[str, object], message: str) -> None:
     model = timm_model("vit_tiny_patch16_224")
     before = list(model.modules())
     with pytest.raises(UsageError, match=message) as error:
@@ -441,15 +439,16 @@ def test_published_layers_inside_a_model_are_found_by_prefix() -> None:
     assert (model["b"].gamma_logit == 1.5).all()
 
 
-def test_published_state_that_cannot_be_used() -> None:
-    with pytest.raises(UsageError, match="pass num_heads"):
-        from_published(published())
-    assert from_published(published(), num_heads=4)["gamma_logit"].shape == (4,)
-    with pytest.raises(UsageError, match="expected 1 or 3"):
-        from_published(published(rho=torch.zeros(4)), num_heads=3)
-    with pytest.raises(UsageError, match="no published InfSA layer"):
-        from_published(nn.Linear(2, 2).state_dict())
-    incomplete = published()
-    del incomplete["v_proj.weight"]
-    with pytest.raises(UsageError, match=r"v_proj\.weight missing"):
-        from_published(incomplete, num_heads=4)
+@pytest.mark.parametrize(
+    ("state", "num_heads", "message"),
+    [
+        (published(), None, "pass num_heads"),
+        (published(rho=torch.zeros(4)), 3, "expected 1 or 3"),
+        (nn.Linear(2, 2).state_dict(), None, "no published InfSA layer"),
+        ({name: w for name, w in published().items() if name != "v_proj.weight"}, 4, r"v_proj\.weight missing"),
+    ],
+    ids=["heads unknown", "heads differ", "another layer", "incomplete"],
+)
+def test_published_state_that_cannot_be_used(state: dict[str, Tensor], num_heads: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_published(state, num_heads)

@@ -1,4 +1,4 @@
-"""Whole models of timm under the same recipe, and rows that say what these models are."""
+"""Whole models of timm train under the same recipe, and their rows describe them."""
 
 import json
 
@@ -35,12 +35,12 @@ def test_a_model_is_made_for_the_classes_images_and_stochastic_depth_of_the_reci
     assert max(rates) == pytest.approx(0.2, rel=0.2)
 
 
-def test_the_shape_of_the_one_backbone_is_its_own():
+def test_shape_of_our_backbone():
     net = VisionTransformer(SoftmaxAttention, img_size=8, patch_size=2, dim=32, depth=3, num_heads=4)
     assert shape(net) == Shape(3, 32, 4, 2)
 
 
-def test_a_model_without_stochastic_depth_says_so():
+def test_a_model_without_stochastic_depth_warns():
     with pytest.warns(UserWarning, match="vgg11 has no stochastic depth"), torch.device("meta"):
         timm_model("vgg11", 10, 32, 0.1)
 
@@ -49,12 +49,12 @@ def test_a_model_without_stochastic_depth_says_so():
     ("arguments", "message"),
     [
         (("deit_tiny", 10, 224), r"model.name=deit_tiny is not a model of timm.*deit_tiny_patch16_224"),
-        (("convnxt_tiny", 10, 224), r"convnxt_tiny is no model.*convnext_tiny"),
+        (("convnxt_tiny", 10, 224), r"convnxt_tiny is not a model.*convnext_tiny"),
         (("convnext_tiny", 10, 8), r"convnext_tiny cannot take images of 8 pixels.*size.image_size"),
         (("xcit_small_12_p16_224", 10, 8), r"xcit_small_12_p16_224 cannot be made.*'img_size': 8"),
     ],
 )
-def test_what_timm_does_not_have_is_named(arguments, message):
+def test_mistakes_are_reported(arguments, message):
     with torch.device("meta"), pytest.raises(UsageError, match=message):
         timm_model(*arguments)
     with pytest.raises(UsageError, match="takes no option wings"):

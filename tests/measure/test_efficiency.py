@@ -1,4 +1,4 @@
-"""eval=efficiency at tiny size: what it prints, writes and draws, its limits, what it refuses. No clock is judged."""
+"""eval=efficiency at tiny size: tables, files and charts, limits, mistakes. No test depends on the clock."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def middle(values):
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
-def test_table_json_pictures_and_wandb_tell_the_same(cli):
+def test_table_json_pictures_and_wandb_agree(cli):
     models = "models=[vit,vit_unfused]"
     outcome = cli("eval", *TINY, models, "resolutions=[16,8]", "passes=[forward]", "rounds=3", "wandb=true")
     folder, result = result_of(outcome)
@@ -63,8 +63,8 @@ def test_table_json_pictures_and_wandb_tell_the_same(cli):
     for words in ("batch 1", "fp32", "not compiled", "1 thread,", "3 rounds", "models=[vit,vit_unfused]"):
         assert words in table
         assert words in markdown
-    for said in (outcome.out, markdown):
-        assert (NOT_HERE in said) != COUNTS_ENERGY
+    for text in (outcome.out, markdown):
+        assert (NOT_HERE in text) != COUNTS_ENERGY
     assert (rows["vit", 8]["joules_per_image"] is None) != COUNTS_ENERGY
     assert Image.open(folder / "efficiency_forward.png").width > 800
     (logged,) = folder.glob("wandb/offline-run-*/files/media/table/efficiency_*.table.json")
@@ -107,7 +107,7 @@ def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
         (["models=[vit,nothing]"], ["model=nothing", "linear_infvit"]),
         (["models=[]"], ["models"]),
@@ -121,12 +121,11 @@ def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
         (["device=tpu"], ["device=tpu", "cuda"]),
     ],
 )
-def test_bad_input_is_told_before_anything_runs(cli, arguments, says):
+def test_mistakes_are_reported_before_anything_runs(cli, arguments, words):
     outcome = cli("eval", *TINY, "models=[vit]", "resolutions=[8]", *arguments)
     assert outcome.code == 2
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    for words in says:
-        assert words in line
+    assert all(word in line for word in words)
     assert not outcome.out
     assert not list(outcome.folder.glob("runs/**/*.json"))
 
@@ -139,7 +138,7 @@ def test_the_papers_setting_composes():
     assert (cfg.resolutions, cfg.batch_size, cfg.size.dim, cfg.size.depth) == ([1024], 1, 1024, 4)
 
 
-def test_contestants_take_turns_in_every_round(monkeypatch):
+def test_steps_take_turns_in_every_round(monkeypatch):
     monkeypatch.setattr(timing, "TURN", 0)
     calls = []
     seconds = timing.race({name: lambda name=name: calls.append(name) for name in "abc"}, 4, "cpu")
@@ -147,20 +146,16 @@ def test_contestants_take_turns_in_every_round(monkeypatch):
     assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys("abc", 4)
 
 
-def test_exponents():
-    sizes = [197, 1025, 4097, 16385]
+def test_exponents_and_ratios():
+    sizes, values = [197, 1025, 4097, 16385], [1.0, 7.0, 22.0, 130.0]
     assert timing.exponent(sizes, [3e-6 * n**1.37 for n in sizes]) == pytest.approx(1.37)
-    values = [1.0, 7.0, 22.0, 130.0]
     assert timing.exponent(sizes, values) == pytest.approx(np.polyfit(np.log(sizes), np.log(values), 1)[0])
     assert timing.exponent([197], [1.0]) is None
-
-
-def test_a_ratio_is_taken_within_each_round():
-    """A slow second round hits both, and leaves their ratio alone."""
+    # A slow second round affects both, and leaves their ratio alone.
     assert timing.ratio([2, 20, 2], [1, 10, 1]) == timing.Spread(2, 2, 2)
 
 
-def test_what_races_together_fits_together():
+def test_cases_timed_together_fit_into_memory_together():
     """Each holds its weights all the time, the largest needs its peak above them all."""
     prints = {name: Footprint(1.0, peak, peak, held) for name, peak, held in (("a", 5, 2), ("b", 9, 3), ("c", 4, 1))}
     fitting = [fitting_together(prints, free) for free in range(4, 14)]
@@ -170,13 +165,13 @@ def test_what_races_together_fits_together():
 
 
 @pytest.mark.skipif(COUNTS_ENERGY, reason="this CPU counts its energy")
-def test_energy_that_nothing_counts_is_not_measurable():
+def test_energy_without_a_counter_is_not_measurable():
     meter = EnergyMeter("cpu")
     assert meter.note.startswith(NOT_HERE)
     assert meter.joules(lambda: None) is None
 
 
-def test_a_batch_that_does_not_fit_says_which_would(cli):
+def test_a_batch_that_does_not_fit_reports_one_that_would(cli):
     """A matrix of 17 MB for each of 64 images, twice, over what two gigabytes leave beside the libraries."""
     arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=2"]
     _, result = result_of(cli("eval", *TINY, *arguments, "batch_size=64", "memory_limit=2"))

@@ -1,4 +1,4 @@
-"""`python eval.py` as typed: several models in one table, over several processes, ImageNet's ReaL labels, mistakes."""
+"""`python eval.py`: several models in one table, several processes, ImageNet's ReaL labels, mistakes."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -34,16 +35,22 @@ QUICK = [
 ]
 
 
+RUNS = {}
+"""Folders of runs by their arguments: tests that need the same one train it once, and get a copy each."""
+
+
 def trained(cli, *arguments):
     """The checkpoint of a short run, and its result."""
-    outcome = cli("train", *QUICK, *arguments)
-    assert outcome.code == 0, outcome.err
-    folder = max(outcome.runs(), key=lambda run: run.stat().st_mtime)
+    if arguments not in RUNS:
+        outcome = cli("train", *QUICK, *arguments)
+        assert outcome.code == 0, outcome.err
+        RUNS[arguments] = max(outcome.runs(), key=lambda run: run.stat().st_mtime)
+    folder = shutil.copytree(RUNS[arguments], Path("copies", RUNS[arguments].name).absolute(), symlinks=True)
     return folder / "checkpoints" / "last.ckpt", json.loads((folder / "result.json").read_text())
 
 
 def evaluated(cli, *arguments):
-    """What is printed, the folder, and the rows of accuracy.json and differences.json."""
+    """Evaluates; returns the output, the folder, and the rows of accuracy.json and differences.json."""
     outcome = cli("eval", *arguments, "data.module.workers=0" if any("data=" in a for a in arguments) else "threads=1")
     assert outcome.code == 0, outcome.err
     folder = max(outcome.folder.glob("runs/eval/accuracy/*"), key=lambda run: run.stat().st_mtime)
@@ -207,7 +214,7 @@ def digits_as_files(tmp_path):
     return tmp_path / "digits"
 
 
-def test_other_data_are_normalised_as_the_runs_were_and_kept_by_what_they_are(cli, digits_as_files):
+def test_other_data_are_normalised_as_the_runs_were_and_stored_by_fingerprint(cli, digits_as_files):
     ckpt, result = trained(cli, "experiment=digits", "model=vit")
     run = ckpt.parents[1]
     other = ["data=imagefolder", f"data.root={digits_as_files}"]
@@ -229,7 +236,7 @@ def test_other_data_are_normalised_as_the_runs_were_and_kept_by_what_they_are(cl
     assert {path: path.read_bytes() for path in (run / "evaluations").iterdir()} == before
 
 
-def test_where_a_runs_data_are_and_how_many_are_read_at_a_time_is_said_alone(cli, digits_as_files, monkeypatch):
+def test_data_root_and_batch_size_alone_keep_the_rest_of_the_runs_data(cli, digits_as_files, monkeypatch):
     shutil.copytree(digits_as_files / "val", digits_as_files / "train")
     mine = ["data=imagefolder", f"data.root={digits_as_files}", "data.module.workers=0"]
     ckpt, result = trained(cli, *mine, "model=vit", "size=tiny", "recipe=digits", "recipe.batch_size=32")
@@ -262,7 +269,7 @@ TIMM = ["data=imagenet", "model=timm"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "words"),
     [
         (["data=imagenet"], ["nothing to evaluate", "ckpt=RUN", "model=timm"]),
         (["data=imagenet", "pipeline=fast"], ["pipeline=fast", "exact, ffcv, both"]),
@@ -277,12 +284,11 @@ TIMM = ["data=imagenet", "model=timm"]
         ([*TIMM, "model.name=test_vit"], ["test_vit cannot be downloaded", "huggingface.co", "weights=FILE"]),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(cli, imagenet, monkeypatch, arguments, says):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it asks again for a minute
+def test_mistakes_are_reported_in_one_line(cli, imagenet, monkeypatch, arguments, words):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it retries for a minute
     root = f"data.root={imagenet[0] / 'tree'}"
     line = format_config_error(cli("eval", *arguments, *([root] if "data=imagenet" in arguments else [])))
-    for words in says:
-        assert words in line
+    assert all(word in line for word in words)
 
 
 def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_one_line(cli, imagenet):
@@ -300,7 +306,7 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
     assert "vit gives no finite logits for 360 of 360 images" in format_config_error(cli("eval", f"ckpt={nan}"))
 
 
-def test_classes_of_other_names_are_told_and_taken_in_order(tmp_path):
+def test_classes_of_other_names_give_a_warning_and_are_taken_in_order(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
     matching_classes(path, read_checkpoint(path), ["cat", "dog"], "mine")

@@ -66,7 +66,7 @@ def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
     assert "vit, dense, 64 × 64: stopped after 3 s" in text
 
 
-def test_bad_input_is_told_before_anything_runs(cli):
+def test_mistakes_are_reported_before_anything_runs(cli):
     for argument, line in {
         "resolution=41": "use 40 or 42",
         "ways=[thin]": "ways=thin is unknown",

@@ -1,4 +1,4 @@
-"""A case in a process of its own: what it returns, and how it ends when it cannot."""
+"""run_isolated: its value, peak memory, statuses, and the end of its process."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from infvit.measure.subprocess_case import DONE, FAILED, OUT_OF_MEMORY, TOO_SLOW
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_value_comes_back_and_the_peak_is_that_of_the_case():
+def test_value_and_peak_memory_of_the_case():
     """A quarter of a gigabyte more must show as that much more."""
     small, large = run_isolated(partial(torch.ones, 10)), run_isolated(partial(_sum_of_ones, 2**26))
     assert small.status == large.status == DONE
@@ -30,31 +30,26 @@ def _sum_of_ones(n):
     return float(torch.ones(n).sum())
 
 
-def test_too_much_memory_and_too_much_time_are_results():
-    assert run_isolated(partial(torch.ones, 2**40)).status == OUT_OF_MEMORY
-    assert run_isolated(partial(torch.ones, 2**28), memory_limit=2**30).status == OUT_OF_MEMORY
-    slow = run_isolated(partial(time.sleep, 600), time_limit=3)
-    assert slow.status == TOO_SLOW
-    assert "3 s" in slow.note
+@pytest.mark.parametrize(
+    ("work", "limits", "status", "note", "printed"),
+    [
+        (partial(torch.ones, 2**40), {}, OUT_OF_MEMORY, "GB", ""),
+        (partial(torch.ones, 2**28), {"memory_limit": 2**30}, OUT_OF_MEMORY, "1.1 GB", ""),
+        (partial(time.sleep, 600), {"time_limit": 3}, TOO_SLOW, "3 s", ""),
+        (partial(print, "hello"), {}, DONE, "", "hello"),  # the outcome has a pipe of its own
+        (partial(open_image, "gone.png"), {}, FAILED, "gone.png does not exist", ""),
+        (partial(int, "x"), {}, FAILED, "code 1", "invalid literal for int()"),
+    ],
+    ids=["more than the machine has", "memory limit", "time limit", "prints", "usage error", "raises"],
+)
+def test_status_and_note(capfd, work, limits, status, note, printed):
+    outcome = run_isolated(work, **limits)
+    assert outcome.status == status
+    assert note in outcome.note
+    assert printed in capfd.readouterr().err
 
 
-def test_what_a_case_prints_does_not_disturb_its_answer(capfd):
-    assert run_isolated(partial(print, "hello")).status == DONE
-    assert "hello" in capfd.readouterr().err
-
-
-def test_a_mistake_of_use_is_a_failed_case_with_its_line():
-    outcome = run_isolated(partial(open_image, "gone.png"))
-    assert outcome.status == FAILED
-    assert "gone.png does not exist" in outcome.note
-
-
-def test_a_case_that_raises_is_failed_and_shows_its_traceback(capfd):
-    assert run_isolated(partial(int, "x")).status == FAILED
-    assert "invalid literal for int()" in capfd.readouterr().err
-
-
-def test_a_case_ends_with_the_process_that_started_it():
+def test_a_case_ends_with_its_parent():
     waits = "import sys, time; print('begun', file=sys.stderr, flush=True); time.sleep(600)"
     calls = "from functools import partial; from infvit.measure.subprocess_case import run_isolated; "
     calls += f"run_isolated(partial(exec, {waits!r}))"
@@ -70,7 +65,7 @@ def test_a_case_ends_with_the_process_that_started_it():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_it_computes_with_as_many_threads_as_this_process(threads):
+def test_a_case_has_as_many_threads_as_its_parent(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
