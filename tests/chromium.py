@@ -1,4 +1,4 @@
-"""Pages alive in a real browser: headless Chromium, driven by Playwright."""
+"""Opens pages in headless Chromium with Playwright."""
 
 import shutil
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def running_browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened_page(browser: Browser, file: Path, **context_options: Any) -> Iterator[Page]:
-    """The page of a file. Whatever a test does with it, nothing may go wrong or ask for the network."""
+    """Opens the page of a file; fails at its end if the page logged anything or made a network request."""
     context = browser.new_context(
         **{"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | context_options
     )

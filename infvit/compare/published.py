@@ -1,4 +1,4 @@
-"""Numbers that others have published for a row's data set, model and depth: `published.yaml`, with sources."""
+"""Published numbers for a row's data set, model and size, with their sources: `published.yaml`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import yaml
 
 from infvit.run.result import Result
 
-# The overrides that set what `of` says.
 SIZES = ("size.depth", "size.dim", "size.heads", "size.patch", "size.image_size", "size.extra_proj", "backbone.depth")
+"""Overrides of sizes, which `of` in the file names."""
 PUBLISHED_FILE = Path(__file__).with_name("published.yaml")
 
 
@@ -30,10 +30,10 @@ class Published:
 
 
 def published(config: Result) -> Published | None:
-    """What is published for this configuration, or None.
+    """The published numbers of this configuration, or None.
 
     Everything under `of` in the file must agree with the run. A run whose variant changes the model itself (another
-    gamma, other positions) or its recipe is not what was published; one that only sets sizes is judged by its sizes.
+    gamma, other positions) or its recipe has none; overrides that only set sizes do not matter beside the sizes.
     """
     if any(word.lstrip("+").partition("=")[0] not in SIZES for word in config.variant.split()):
         return None

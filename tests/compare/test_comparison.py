@@ -70,7 +70,7 @@ def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(mak
 SETTINGS = {"model.attention.hops": 1, "model.net.attention.hops": 1, "compile": False, "data.module.augment": None}
 
 
-def test_what_no_field_says_is_not_averaged_and_the_row_says_what_it_is(make_result: MakeResult) -> None:
+def test_runs_of_different_settings_are_rows_that_name_the_setting(make_result: MakeResult) -> None:
     """As a file of a user's own may set it."""
     changes = {0.9: {}, 0.8: {"model.attention.hops": 3, "model.net.attention.hops": 3}, 0.7: {"compile": True}}
     runs = [make_result("infvit", top1=top1, settings=SETTINGS | change) for top1, change in changes.items()]
@@ -98,7 +98,7 @@ def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result: Make
     assert paired.baseline == short
 
 
-def test_the_same_seed_twice_is_no_second_opinion(make_result: MakeResult) -> None:
+def test_of_the_same_seed_twice_only_the_latest_counts(make_result: MakeResult) -> None:
     first = make_result(seed=0, top1=0.8, started="2025-01-01T00:00:00", run_dir="first")
     second = make_result(seed=0, top1=0.9, started="2025-01-02T00:00:00", run_dir="second")
     (row,) = Comparison.from_results([second, first]).rows
@@ -107,7 +107,7 @@ def test_the_same_seed_twice_is_no_second_opinion(make_result: MakeResult) -> No
     assert len(row.runs) == 2
 
 
-def test_what_differs_is_said_in_words(make_result: MakeResult) -> None:
+def test_differences_are_named_in_words(make_result: MakeResult) -> None:
     changes = {
         "a": {"depth": 24},
         "b": {"dim": 384},
@@ -132,7 +132,7 @@ def test_what_differs_is_said_in_words(make_result: MakeResult) -> None:
     assert all(row.comparable == (not row.differs) for row in comparison.rows)
 
 
-def test_hashes_alike_at_the_start_are_told_in_full(make_result: MakeResult) -> None:
+def test_hashes_that_begin_alike_are_printed_in_full(make_result: MakeResult) -> None:
     comparison = Comparison.from_results([make_result("vit"), make_result("infvit", recipe_hash="34cd90abXX")])
     assert comparison.rows[1].differs == ("recipe digits#34cd90abXX, not digits#34cd90ab12ef5678",)
 

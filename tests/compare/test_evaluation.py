@@ -30,7 +30,7 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(
     text = printed(comparison)
     assert "V2 top-1" in text
     assert "62.00 ± 25.41" in text  # t(1) * 0.02
-    assert "V2 top-1 %" in to_text(comparison, 80).splitlines()[0]  # before the speed, which was not asked for
+    assert "V2 top-1 %" in to_text(comparison, 80).splitlines()[0]  # before the speed
     rows = {line["model"]: line for line in records(comparison)}
     assert (rows["vit"][f"{V2}_top1"], rows["infvit"][f"{V2}_top1"]) == (0.62, None)
     assert [(folder / "result.json").read_bytes() for folder in folders] == before

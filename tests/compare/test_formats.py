@@ -38,9 +38,7 @@ def comparison(make_result: MakeResult) -> Comparison:
     return Comparison.from_results(results, [Unreadable("runs/" + "deep/" * 30 + "result.json", "is empty")])
 
 
-def test_every_format_has_the_numbers_what_differs_and_what_went_wrong(
-    comparison: Comparison, printed: Printed
-) -> None:
+def test_every_format_has_numbers_differences_and_failures(comparison: Comparison, printed: Printed) -> None:
     text = printed(comparison)
     for words in (
         "91.00 ± 2.48",

@@ -47,7 +47,7 @@ def test_every_name_is_escaped(make_result: MakeResult) -> None:
     assert "broken into" in page
 
 
-def test_a_run_folder_is_linked_from_where_the_page_lies(make_result: MakeResult, tmp_path: Path) -> None:
+def test_links_to_run_folders_start_from_the_page(make_result: MakeResult, tmp_path: Path) -> None:
     folders = [tmp_path / "sweep" / "0 model=vit", tmp_path / "elsewhere" / "1#?"]
     results = [make_result(seed=i, run_dir=str(folder)) for i, folder in enumerate(folders)]
     results.append(make_result(seed=2, run_dir="javascript:alert(1)"))
@@ -67,7 +67,7 @@ class Links(HTMLParser):
             self.found.append(dict(attrs)["href"] or "")
 
 
-def test_the_page_asks_no_network(make_result: MakeResult) -> None:
+def test_the_page_needs_no_network(make_result: MakeResult) -> None:
     page = to_html(Comparison.from_results(some_results(make_result)))
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="(?!data:|\./|\.\./)[^"]*"|url\(|@import', markup)
@@ -128,7 +128,7 @@ def picture(folder: Path, size: int = 0) -> None:
         file.write(b"\0" * size)
 
 
-def test_a_row_shows_what_its_first_seed_looks_at(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+def test_a_row_has_the_attention_picture_of_its_first_seed(make_result: MakeResult, make_sweep: MakeSweep) -> None:
     runs = [make_result(model, seed) for model in ("vit", "infvit", "none") for seed in (1, 0)]
     folders = make_sweep(runs)
     for folder, run in zip(folders, runs, strict=True):

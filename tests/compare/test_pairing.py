@@ -98,7 +98,7 @@ def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_resul
     }
 
 
-def test_a_variant_is_held_against_the_baselines_variant_also_where_a_row_is_called_as_the_baseline_is(
+def test_a_variant_is_paired_with_the_baselines_variant_also_where_a_row_has_the_name_of_the_baseline(
     make_result: MakeResult,
 ) -> None:
     variants = {"gamma=fixed": (0.9, 0.95), "gamma=fixed positions=std0.02": (0.5, 0.8)}
@@ -128,7 +128,7 @@ def test_speeds_of_different_machines_are_not_divided(make_result: MakeResult) -
     assert points(row(comparison, "infvit")) == "+3.25 ± 2.72"
 
 
-def test_one_pair_has_no_interval_and_a_hopeless_one_is_shown_as_it_is(make_result: MakeResult) -> None:
+def test_one_pair_has_no_interval_and_an_extreme_one_is_in_powers_of_ten(make_result: MakeResult) -> None:
     one = Comparison.from_results([make_result("vit", top1=0.5), make_result("infvit", top1=0.4)])
     assert points(row(one, "infvit")) == "−10.00 ± –"
     far = {0: (0.9, 1e-3), 1: (0.9, 1e30)}

@@ -58,13 +58,13 @@ def test_the_report_has_the_table_and_every_panel(built: dict[str, Any]) -> None
 
 
 def test_every_panel_shows_this_sweep_alone(built: dict[str, Any]) -> None:
-    asked = [
+    filters = [
         {item["key"]["name"]: item["value"] for item in runs["filters"]["filters"]}
         for grid in grids(built)
         for runs in grid["runSets"]
     ]
     train = {"group": "2025-11-24_sweep", "jobType": "train"}
-    assert asked == [train, train, train | {"jobType": "comparison"}]
+    assert filters == [train, train, train | {"jobType": "comparison"}]
 
 
 def test_panels_of_a_grid_do_not_overlap(built: dict[str, Any]) -> None:
@@ -75,12 +75,12 @@ def test_panels_of_a_grid_do_not_overlap(built: dict[str, Any]) -> None:
         assert max(x for x, _ in cells) < 24
 
 
-def test_a_title_finds_its_report_again_and_fits() -> None:
+def test_a_title_identifies_its_report_and_fits() -> None:
     assert title_of("digits", "s") == title_of("digits", "s") != title_of("digits", "t")
     assert len(title_of("x" * 300, "s")) == 128
 
 
-def test_a_wrong_key_is_told_in_one_line_and_the_comparison_stays_to_be_synced(
+def test_a_wrong_key_is_one_warning_and_the_comparison_stays_to_be_synced(
     make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "not a key")
@@ -91,24 +91,24 @@ def test_a_wrong_key_is_told_in_one_line_and_the_comparison_stays_to_be_synced(
     config = OmegaConf.create({"name": "digits", "logger": logger, "hydra": {"sweep": {"dir": str(sweep)}}})
     CompareAtEnd().on_multirun_start(config)
     CompareAtEnd().on_multirun_end(config)  # a sweep that failed would exit
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert len(said) == 1
-    assert "API key" in said[0]
-    assert f"{sweep / 'comparison.html'} shows the same" in said[0]
-    assert "wandb sync" in said[0]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 1
+    assert "API key" in warnings[0]
+    assert f"{sweep / 'comparison.html'} shows the same" in warnings[0]
+    assert "wandb sync" in warnings[0]
     assert list(sweep.glob("wandb/offline-run-*/run-*.wandb"))
 
 
 @pytest.fixture
 def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """A server on this machine that keeps reports as W&B's does, for W&B's own client; the reports it was sent."""
+    """A server on this machine that stores reports as W&B's does, for its own client; returns what it received."""
     kept: list[dict[str, Any]] = []
 
     class Server(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked = json.loads(sent) if self.path == "/graphql" else {"query": ""}
-            answer = json.dumps({"data": self.answer(asked["query"], asked.get("variables") or {})}).encode()
+            request = json.loads(sent) if self.path == "/graphql" else {"query": ""}
+            answer = json.dumps({"data": self.answer(request["query"], request.get("variables") or {})}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))
