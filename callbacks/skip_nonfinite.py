@@ -6,12 +6,12 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from callbacks.run_record import RunRecord
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.errors import expect
+from infvit.measure.nonfinite import first_nonfinite
 from infvit.run.checkpoint import LAST
 from infvit.run.files import print_line, tolerate_write_errors
 from infvit.sharding import local_tensor, unsharded
@@ -129,39 +129,3 @@ def use_fused_kernels(optimizer: torch.optim.Optimizer) -> None:
             group.update(fused=True, foreach=False)
         for parameter, state in optimizer.state.items():
             state["step"] = state["step"].to(parameter.device, torch.float32)
-
-
-def first_nonfinite(net: nn.Module, images: Tensor, labels: Tensor) -> str | None:
-    """The first place where a batch (B, 3, h, w), (B,) is not finite: the images, a layer's output, or its gradient.
-
-    None if all is finite. Of nested layers the innermost is named.
-    """
-    if not images.isfinite().all():
-        return "the images of the batch"
-    outputs: list[tuple[str, Tensor]] = []
-
-    def record(name: str, layer: nn.Module) -> Any:
-        named = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
-
-        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-            parts = output if isinstance(output, list | tuple) else [output]
-            outputs.extend((named, part) for part in parts if isinstance(part, Tensor) and part.is_floating_point())
-
-        return layer.register_forward_hook(hook)
-
-    hooks = [record(name, layer) for name, layer in net.named_modules()]
-    try:
-        with torch.enable_grad():
-            loss = F.cross_entropy(net.forward(images).float(), labels)  # the compiled call would skip the hooks
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, output in outputs:
-        if not output.isfinite().all():
-            return f"the output of {name}"
-    outputs = [(name, output) for name, output in outputs if output.requires_grad]
-    gradients = torch.autograd.grad(loss, [output for _, output in outputs], allow_unused=True)
-    for (name, _), gradient in zip(reversed(outputs), reversed(gradients), strict=True):
-        if gradient is not None and not gradient.isfinite().all():
-            return f"the gradient of the output of {name}"
-    return None

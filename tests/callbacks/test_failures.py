@@ -19,6 +19,7 @@ from callbacks import skip_nonfinite
 from callbacks.checkpointing import PeriodicCheckpoint
 from data.torch_loader import Views
 from infvit.attention import SoftmaxAttention
+from infvit.measure.nonfinite import first_nonfinite
 from infvit.module import Classifier
 from infvit.run import checkpoint
 from infvit.vit import VisionTransformer
@@ -107,9 +108,9 @@ def test_many_skipped_steps_in_a_row_end_the_run_name_the_layer_and_leave_batch_
 def test_a_gradient_that_is_not_finite_is_found_in_its_layer():
     net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
     images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
-    assert skip_nonfinite.first_nonfinite(net, images, labels) is None
+    assert first_nonfinite(net, images, labels) is None
     net.blocks[0].register_forward_hook(lambda *call: call[-1] + 0 * (call[-1] - call[-1].detach()).sqrt())
-    assert "blocks.0" in skip_nonfinite.first_nonfinite(net, images, labels)
+    assert "blocks.0" in first_nonfinite(net, images, labels)
 
 
 def test_the_fused_step_of_gpus_is_skipped_by_a_flag_and_otherwise_equals_the_plain_one():
