@@ -93,7 +93,8 @@ class HangWatchdog(Callback):
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _end_batch
 
     def _set_timeout(self, timeout: timedelta) -> None:
-        if self.store is not None and timeout != self.timeout:
+        # In versions of torch without set_timeout the start-up timeout holds throughout.
+        if self.store is not None and timeout != self.timeout and hasattr(dist, "set_timeout"):
             dist.set_timeout(timeout)
             self.timeout = timeout
 
