@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.module import Classifier
 
 
@@ -43,11 +44,8 @@ class FullySharded(DDPStrategy):
                 "trainer.precision=16-mixed scales the loss, which sharded gradients do not support: use bf16-mixed or "
                 "32-true, or trainer=ddp"
             )
-        if val_size < trainer.world_size:
-            raise UsageError(
-                f"data={data_name} has {val_size} images to validate with, fewer than trainer.devices="
-                f"{trainer.world_size}: expected one for each process of trainer=fsdp"
-            )
+        images = f"data={data_name} has {val_size} images to validate with"
+        expect(val_size >= trainer.world_size, images, f"one for each of trainer.devices={trainer.world_size}")
 
     def setup(self, trainer: Trainer) -> None:
         assert self.accelerator is not None
@@ -65,14 +63,11 @@ class FullySharded(DDPStrategy):
 
     def _shard(self, trainer: Trainer) -> None:
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        assert isinstance(self.lightning_module, Classifier)
-        shard(self.lightning_module.net, mesh)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for callback in callbacks:
-            if isinstance(callback, WeightAveraging):
-                assert callback._average_model is not None  # Lightning has no public access to the averaged model
-                average: Any = callback._average_model.module
-                shard(average.net, mesh)
+        # Lightning has no public access to the averaged model.
+        averages: list[Any] = [c._average_model for c in callbacks if isinstance(c, WeightAveraging)]
+        for module in (self.lightning_module, *(average.module for average in averages)):
+            shard(module.net, mesh)
         callbacks.insert(0, EvenEvaluation())
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -86,11 +81,8 @@ class FullySharded(DDPStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
         """Shards the optimizers' states; the weights were loaded before they were sharded."""
-        states = [
-            shard_optimizer_state(optimizer, state)
-            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
-        ]
-        super().load_optimizer_state_dict({"optimizer_states": states})
+        pairs = zip(self.optimizers, checkpoint["optimizer_states"], strict=True)
+        super().load_optimizer_state_dict({"optimizer_states": [shard_optimizer_state(*pair) for pair in pairs]})
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
@@ -99,7 +91,7 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
     Blocks are the children of modules named `blocks`, as in timm's models.
     """
     lists = [child for name, child in net.named_modules() if name.rpartition(".")[2] == "blocks"]
-    for block in [block for found in lists for block in found.children()]:
+    for block in chain.from_iterable(found.children() for found in lists):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # The root too: callbacks read weights after forward passes without a backward pass.
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
@@ -107,17 +99,18 @@ def shard(net: nn.Module, mesh: DeviceMesh) -> None:
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Returns this rank's shards of an optimizer's full state; both list their parameters in the same order."""
-    parts = dict(state["state"])
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        for parameter, key in zip(group["params"], saved["params"], strict=True):
-            if key not in parts:
-                continue
-            parts[key] = {
-                name: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-                if isinstance(value, Tensor) and value.shape == parameter.shape
-                else value
-                for name, value in parts[key].items()
-            }
+
+    def sharded(value: Any, like: DTensor) -> Any:
+        if not isinstance(value, Tensor) or value.shape != like.shape:
+            return value
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    keys = chain.from_iterable(group["params"] for group in state["param_groups"])
+    parts = {
+        key: {name: sharded(value, parameter) for name, value in state["state"].get(key, {}).items()}
+        for parameter, key in zip(parameters, keys, strict=True)
+    }
     return state | {"state": parts}
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from infvit.attention import ATTENTIONS, Attention
 from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
-from infvit.convert.projections import LeftAlone, Projections
+from infvit.convert.projections import LeftAlone
 from infvit.convert.published import from_published, load_published
 from infvit.convert.report import Report
 from infvit.convert.sites import Site, called_with, find_sites
@@ -25,6 +25,9 @@ from infvit.convert.trial import returned_by
 from infvit.errors import UsageError
 
 Patterns = str | Iterable[str] | None
+
+_FROM_MODEL = ("num_heads", "qkv_bias", "attn_drop", "proj_drop")
+"""Options that a layer takes over from the attention that it replaces; the names are those of `Projections` too."""
 
 
 def convert(
@@ -60,21 +63,31 @@ def convert(
         UsageError: for an unknown attention, options that it does not take, a pattern that matches no attention, or
             a model that is itself an attention.
     """
-    make, label = _maker(attention, attention_options)
+    make = ATTENTIONS.get(attention) if isinstance(attention, str) else attention
+    if not callable(make):
+        raise UsageError(f"attention={attention!r} is neither callable nor one of {', '.join(ATTENTIONS)}")
+    label = attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
+    if taken := {"dim", "num_heads", "qkv_bias"} & attention_options.keys():
+        raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
+    try:
+        constructor_signature(make).bind(1, **dict.fromkeys(_FROM_MODEL), **attention_options)
+    except TypeError as error:
+        raise UsageError(f"attention {label}: {error}") from None
+
     sites = list(find_sites(model))
     included, excluded = _patterns("include", include, sites), _patterns("exclude", exclude, sites)
     report = Report(label)
     swaps: list[tuple[Site, nn.Module]] = []
-    built: dict[int, nn.Module] = {}
+    built: dict[nn.Module, nn.Module] = {}  # by the module, which several blocks may share
     for site in sites:
         try:
             if (pattern := _match(site.name, excluded)) is not None:
                 raise LeftAlone(f"excluded by {pattern!r}")
             if include is not None and _match(site.name, included) is None:
                 raise LeftAlone("not included")
-            if id(site.module) not in built:
-                built[id(site.module)] = _replacement(site, make, copy_weights)
-            swaps.append((site, built[id(site.module)]))
+            if site.module not in built:
+                built[site.module] = _replacement(site, make, copy_weights, attention_options)
+            swaps.append((site, built[site.module]))
         except LeftAlone as reason:
             report.left_alone[site.name] = str(reason)
     for site, _ in swaps:
@@ -90,36 +103,6 @@ def convert(
                 ancestor.use_nested_tensor = False  # nested tensors are for torch's own fused attention only
         report.converted.append(site.name)
     return report
-
-
-def _maker(
-    attention: str | Callable[..., nn.Module], options: dict[str, Any]
-) -> tuple[Callable[[Projections], nn.Module], str]:
-    """(A function from projections to a new layer, the attention's name)."""
-    if isinstance(attention, str):
-        if attention not in ATTENTIONS:
-            raise UsageError(f"attention={attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
-        cls: Callable[..., nn.Module] = ATTENTIONS[attention]
-    elif callable(attention):
-        cls = attention
-    else:
-        raise UsageError(
-            f"attention={attention!r} is neither a name nor callable: choose one of {', '.join(ATTENTIONS)}"
-        )
-    label = attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
-    if taken := {"dim", "num_heads", "qkv_bias"} & options.keys():
-        raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
-
-    def arguments(projections: Projections) -> dict[str, Any]:
-        drop = {"attn_drop": projections.attn_drop, "proj_drop": projections.proj_drop}
-        return {"num_heads": projections.num_heads, "qkv_bias": projections.qkv_bias, **drop, **options}
-
-    try:
-        empty = dict.fromkeys(("num_heads", "qkv_bias", "attn_drop", "proj_drop"))
-        constructor_signature(cls).bind(1, **{**empty, **options})
-    except TypeError as error:
-        raise UsageError(f"attention {label}: {error}") from None
-    return (lambda projections: cls(projections.dim, **arguments(projections))), label
 
 
 def _patterns(what: str, patterns: Patterns, sites: list[Site]) -> list[str]:
@@ -140,13 +123,15 @@ def _match(name: str, patterns: list[str]) -> str | None:
     return next((pattern for pattern in patterns if any(fnmatchcase(n, pattern) for n in above)), None)
 
 
-def _replacement(site: Site, make: Callable[[Projections], nn.Module], copy_weights: bool) -> nn.Module:
+def _replacement(site: Site, make: Callable[..., nn.Module], copy_weights: bool, options: dict[str, Any]) -> nn.Module:
     module, projections = site.module, site.projections
     if projections is None:
         raise LeftAlone(site.reason)
     names = called_with(site)
     returned = returned_by(module, names[0])
-    layer = make(projections).to(device=projections.q.device, dtype=projections.q.dtype).train(module.training)
+    arguments = {name: getattr(projections, name) for name in _FROM_MODEL} | options
+    like = projections.weights[0]
+    layer = make(projections.dim, **arguments).to(like.device, like.dtype).train(module.training)
     if copy_weights:
         try:
             projections.copy_to(layer)
@@ -155,15 +140,14 @@ def _replacement(site: Site, make: Callable[[Projections], nn.Module], copy_weig
                 f"the weights of {site.name} do not fit {type(layer).__name__} ({error}): it needs Linear qkv and proj "
                 "of timm's shapes, or copy_weights=False"
             ) from error
-        if not any(source.requires_grad for source in projections.sources):
-            for name in ("qkv", "proj"):
-                getattr(layer, name).requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            layer.qkv.requires_grad_(False)
+            layer.proj.requires_grad_(False)
     if isinstance(module, Attention):
         return layer
     if isinstance(module, nn.MultiheadAttention):
         return MultiheadAdapter(layer, site.name, projections.num_heads, module.batch_first)
-    config = getattr(module, "config", None)
-    return TokensAdapter(layer, site.name, projections.num_heads, names, returned, config)
+    return TokensAdapter(layer, site.name, projections.num_heads, names, returned, getattr(module, "config", None))
 
 
 __all__ = ["AdaptedAttention", "Report", "convert", "from_published", "load_published"]

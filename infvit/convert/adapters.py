@@ -45,25 +45,19 @@ class AdaptedAttention(nn.Module):
         super().__init__()
         self.layer, self.name = layer, name
         self.num_heads = self.num_attention_heads = num_heads
-        self.takes = frozenset(signature(layer.forward).parameters)
-
-    def weights(self, x: Tensor, **masks: Tensor | bool | None) -> Tensor:
-        """The attention weights of `layer`: (B, N, D) → (B, H, N, N) or (B, H, N)."""
-        weights = getattr(self.layer, "weights", None)
-        if not callable(weights):
-            raise UsageError(
-                f"{self.name}: {type(self.layer).__name__} has no weights to return: pass need_weights=False"
-            )
-        return weights(x, **masks)
+        # A layer that is not of infvit.attention supports the masks that its forward takes.
+        self.masks = getattr(layer, "supported_masks", tuple(signature(layer.forward).parameters))
 
     def _supported(self, **masks: Tensor | bool | None) -> dict[str, Tensor | bool]:
         """The masks that are set, as the layer takes them; UsageError for one that it does not support."""
-        given = {name: mask for name, mask in masks.items() if mask is not None and mask is not False}
-        for name in given:
-            # A layer that is not of infvit.attention supports the masks that its forward takes.
-            if name not in getattr(self.layer, "supported_masks", self.takes):
+        given: dict[str, Tensor | bool] = {}
+        for name, mask in masks.items():
+            if mask is None or mask is False:
+                continue
+            if name not in self.masks:
                 raise self._refusal(name, getattr(self.layer, "mask_hint", ""))
-        return {n: self._boolean(n, mask) if isinstance(mask, Tensor) else mask for n, mask in given.items()}
+            given[name] = self._boolean(name, mask) if isinstance(mask, Tensor) else mask
+        return given
 
     def _boolean(self, argument: str, mask: Tensor) -> Tensor:
         """The mask as bool, True where something is left out; nn.TransformerEncoder converts masks to 0 and -inf."""
@@ -164,11 +158,14 @@ class MultiheadAdapter(AdaptedAttention):
         out = out.transpose(0, 1) if tokens_first else out if batched else out.squeeze(0)
         if not need_weights:
             return out, None
-        weights = self.weights(x, **masks)
-        if average_attn_weights:
-            weights = weights.mean(1, keepdim=True)
+        weigh = getattr(self.layer, "weights", None)
+        if weigh is None:
+            raise UsageError(
+                f"{self.name}: {type(self.layer).__name__} has no weights to return: use need_weights=False"
+            )
+        weights = weigh(x, **masks)
         if weights.dim() == 3:  # one weight for all queries
             weights = weights.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
         if average_attn_weights:
-            weights = weights.squeeze(1)
+            weights = weights.mean(1)
         return out, weights if batched else weights.squeeze(0)

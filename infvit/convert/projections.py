@@ -1,7 +1,9 @@
 """Reads q, k, v, o from the attention modules of timm, torchvision, torch and transformers."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,66 +15,59 @@ class LeftAlone(Exception):  # noqa: N818 (an outcome for the report, not an err
 
 @dataclass
 class Projections:
-    """The projections of one self-attention, weights as torch's `Linear` stores them, (out, in).
+    """The projections of one self-attention.
 
     Attributes:
-        biases: of q, k, v.
-        sources: the tensors of the module that the projections are views of.
+        weights, biases: of q, k, v; weights are (out, in), as torch's `Linear` stores them.
+        packed: the tensors of the module that `weights` and `biases` are views of, if they are.
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    out: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    out: nn.Linear
     num_heads: int
-    biases: tuple[Tensor | None, ...] = (None, None, None)
-    out_bias: Tensor | None = None
     attn_drop: float = 0.0
     proj_drop: float = 0.0
-    sources: list[Tensor] = field(default_factory=list)
+    packed: Sequence[Tensor | None] = ()
 
     @property
     def dim(self) -> int:
         """Width D of the tokens."""
-        return self.q.shape[1]
+        return self.weights[0].shape[1]
 
     @property
     def qkv_bias(self) -> bool:
         """Whether any of q, k, v has a bias."""
         return any(bias is not None for bias in self.biases)
 
-    def copy_to(self, layer: nn.Module) -> None:
+    def copy_to(self, layer: Any) -> None:
         """Copies the projections into `layer.qkv` and `layer.proj`; a missing bias becomes 0, or no bias for `proj`."""
-        if not isinstance(layer.qkv, nn.Linear) or not isinstance(layer.proj, nn.Linear):
-            raise TypeError(f"{type(layer).__name__} has no Linear qkv and proj")
         with torch.no_grad():
-            layer.qkv.weight.copy_(torch.cat((self.q, self.k, self.v)))
+            layer.qkv.weight.copy_(torch.cat(tuple(self.weights)))
             if self.qkv_bias:
-                zero = torch.zeros_like(self.q[:, 0])
+                zero = torch.zeros_like(self.weights[0][:, 0])
                 layer.qkv.bias.copy_(torch.cat([zero if bias is None else bias for bias in self.biases]))
-            layer.proj.weight.copy_(self.out)
-            if self.out_bias is None:
+            layer.proj.weight.copy_(self.out.weight)
+            if self.out.bias is None:
                 layer.proj.register_parameter("bias", None)
             else:
-                layer.proj.bias.copy_(self.out_bias)
+                layer.proj.bias.copy_(self.out.bias)
 
     def check(self) -> None:
         """Raises LeftAlone for grouped queries, cross-attention, heads of unequal width and integer weights."""
-        weights = {"q": self.q, "k": self.k, "v": self.v, "o": self.out}
-        for name, weight in weights.items():
+        for name, weight in zip("qkvo", (*self.weights, self.out.weight), strict=True):
             if not weight.is_floating_point():
                 raise LeftAlone(f"quantised weights ({name} is {weight.dtype})")
-        if not self.q.shape[1] == self.k.shape[1] == self.v.shape[1]:
-            raise LeftAlone(
-                f"cross-attention: q, k, v read tokens {[w.shape[1] for w in (self.q, self.k, self.v)]} wide"
-            )
-        if not self.q.shape[0] == self.k.shape[0] == self.v.shape[0]:
-            raise LeftAlone(f"grouped queries: q, k, v are {[w.shape[0] for w in (self.q, self.k, self.v)]} wide")
+        widths, tokens = ([weight.shape[axis] for weight in self.weights] for axis in (0, 1))
+        if len(set(tokens)) > 1:
+            raise LeftAlone(f"cross-attention: q, k, v read tokens {tokens} wide")
+        if len(set(widths)) > 1:
+            raise LeftAlone(f"grouped queries: q, k, v are {widths} wide")
         D = self.dim
-        if self.q.shape[0] != D or D % self.num_heads:
-            raise LeftAlone(f"{self.num_heads} heads that are {self.q.shape[0]} wide together, on tokens {D} wide")
-        if tuple(self.out.shape) != (D, D):
-            raise LeftAlone(f"changes the width of the tokens, from {D} to {self.out.shape[0]}")
+        if widths[0] != D or D % self.num_heads:
+            raise LeftAlone(f"{self.num_heads} heads that are {widths[0]} wide together, on tokens {D} wide")
+        if tuple(self.out.weight.shape) != (D, D):
+            raise LeftAlone(f"changes the width of the tokens, from {D} to {self.out.out_features}")
 
 
 def read_projections(module: nn.Module) -> Projections | None:
@@ -95,21 +90,11 @@ def _multihead(module: nn.Module) -> Projections | None:
         return None
     if module.in_proj_weight is None:
         raise LeftAlone(f"cross-attention: keys are {module.kdim} and values {module.vdim} wide, q {module.embed_dim}")
-    if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
+    if module.bias_k is not None or module.add_zero_attn:
         raise LeftAlone("an additional key and value (add_bias_kv or add_zero_attn)")
-    q, k, v = module.in_proj_weight.chunk(3)
-    bias = module.in_proj_bias
-    return Projections(
-        q,
-        k,
-        v,
-        module.out_proj.weight,
-        module.num_heads,
-        (None, None, None) if bias is None else bias.chunk(3),
-        module.out_proj.bias,
-        attn_drop=module.dropout,
-        sources=_tensors(module.in_proj_weight, bias, module.out_proj.weight, module.out_proj.bias),
-    )
+    packed = module.in_proj_weight, module.in_proj_bias
+    weights, biases = (_thirds(tensor) for tensor in packed)
+    return Projections(weights, biases, module.out_proj, module.num_heads, module.dropout, packed=packed)
 
 
 def _packed(module: nn.Module) -> Projections | None:
@@ -117,24 +102,11 @@ def _packed(module: nn.Module) -> Projections | None:
     qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
     if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear) or heads is None:
         return None
-    if qkv.weight.shape[0] % 3:
-        raise LeftAlone(f"q, k, v of unequal width, {qkv.weight.shape[0]} together")
-    q, k, v = qkv.weight.chunk(3)
-    separate = tuple(getattr(module, f"{letter}_bias", None) for letter in "qkv")
-    if qkv.bias is not None and any(bias is not None for bias in separate):
-        raise LeftAlone("biases of q, k, v both packed and separate")
-    return Projections(
-        q,
-        k,
-        v,
-        proj.weight,
-        heads,
-        separate if qkv.bias is None else qkv.bias.chunk(3),
-        proj.bias,
-        attn_drop=_probability(module, "attn_drop"),
-        proj_drop=_probability(module, "proj_drop"),
-        sources=_tensors(qkv.weight, qkv.bias, *separate, proj.weight, proj.bias),
-    )
+    if qkv.out_features % 3:
+        raise LeftAlone(f"q, k, v of unequal width, {qkv.out_features} together")
+    biases = [getattr(module, f"{letter}_bias", None) for letter in "qkv"] if qkv.bias is None else _thirds(qkv.bias)
+    drops = _probability(module, "attn_drop"), _probability(module, "proj_drop")
+    return Projections(_thirds(qkv.weight), biases, proj, heads, *drops, packed=(qkv.weight, qkv.bias))
 
 
 def _separate(module: nn.Module) -> Projections | None:
@@ -150,10 +122,8 @@ def _nested(module: nn.Module) -> Projections | None:
     for child in module.children():
         linears = [getattr(child, name, None) for name in ("query", "key", "value")]
         drop = _probability(child, "dropout", "dropout_prob", "attention_probs_dropout_prob")
-        found = _from_linears(
-            [*linears, getattr(output, "dense", None)], _heads(child), drop, _probability(output, "dropout")
-        )
-        if found is not None:
+        dense = getattr(output, "dense", None)
+        if found := _from_linears([*linears, dense], _heads(child), drop, _probability(output, "dropout")):
             return found
     return None
 
@@ -162,34 +132,24 @@ def _from_linears(modules: list[object], heads: int | None, attn_drop: float, pr
     linears = [module for module in modules if isinstance(module, nn.Linear)]
     if len(linears) < 4 or heads is None:
         return None
-    q, k, v, out = linears
-    sources = _tensors(*(tensor for linear in linears for tensor in (linear.weight, linear.bias)))
-    biases = (q.bias, k.bias, v.bias)
-    return Projections(
-        q.weight, k.weight, v.weight, out.weight, heads, biases, out.bias, attn_drop, proj_drop, sources=sources
-    )
+    *qkv, out = linears
+    return Projections([p.weight for p in qkv], [p.bias for p in qkv], out, heads, attn_drop, proj_drop)
 
 
-def _tensors(*tensors: Tensor | None) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor is not None]
+def _thirds(tensor: Tensor | None) -> Sequence[Any]:
+    return (None, None, None) if tensor is None else tensor.chunk(3)
 
 
 def _heads(module: nn.Module) -> int | None:
-    for name in ("num_heads", "num_attention_heads"):
-        heads = getattr(module, name, None)
-        if isinstance(heads, int) and heads > 0:
-            return heads
-    return None
+    found = (getattr(module, name, None) for name in ("num_heads", "num_attention_heads"))
+    return next((heads for heads in found if isinstance(heads, int) and heads > 0), None)
 
 
 def _probability(module: object, *names: str) -> float:
-    for name in names:
-        drop = getattr(module, name, None)
-        if isinstance(drop, nn.Dropout):
-            return drop.p
-        if isinstance(drop, float):
-            return drop
-    return 0.0
+    """The rate of the first `Dropout` or number under one of the names."""
+    parts = (getattr(module, name, None) for name in names)
+    drops = (part.p if isinstance(part, nn.Dropout) else part for part in parts)
+    return next((drop for drop in drops if isinstance(drop, float)), 0.0)
 
 
 _EXTRA_PARTS = (
@@ -205,7 +165,8 @@ _EXTRA_PARTS = (
 
 def check_holds_nothing_else(module: nn.Module, projections: Projections) -> None:
     """Raises LeftAlone, naming what else there is, unless all parameters and buffers belong to q, k, v and o."""
-    known = {id(source) for source in projections.sources}
+    own = (*projections.weights, *projections.biases, *projections.packed, projections.out.weight, projections.out.bias)
+    known = {id(tensor) for tensor in own}
     held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     left = [name for name, tensor in held if id(tensor) not in known]
     if not left:

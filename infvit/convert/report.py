@@ -23,9 +23,7 @@ class Report:
         lines = [f"converted {len(self.converted)} to {self.attention}"]
         lines += [f"  {name}" for name in self.converted]
         lines.append(f"left alone {len(self.left_alone)}" if self.left_alone else "left alone none")
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self.left_alone.items():
-            by_reason.setdefault(reason, []).append(name)
-        for reason, names in by_reason.items():
+        for reason in dict.fromkeys(self.left_alone.values()):
+            names = [name for name, why in self.left_alone.items() if why == reason]
             lines.append(f"  {', '.join(names)}: {reason}")
         return "\n".join(lines)

@@ -5,7 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ class Site:
 
     name: str
     module: nn.Module
-    ancestors: list[nn.Module] = field(default_factory=list)
+    ancestors: tuple[nn.Module, ...]
     projections: Projections | None = None
     reason: str = ""
 
@@ -31,7 +31,7 @@ class Site:
 
 def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ...] = ()) -> Iterator[Site]:
     """Every attention below `module`, in order, including those that cannot be converted."""
-    site = Site(name, module, list(ancestors))
+    site = Site(name, module, ancestors)
     if isinstance(module, AdaptedAttention):
         site.reason = f"already converted to {type(module.layer).__name__}"
         yield site
@@ -57,9 +57,8 @@ def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ..
 
 def _looks_like_attention(module: nn.Module) -> bool:
     """Whether the report should list it; better one name too many than one too few."""
-    if any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads")):
-        return True
-    return re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__) is not None
+    named = re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__)
+    return bool(named) or any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads"))
 
 
 _UNSUPPORTED_ARGUMENTS = (
@@ -94,19 +93,18 @@ def called_with(site: Site) -> list[str]:
 
 
 def _check_flags(site: Site) -> None:
-    module = site.module
     for flag in ("is_causal", "causal", "is_decoder", "is_cross_attention"):
-        if getattr(module, flag, False) is True:
+        if getattr(site.module, flag, False) is True:
             raise LeftAlone(f"causal or cross-attention ({flag} is true)")
     parent = site.ancestors[-1] if site.ancestors else None
     if isinstance(getattr(parent, "attn_mask", None), Tensor):
         raise LeftAlone("its block holds an attn_mask")
-    owners = [module, *reversed(site.ancestors)]
     # BEiT has a bias in the block, or one for all blocks, and passes it as an argument at every call.
     for owner in site.ancestors:
-        for name, part in owner._modules.items():
-            if part is not None and re.search("rel(ative)?_?pos", f"{name} {type(part).__name__}", re.IGNORECASE):
+        for name, part in owner.named_children():
+            if re.search("rel(ative)?_?pos", f"{name} {type(part).__name__}", re.IGNORECASE):
                 raise LeftAlone(f"relative-position bias, held by its {type(owner).__name__} ({name})")
+    owners = (site.module, *reversed(site.ancestors))
     config = next((c for owner in owners if hasattr(c := getattr(owner, "config", None), "model_type")), None)
     if hasattr(config, "vocab_size") and not any(hasattr(config, n) for n in ("image_size", "patch_size")):
         raise LeftAlone(f"text ({type(config).__name__}): its attention is called with padding or causal masks")
@@ -120,28 +118,21 @@ def _check_self_attention(site: Site) -> None:
     if isinstance(parent, nn.TransformerDecoderLayer) and site.attribute == "self_attn":
         raise LeftAlone("self-attention of a decoder, which is called with causal masks")
     for arguments in _calls(type(parent), site.attribute):
-        names = {argument.id if isinstance(argument, ast.Name) else None for argument in arguments}
-        if len(arguments) == 3 and (len(names) > 1 or None in names):
-            q, k, v = (ast.unparse(argument) for argument in arguments)
-            raise LeftAlone(f"cross-attention: {type(parent).__name__} calls it with ({q}, {k}, {v})")
+        if len(arguments) == 3 and not (len(set(arguments)) == 1 and arguments[0].isidentifier()):
+            raise LeftAlone(f"cross-attention: {type(parent).__name__} calls it with ({', '.join(arguments)})")
 
 
-def _calls(owner: type, attribute: str) -> Iterator[list[ast.expr]]:
+def _calls(owner: type, attribute: str) -> Iterator[list[str]]:
     """Query, key and value of each `self.<attribute>(...)` in the source of `owner`, if it is available."""
     for cls in owner.__mro__:
-        if cls.__module__.startswith("torch.nn.modules.module") or cls is object:
-            continue
+        if cls is nn.Module:
+            return
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
         except (OSError, TypeError, SyntaxError):
             continue
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr == attribute
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id == "self"
-            ):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == f"self.{attribute}":
                 keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-                yield [*node.args[:3], *(keywords[n] for n in ("query", "key", "value") if n in keywords)]
+                arguments = [*node.args[:3], *(keywords[n] for n in ("query", "key", "value") if n in keywords)]
+                yield [ast.unparse(argument) for argument in arguments]
