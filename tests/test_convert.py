@@ -15,6 +15,7 @@ from infvit.convert.adapters import MultiheadAdapter
 from infvit.errors import UsageError
 
 SIZE = 32
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
 FUTURE = nn.Transformer.generate_square_subsequent_mask(7)
@@ -41,10 +42,9 @@ def torchvision_vit() -> nn.Module:
     return model
 
 
-def transformers_model(name: str, implementation: str = "sdpa", config: str = "Config", **options: object) -> nn.Module:
+def transformers_model(name: str, implementation: str = "sdpa", **options: object) -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    made = getattr(transformers, name + config)(**small, image_size=SIZE, patch_size=8, **options)
+    made = getattr(transformers, f"{name}Config")(**SMALL, image_size=SIZE, patch_size=8, **options)
     made._attn_implementation = implementation
     return getattr(transformers, name + "Model")(made)
 
@@ -147,24 +147,25 @@ def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
     torch.testing.assert_close(after[real], before[real].detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_linear_infsa_in_an_encoder_takes_padding_and_refuses_other_masks() -> None:
+@pytest.mark.parametrize("hint", [None, True])  # without a hint nn.TransformerEncoder finds out by itself
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ("linear_infsa", r"self_attn: LinearInfSA cannot honour attn_mask"),
+        ("infsa", r"self_attn: PureInfSA cannot honour is_causal: .*one number"),
+    ],
+)
+def test_an_encoder_takes_padding_and_refuses_a_causal_mask(attention: str, message: str, hint: bool | None) -> None:
     model = strong(encoder())
-    convert(model)
+    convert(model, attention)
     padding = torch.zeros(2, 7, dtype=torch.bool)
     padding[0, 5:] = True
     padded = model(TOKENS, src_key_padding_mask=padding)
     torch.testing.assert_close(padded[:1, :5], model(TOKENS[:1, :5]))
-    with pytest.raises(UsageError, match=r"self_attn: LinearInfSA cannot honour attn_mask"):
-        model(TOKENS, mask=FUTURE)
-
-
-@pytest.mark.parametrize("hint", [None, True])  # without a hint nn.TransformerEncoder finds out by itself
-def test_pure_infsa_refuses_a_causal_mask_and_takes_others(hint: bool | None) -> None:
-    model = strong(encoder())
-    convert(model, "infsa")
-    with pytest.raises(UsageError, match=r"self_attn: PureInfSA cannot honour is_causal: .*one number"):
+    with pytest.raises(UsageError, match=message):
         model(TOKENS, mask=FUTURE, is_causal=hint)
-    assert model(TOKENS, mask=torch.eye(7) > 0).isfinite().all()
+    if attention == "infsa":
+        assert model(TOKENS, mask=torch.eye(7) > 0).isfinite().all()
 
 
 def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
@@ -188,12 +189,10 @@ def test_multihead_keeps_its_calling_convention(
         given = {"need_weights": need_weights, "average_attn_weights": average, **masks}
         expected = original(x, x, x, **given)
         found = box["attn"](x, x, x, **given)
-        if masked:  # what comes out at a padding token means nothing: its row is left out
+        if masked:  # the row of a padding token means nothing
             rows = 0 if x.dim() == 3 and not options.get("batch_first") else -2
-            found, expected = (
-                [t.narrow(r, 0, N - 1) for t, r in zip(o, (rows, -2), strict=False) if t is not None]
-                for o in (found, expected)
-            )
+            pairs = [zip(both, (rows, -2), strict=True) for both in (found, expected)]
+            found, expected = ([t.narrow(r, 0, N - 1) for t, r in pair if t is not None] for pair in pairs)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -246,15 +245,10 @@ def small_swin() -> nn.Module:
     return swin([4, 4], 8, [1, 1], [2, 2], [4, 4], num_classes=5)
 
 
-def relative_beit(**options: object) -> nn.Module:
-    return timm_model("beit_base_patch16_224", **options)
-
-
 def clip() -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    text = {**small, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {**small, "image_size": SIZE, "patch_size": 8}
+    text = SMALL | {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = SMALL | {"image_size": SIZE, "patch_size": 8}
     return transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
 
 
@@ -276,9 +270,9 @@ class Scaled(SoftmaxAttention):
 
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "torchvision swin": (small_swin, 2, "relative-position bias"),
-    "beit": (relative_beit, 2, "relative-position bias"),
+    "beit": (lambda: timm_model("beit_base_patch16_224"), 2, "relative-position bias"),
     "beit, shared": (
-        lambda: relative_beit(use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+        lambda: timm_model("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
         2,
         "relative-position bias, held by its Beit",
     ),
@@ -305,9 +299,8 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", LEFT_ALONE)
-def test_other_attentions_are_left_alone_and_listed(case: str) -> None:
-    make, count, reason = LEFT_ALONE[case]
+@pytest.mark.parametrize(("make", "count", "reason"), LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_other_attentions_are_left_alone_and_listed(make: Callable[[], nn.Module], count: int, reason: str) -> None:
     model = make()
     before = dict(model.named_modules())
     report = convert(model)
@@ -336,17 +329,20 @@ def test_patterns_match_names_of_modules_and_of_their_ancestors() -> None:
     assert again.left_alone["blocks.0.attn"] == "already converted to LinearInfSA"
 
 
-def test_layers_take_over_options_device_type_and_mode() -> None:
+def test_layers_take_over_weights_options_dtype_and_mode() -> None:
     model = timm_model("vit_tiny_patch16_224", attn_drop_rate=0.1, proj_drop_rate=0.2).to(torch.bfloat16).eval()
-    for parameter in model.blocks[0].attn.parameters():
-        parameter.requires_grad_(False)
-    convert(model, "infsa", gamma=0.5)
+    model.blocks[0].attn.requires_grad_(False)
+    weights = [block.attn.qkv.weight.clone() for block in model.blocks]
+    convert(model, "infsa", include="blocks.0", gamma=0.5)
+    convert(model, "infsa", copy_weights=False)
     layer = model.blocks[0].attn.layer
     assert (layer.attn_drop.p, layer.proj_drop.p, layer.training) == (0.1, 0.2, False)
     assert layer.qkv.weight.dtype is torch.bfloat16
     assert layer.gamma.mean().item() == pytest.approx(0.5)
     assert (layer.qkv.weight.requires_grad, layer.gamma_logit.requires_grad) == (False, True)
     assert model.blocks[1].attn.layer.qkv.weight.requires_grad
+    copied = [torch.equal(block.attn.layer.qkv.weight, old) for block, old in zip(model.blocks, weights, strict=True)]
+    assert copied == [True, False]
 
 
 def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
@@ -355,13 +351,6 @@ def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
     assert convert(model).converted == ["blocks.0.attn", "blocks.1.attn"]
     assert isinstance(model.blocks[1].attn, LinearInfSA)
     assert torch.equal(model.blocks[1].attn.qkv.weight, weight)
-
-
-def test_weights_are_not_copied_without_copy_weights() -> None:
-    model = timm_model("vit_tiny_patch16_224")
-    old = model.blocks[0].attn.qkv.weight.clone()
-    convert(model, copy_weights=False)
-    assert not torch.equal(model.blocks[0].attn.layer.qkv.weight, old)
 
 
 def test_beit_has_no_bias_of_keys() -> None:
@@ -406,14 +395,10 @@ def test_an_attention_shared_by_two_blocks_stays_shared() -> None:
     assert model["a"] is model["b"]
 
 
-def published(dim: int = 16, rho: Tensor | None = None, prefix: str = "") -> dict[str, Tensor]:
-    state = {f"{n}_proj.{k}": torch.randn(*s) for n in ("q", "k", "v", "out") for k, s in shapes(dim).items()}
-    state["rho_logit"] = torch.tensor(1.5) if rho is None else rho
+def published(rho: Tensor | float = 1.5, prefix: str = "") -> dict[str, Tensor]:
+    layer = nn.ModuleDict({f"{part}_proj": nn.Linear(16, 16) for part in ("q", "k", "v", "out")})
+    state = layer.state_dict() | {"rho_logit": torch.as_tensor(rho)}
     return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def shapes(dim: int) -> dict[str, tuple[int, ...]]:
-    return {"weight": (dim, dim), "bias": (dim,)}
 
 
 @pytest.mark.parametrize("cls", [PureInfSA, LinearInfSA])
@@ -433,7 +418,7 @@ def test_state_dicts_of_the_published_layer_load(cls: type, rho: Tensor) -> None
 
 def test_published_layers_inside_a_model_are_found_by_prefix() -> None:
     model = nn.ModuleDict({"a": PureInfSA(16, 4), "b": LinearInfSA(16, 2), "head": nn.Linear(16, 3)})
-    head = {f"head.{name}": tensor for name, tensor in nn.Linear(16, 3).state_dict().items()}
+    head = nn.ModuleDict({"head": nn.Linear(16, 3)}).state_dict()
     load_published(model, {**published(prefix="a."), **published(prefix="b."), **head})
     assert torch.equal(model["head"].weight, head["head.weight"])
     assert (model["b"].gamma_logit == 1.5).all()

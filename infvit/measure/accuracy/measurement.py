@@ -12,7 +12,7 @@ from infvit.errors import UsageError
 from infvit.measure.accuracy import bootstrap, table
 from infvit.measure.accuracy.real import Real
 from infvit.measure.accuracy.records import Records, record
-from infvit.measure.accuracy.scores import BINS, difference, scores
+from infvit.measure.accuracy.scores import BINS, Score, difference, scores
 from infvit.measure.model_source import LoadedRun, ModelSource
 
 PIPELINES = {"exact": ("exact",), "ffcv": ("ffcv",), "both": ("exact", "ffcv")}
@@ -45,8 +45,8 @@ def accuracy(
 
     Writes `accuracy.json`, a row for each model and pipeline; `differences.json`, of each model to the first on the
     same images and between the pipelines; and for each row its records by image (.npz) and its classes (.csv). The
-    row of a run's last checkpoint by the exact pipeline on other data than the run's own is also stored beside the
-    run's result, for the tables of `infvit.compare`.
+    row of a run's last checkpoint by the exact pipeline on other data than its own also goes into the run's folder,
+    for the tables of `infvit.compare`.
 
     Args:
         checkpoints: of runs.
@@ -101,9 +101,8 @@ def _labels(runs: list[LoadedRun]) -> list[str]:
     """Unique labels: the models' names, or if these repeat the runs' folders, their checkpoints, or numbers."""
     names = [run.name for run in runs]
     folders = [run.run_dir.name if run.run_dir else run.name for run in runs]
-    files = [
-        f"{folder}/{Path(run.checkpoint or str(run.weights)).stem}" for run, folder in zip(runs, folders, strict=True)
-    ]
+    stems = [Path(run.checkpoint or str(run.weights)).stem for run in runs]
+    files = [f"{folder}/{stem}" for folder, stem in zip(folders, stems, strict=True)]
     numbered = [f"{name}#{i}" for i, name in enumerate(names, 1)]
     return next(labels for labels in (names, folders, files, numbered) if len(set(labels)) == len(labels))
 
@@ -119,8 +118,7 @@ def _report(evaluations: list[Evaluation], precision: str, several_data: bool, o
         row |= {"data": run.data.name, "fingerprint": run.data.fingerprint, "view": run.data.evaluation_view}
         row |= {"precision": precision, "pipeline": one.pipeline, "images": len(one.records)}
         for name in ("top1", "top5", "loss", "ece", "real_top1", "real_top5"):
-            score = found.get(name, (None, None, None))
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), score, strict=True))
+            row |= _named(name, found.get(name))
         row["real_images"] = int(real.labelled.sum()) if real else None
         rows.append(row)
         if one.pipeline == evaluations[0].pipeline:
@@ -131,17 +129,21 @@ def _report(evaluations: list[Evaluation], precision: str, several_data: bool, o
             notes.append(_keep(run.run_dir, row, run.is_last))
     differences = _differences(evaluations)
     method = {"resamples": bootstrap.RESAMPLES, "seed": bootstrap.SEED, "calibration_bins": BINS}
-    (out / "accuracy.json").write_text(json.dumps({"rows": rows} | method, indent=2) + "\n")
-    print("", table.scores(rows), "", sep="\n")
-    if differences:
-        (out / "differences.json").write_text(json.dumps({"rows": differences} | method, indent=2) + "\n")
-        print(table.differences(differences), "", sep="\n")
+    shown = {"accuracy": (rows, table.scores), "differences": (differences, table.differences)}
+    for name, (listed, as_text) in shown.items():
+        if listed:
+            (out / f"{name}.json").write_text(json.dumps({"rows": listed} | method, indent=2) + "\n")
+            print("", as_text(listed), sep="\n")
     if any(one.pipeline == "ffcv" for one in evaluations):
         notes.append("ffcv resizes with OpenCV's area filter: report the numbers of exact.")
     if several_data:
         notes.append("Models measured on different images have no differences: data= gives all of them the same.")
-    print(*classes, "", bootstrap.METHOD, f"ECE: calibration error of the softmax, {BINS} bins.", sep="\n")
+    print("", *classes, "", bootstrap.METHOD, f"ECE: calibration error of the softmax, {BINS} bins.", sep="\n")
     print(*dict.fromkeys(filter(None, notes)), out / "accuracy.json", sep="\n")
+
+
+def _named(name: str, score: Score | None) -> dict[str, float | None]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), score or (None, None, None), strict=True))
 
 
 def _keep(run_dir: Path, row: dict[str, Any], is_last: bool) -> str:
@@ -162,6 +164,5 @@ def _differences(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
             top1, differing = difference(other.records, one.records)
             row: dict[str, Any] = {"name": other.label, "pipeline": other.pipeline}
             row |= {"minus": one.label, "minus_pipeline": one.pipeline}
-            row |= {"images": len(one.records), "differing": differing}
-            rows.append(row | dict(zip(("top1", "top1_low", "top1_high"), top1, strict=True)))
+            rows.append(row | {"images": len(one.records), "differing": differing} | _named("top1", top1))
     return rows

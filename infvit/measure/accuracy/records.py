@@ -54,7 +54,7 @@ class Records:
 
 
 class _Recorder(LightningModule):
-    """Tests a network and collects the records of this rank's images, on the device until the end."""
+    """Collects the records of this rank's images, on the device until the end."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -70,11 +70,10 @@ class _Recorder(LightningModule):
         label = log_probs.gather(1, labels[:, None])[:, 0]
         self.batches.append((labels.int(), best.indices.int(), label, best.values[:, 0].exp()))
 
-    def records(self, index: np.ndarray) -> Records:
-        """The records; `index` holds the images' indices in the order of testing."""
+    def records(self, index: np.ndarray) -> Records | None:
+        """The records, None without images; `index` holds the images' indices in the order of testing."""
         if not self.batches:
-            empty = np.empty(0, np.int32), np.empty((0, 0), np.int32), *(np.empty(0, np.float32) for _ in range(2))
-            return Records(np.empty(0, np.int64), *empty)
+            return None
         found = [torch.cat(parts).cpu().numpy() for parts in zip(*self.batches, strict=True)]
         return Records(index[: len(found[0])].astype(np.int64), *found)
 
@@ -94,11 +93,11 @@ def record(net: nn.Module, data: LightningDataModule, trainer: Trainer, name: st
     trainer.test(recorder, datamodule=data, verbose=False)
     loader: Any = trainer.test_dataloaders
     mine = recorder.records(loader.sampler.indices())
-    parts: list[Any] = [mine]
+    parts: list[Records | None] = [mine]
     if trainer.world_size > 1:
         parts = [None] * trainer.world_size
         torch.distributed.all_gather_object(parts, mine)
-    joined = _joined([part for part in parts if len(part)])
+    joined = _joined([part for part in parts if part is not None])
     broken = int((~np.isfinite(joined.log_prob)).sum())
     if broken:
         raise UsageError(

@@ -58,14 +58,14 @@ def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score]
 
     plain = [correct, in_top5, -records.log_prob.astype(np.float64)]
     plain += [real.labelled, real.labelled & real.top1, real.labelled & real.top5] if real else []
-    blocks = {
-        "plain": csr_array(np.column_stack(plain).astype(np.float64)),
-        "bins": spread(correct - records.confidence.astype(np.float64), bins, BINS + 1),
-        "class images": spread(np.ones(n), of_label, len(label)),
-        "class top1": spread(correct, of_label, len(label)),
-    }
-    columns = hstack(list(blocks.values()), format="csr")
-    ends = np.cumsum([block.shape[1] for block in blocks.values()])[:-1]
+    blocks = [
+        csr_array(np.column_stack(plain).astype(np.float64)),
+        spread(correct - records.confidence.astype(np.float64), bins, BINS + 1),
+        spread(np.ones(n), of_label, len(label)),
+        spread(correct, of_label, len(label)),
+    ]
+    columns = hstack(blocks, format="csr")
+    ends = np.cumsum([block.shape[1] for block in blocks])[:-1]
 
     def from_sums(sums: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Sums over images (..., columns) → scores (...,), top-1 by class (..., classes)."""
@@ -86,21 +86,17 @@ def scores(records: Records, real: Real | None = None) -> tuple[dict[str, Score]
     return found, Classes(label, images, class_value, low, high, np.bincount(of_label, in_top5) / images)
 
 
-class Difference(NamedTuple):
-    """Top-1 of one evaluation minus that of another on the same images, as fractions, with its paired interval.
+def difference(records: Records, other: Records) -> tuple[Score, int]:
+    """Returns top-1 of `records` minus that of `other`, and how many images they predict differently.
 
-    `differing` is the number of images that are predicted differently.
+    Top-1 is a fraction; its interval is paired.
+
+    Raises:
+        UsageError: if their images differ.
     """
-
-    top1: Score
-    differing: int
-
-
-def difference(records: Records, other: Records) -> Difference:
-    """Returns `records` minus `other`; raises UsageError if their images differ."""
     if not np.array_equal(records.index, other.index) or not np.array_equal(records.label, other.label):
         raise UsageError("evaluations of different images have no paired difference: measure both on the same data=")
     gained = records.correct.astype(np.float64) - other.correct
     low, high = interval(resampled_sums(csr_array(gained[:, None])) / len(records))
-    differing = int((records.prediction != other.prediction).sum())
-    return Difference(Score(float(gained.mean()), float(low[0]), float(high[0])), differing)
+    score = Score(float(gained.mean()), float(low[0]), float(high[0]))
+    return score, int((records.prediction != other.prediction).sum())

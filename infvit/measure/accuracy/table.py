@@ -51,10 +51,9 @@ def differences(rows: Sequence[dict[str, Any]]) -> str:
     """Two lines for each pair: what is compared, and by how many points top-1 differs."""
     lines = ["Differences in top-1, points, paired over the same images:"]
     for row in rows:
-        if row["name"] == row["minus"]:
-            lines.append(f"{row['name']}, {row['pipeline']} − {row['minus_pipeline']}")
-        else:
-            lines.append(f"{row['name']} − {row['minus']}, {row['pipeline']}")
+        one_model = row["name"] == row["minus"]
+        models = row["name"] if one_model else f"{row['name']} − {row['minus']}"
+        lines.append(f"{models}, {row['pipeline']}" + f" − {row['minus_pipeline']}" * one_model)
         value, low, high = (signed(100 * row[name]) for name in ("top1", "top1_low", "top1_high"))
         of = f"{row['differing']:,} of {row['images']:,} predictions differ"
         lines.append(f"  {value} ({low} to {high}), {of}")
@@ -79,11 +78,11 @@ def best_and_worst(of: str, names: Sequence[str], classes: Classes) -> str:
 def write_classes(path: Path, names: Sequence[str], classes: Classes) -> None:
     """Writes a line of CSV for each class that has images; accuracies are fractions."""
     words = readable_names(names)
-    columns = {"images": classes.images, "top1": classes.top1, "top1_low": classes.low, "top1_high": classes.high}
-    columns["top5"] = classes.top5
+    scores = zip(classes.images, classes.top1, classes.low, classes.high, classes.top5, strict=True)
+    headings = ("class", "name", "images", "top1", "top1_low", "top1_high", "top5")
     records = [
-        {"class": names[label], "name": words[label], **{name: column[i].item() for name, column in columns.items()}}
-        for i, label in enumerate(classes.label.tolist())
+        dict(zip(headings, (names[label], words[label], *(score.item() for score in row)), strict=True))
+        for label, row in zip(classes.label, scores, strict=True)
     ]
     path.write_text(to_csv(records), encoding="utf-8")
 

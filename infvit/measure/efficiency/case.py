@@ -67,10 +67,9 @@ class Case:
     @property
     def share_of_peak(self) -> Spread | None:
         """FLOP/s over those of the fastest matrix product in the same round."""
-        if self.flops is None:
+        if self.flops is None or not self.timed:
             return None
-        achieved = [self.flops * self.batch_size / s for s in self.seconds]
-        return ratio(achieved, self.peak_flops_per_second) if self.timed else None
+        return ratio([self.flops * self.batch_size / s for s in self.seconds], self.peak_flops_per_second)
 
     @property
     def joules_per_image(self) -> Spread | None:
@@ -91,26 +90,9 @@ class Case:
 
     def row(self, cases: Sequence["Case"]) -> dict[str, Any]:
         """A flat dict: medians over the rounds, with the extremes under `_low` and `_high`."""
-        row: dict[str, Any] = {
-            "model": self.model,
-            "resolution": self.resolution,
-            "pass": self.kind,
-            "tokens": self.tokens,
-            "parameters": self.parameters,
-            "macs": self.macs,
-            "flops": self.flops,
-            "status": self.status,
-            "note": self.note,
-            "peak_bytes": self.peak_bytes,
-            "added_bytes": self.added_bytes,
-        }
-        spreads = {
-            "seconds": self.time,
-            "images_per_second": self.images_per_second,
-            "flops_per_second": self.flops_per_second,
-            "share_of_peak": self.share_of_peak,
-            "joules_per_image": self.joules_per_image,
-        }
+        row = {"pass" if name == "kind" else name: v for name, v in vars(self).items() if not isinstance(v, list)}
+        rates = ("images_per_second", "flops_per_second", "share_of_peak", "joules_per_image")
+        spreads: dict[str, Spread | None] = {"seconds": self.time} | {name: getattr(self, name) for name in rates}
         spreads |= {f"times_as_fast_as_{n}": self.faster_than(c) for n, c in self.baselines(cases).items()}
         for name, spread in spreads.items():
             row[name] = spread and spread.median

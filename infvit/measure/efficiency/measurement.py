@@ -10,18 +10,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from infvit.errors import UsageError, expect
-from infvit.measure.cost import Cost, cost
+from infvit.measure.cost import cost
 from infvit.measure.efficiency.case import PRODUCT, Case, Efficiency
 from infvit.measure.efficiency.energy import EnergyMeter
 from infvit.measure.efficiency.matmul_peak import fastest, matrix_product
 from infvit.measure.efficiency.passes import (
-    PASSES,
+    FORWARD,
     PRECISIONS,
     STEPS,
     TRAINING,
@@ -29,6 +30,7 @@ from infvit.measure.efficiency.passes import (
     PassSetting,
     fitting_together,
     footprint,
+    make_step,
 )
 from infvit.measure.efficiency.plots import write_plots
 from infvit.measure.efficiency.table import to_markdown, to_text
@@ -52,7 +54,7 @@ def efficiency(
     models: Sequence[str],
     resolutions: Sequence[int],
     size_name: str,
-    passes: Sequence[str] = tuple(PASSES),
+    passes: Sequence[str] = tuple(STEPS),
     rounds: int = 7,
     batch_size: int = 1,
     precision: str = "fp32",
@@ -78,14 +80,19 @@ def efficiency(
         UsageError: before anything runs, for a model, a resolution or an option that cannot be used.
     """
     setting = PassSetting(_device(device), precision, batch_size, compile)
-    _check(models, resolutions, passes, rounds, setting, time_limit)
+    lists = f"models={list(models)} resolutions={list(resolutions)}"
+    expect(len(models) > 0 and len(resolutions) > 0, lists, "at least one of each, as models=[vit,infvit]")
+    expect(min(resolutions) >= 1, f"resolutions={list(resolutions)}", "sides in pixels, as [224,512]")
+    known = len(passes) > 0 and set(passes) <= STEPS.keys()
+    expect(known, f"passes={list(passes)}", f"some of {', '.join(STEPS)}")
+    expect(precision in PRECISIONS, f"precision={precision}", f"one of {', '.join(PRECISIONS)}")
+    expect(rounds >= 2, f"rounds={rounds}", "at least 2, because one round has no spread")
+    expect(batch_size >= 1, f"batch_size={batch_size}", "at least 1")
+    expect(time_limit > 0, f"time_limit={time_limit}", "seconds above 0")
     sides = sorted(set(resolutions))
-    makers = {
-        (model, side): source.untrained(model, f"size.image_size={side}")
-        for model in dict.fromkeys(models)
-        for side in sides
-    }
-    counts = {key: _count(key, make) for key, make in makers.items()}
+    pairs = product(dict.fromkeys(models), sides)
+    make = {(model, side): source.untrained(model, f"size.image_size={side}") for model, side in pairs}
+    planned = [case for key, maker in make.items() for case in _cases(*key, maker, passes, batch_size)]
 
     torch.manual_seed(0)
     n, peak = fastest(setting)
@@ -106,35 +113,13 @@ def efficiency(
     )
     print(f"fastest matrix product here: {n} × {n}, {peak / 1e9:,.0f} GFLOP/s", flush=True)
     limits = time_limit, None if memory_limit is None else int(memory_limit * 1e9)
-    for side in sides:
-        make = {model: maker for (model, at), maker in makers.items() if at == side}
-        for kind in passes:
-            cases = [_case(kind, model, side, counts[model, side], batch_size) for model in make]
-            footprints = {case.model: _run_alone(case, make[case.model], setting, peak, *limits) for case in cases}
-            fitting = {model: found for model, found in footprints.items() if found is not None}
-            _time_in_rounds(cases, fitting, make, result, meter)
-            result.cases += cases
-            _write(result, out)  # after each, so that an interrupted measurement leaves what it has
+    for side, kind in product(sides, passes):
+        cases = [case for case in planned if (case.resolution, case.kind) == (side, kind)]
+        alone = {case.model: _run_alone(case, make[case.model, side], setting, peak, *limits) for case in cases}
+        _time_in_rounds(cases, {model: found for model, found in alone.items() if found}, make, result, meter)
+        result.cases += cases
+        _write(result, out)  # after each, so that an interrupted measurement leaves what it has
     print(f"\n{to_text(result)}\n{out / 'efficiency.json'}")
-
-
-def _check(
-    models: Sequence[str],
-    resolutions: Sequence[int],
-    passes: Sequence[str],
-    rounds: int,
-    setting: PassSetting,
-    time_limit: float,
-) -> None:
-    lists = f"models={list(models)} resolutions={list(resolutions)}"
-    expect(len(models) > 0 and len(resolutions) > 0, lists, "at least one of each, as models=[vit,infvit]")
-    expect(min(resolutions) >= 1, f"resolutions={list(resolutions)}", "sides in pixels, as [224,512]")
-    known = len(passes) > 0 and set(passes) <= PASSES.keys()
-    expect(known, f"passes={list(passes)}", f"some of {', '.join(PASSES)}")
-    expect(setting.precision in PRECISIONS, f"precision={setting.precision}", f"one of {', '.join(PRECISIONS)}")
-    expect(rounds >= 2, f"rounds={rounds}", "at least 2, because one round has no spread")
-    expect(setting.batch_size >= 1, f"batch_size={setting.batch_size}", "at least 1")
-    expect(time_limit > 0, f"time_limit={time_limit}", "seconds above 0")
 
 
 def _device(requested: str | None) -> str:
@@ -145,9 +130,8 @@ def _device(requested: str | None) -> str:
     return requested or found
 
 
-def _count(key: tuple[str, int], make: MakeModel) -> tuple[Cost, int | None]:
-    """The model's counts, and its tokens if its patches have one size; UsageError if the resolution does not fit."""
-    model, side = key
+def _cases(model: str, side: int, make: MakeModel, passes: Sequence[str], batch_size: int) -> list[Case]:
+    """The cases of a model at a resolution, with their counts; UsageError if the resolution does not fit."""
     with torch.device("meta"):
         net = make()
     patch = shape(net).patch
@@ -158,13 +142,10 @@ def _count(key: tuple[str, int], make: MakeModel) -> tuple[Cost, int | None]:
             f"{below} or {below + patch}"
         )
     tokens = (side // patch) ** 2 + getattr(net, "num_prefix_tokens", 0) if patch else None
-    return cost(net, side), tokens
-
-
-def _case(kind: str, model: str, side: int, counted: tuple[Cost, int | None], batch_size: int) -> Case:
-    counts, tokens = counted
-    flops = counts.flops_training if kind == TRAINING else counts.flops_forward
-    return Case(model, side, kind, tokens, counts.parameters, flops and flops // 2, flops, batch_size)
+    counts = cost(net, side)
+    flops = {FORWARD: counts.flops_forward, TRAINING: counts.flops_training}
+    of_passes = [(kind, flops[kind]) for kind in passes]
+    return [Case(model, side, kind, tokens, counts.parameters, n and n // 2, n, batch_size) for kind, n in of_passes]
 
 
 def _run_alone(
@@ -200,7 +181,7 @@ def _run_alone(
 def _time_in_rounds(
     cases: list[Case],
     footprints: dict[str, Footprint],
-    make: dict[str, MakeModel],
+    make: dict[tuple[str, int], MakeModel],
     result: Efficiency,
     meter: EnergyMeter,
 ) -> None:
@@ -214,9 +195,10 @@ def _time_in_rounds(
             case.note = "not timed: beside the others it does not fit in memory; name fewer models"
     if not timed:
         return
-    steps = {case.model: PASSES[case.kind](make[case.model], case.resolution, setting) for case in timed}
+    side, kind = cases[0].resolution, cases[0].kind
+    steps = {case.model: make_step(kind, make[case.model, side], side, setting) for case in timed}
     about = (result.rounds + 2) * sum(footprints[case.model].seconds for case in timed)
-    print(f"{cases[0].resolution} px, {cases[0].kind}: {result.rounds} rounds, about {duration(about)}", flush=True)
+    print(f"{side} px, {kind}: {result.rounds} rounds, about {duration(about)}", flush=True)
     seconds = race({**steps, PRODUCT: matrix_product(n, setting)}, result.rounds, setting.device)
     for case in timed:
         case.seconds = seconds[case.model]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,31 +59,23 @@ class Footprint:
     held: int
 
 
-def forward(make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Step:
-    """Returns a step: a forward pass in inference mode on random images of `side` pixels."""
-    model = make().to(setting.device, setting.dtype).eval()
-    images = torch.randn(
-        setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device), dtype=setting.dtype
-    )
+def make_step(kind: str, make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Step:
+    """Returns a step on random images of `side` pixels.
+
+    A forward step is a forward pass in inference mode; a training step is forward, cross-entropy, backward, AdamW, and
+    gradients cleared.
+    """
+    device, training = torch.device(setting.device), kind == TRAINING
+    dtype = torch.float32 if training else setting.dtype
+    model = make().to(device, dtype).train(training)
+    images = torch.randn(setting.batch_size, IN_CHANS, side, side, device=device, dtype=dtype)
     if setting.compile:
         model.compile()
-
-    @torch.inference_mode()
-    def step() -> None:
-        model(images)
-
-    return step
-
-
-def training(make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Step:
-    """Returns a step: forward, cross-entropy, backward, AdamW, gradients cleared."""
-    model = make().to(setting.device).train()
-    images = torch.randn(setting.batch_size, IN_CHANS, side, side, device=torch.device(setting.device))
-    labels = torch.zeros(setting.batch_size, dtype=torch.long, device=torch.device(setting.device))
+    if not training:
+        return torch.inference_mode()(lambda: model(images))
+    labels = torch.zeros(setting.batch_size, dtype=torch.long, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     scaler = torch.amp.GradScaler(setting.device, enabled=setting.precision == "fp16")
-    if setting.compile:
-        model.compile()
 
     def step() -> None:
         with torch.autocast(setting.device, setting.dtype, enabled=setting.precision != "fp32"):
@@ -97,16 +88,16 @@ def training(make: Callable[[], nn.Module], side: int, setting: PassSetting) -> 
     return step
 
 
-PASSES: dict[str, Callable[[Callable[[], nn.Module], int, PassSetting], Step]] = {FORWARD: forward, TRAINING: training}
-
-
-def footprint(kind: str, make: "partial[nn.Module]", side: int, setting: PassSetting) -> Footprint:
+def footprint(kind: str, make: Callable[[], nn.Module], side: int, setting: PassSetting) -> Footprint:
     """Runs the pass until its memory has reached its peak; for a process that has done nothing else before."""
     before = resident_memory()
-    step = PASSES[kind](make, side, setting)
+    step = make_step(kind, make, side, setting)
     if setting.compile:  # the compiler's own memory and time are not the model's
-        step()
-        _reset_peak(setting.device)
+        seconds_of(step, setting.device)
+        if setting.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     for _ in range(STEPS[kind]):
         seconds = seconds_of(step, setting.device)
     if setting.device == "cuda":
@@ -129,12 +120,3 @@ def fitting_together(footprints: dict[str, Footprint], free: float) -> list[str]
             chosen.append(name)
             held, largest = more, above
     return chosen
-
-
-def _reset_peak(device: str) -> None:
-    """Sets the peak to the memory that is held now."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")

@@ -1,7 +1,7 @@
 """The efficiency measurement as text: small tables of at most 80 columns for a terminal, wide ones for Markdown."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,29 @@ SOFTMAX = {"vit": "softmax through the fused kernel", "vit_unfused": "softmax th
 
 def to_text(result: Efficiency) -> str:
     """The measurement for a terminal: two tables for each pass."""
-    blocks = ["\n".join(line for text in about(result) for line in wrapped(text)), counts(result).text()]
-    for kind in _kinds(result):
-        for columns in (time_columns(result), comparison_columns(result, kind)):
-            blocks.append(_pass_table(result, kind, columns, TITLES[kind]).text())
-    blocks += [table.text() for table in (fits(result), published(result)) if table.rows]
-    notes = [line for text in (*_remarks(result), *explanations(result)) for line in wrapped(text)]
-    return "\n\n".join([*blocks, "\n".join(notes)]) + "\n"
+    return _document(result, lambda lines: "\n".join(line for text in lines for line in wrapped(text)), Table.text)
 
 
 def to_markdown(result: Efficiency) -> str:
     """The measurement in Markdown: one table for each pass, with the picture stored beside it."""
-    blocks = ["# Efficiency", "\n".join(f"- {line}" for line in about(result)), counts(result).markdown()]
+    bullets = _document(result, lambda lines: "\n".join(f"- {line}" for line in lines), Table.markdown)
+    return f"# Efficiency\n\n{bullets}"
+
+
+def _document(result: Efficiency, form: Callable[[list[str]], str], show: Callable[[Table[Any]], str]) -> str:
+    markdown = show is Table.markdown
+    tables: list[Table[Any]] = [counts(result)]
     for kind in _kinds(result):
-        columns = [*time_columns(result), *comparison_columns(result, kind)]
-        blocks += [f"## {TITLES[kind]}", _pass_table(result, kind, columns).markdown()]
-        if any(case.timed for case in result.cases if case.kind == kind):
-            blocks.append(f"![{TITLES[kind]}: time and memory](efficiency_{kind}.png)")
-    blocks += [table.markdown() for table in (fits(result), published(result)) if table.rows]
-    return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in (*_remarks(result), *explanations(result)))]) + "\n"
+        times, comparison, title = time_columns(result), comparison_columns(result, kind), TITLES[kind]
+        if markdown:
+            shown = any(case.timed for case in result.cases if case.kind == kind)
+            picture = f"\n\n![{title}: time and memory](efficiency_{kind}.png)" if shown else ""
+            tables.append(_pass_table(result, kind, [*times, *comparison], f"## {title}{picture}"))
+        else:
+            tables += [_pass_table(result, kind, columns, title) for columns in (times, comparison)]
+    tables += [table for table in (fits(result), published(result)) if table.rows]
+    blocks = [form(about(result)), *map(show, tables), form([*_remarks(result), *explanations(result)])]
+    return "\n\n".join(blocks) + "\n"
 
 
 def about(result: Efficiency) -> list[str]:
@@ -64,12 +68,13 @@ def about(result: Efficiency) -> list[str]:
 def explanations(result: Efficiency) -> list[str]:
     """What the numbers mean."""
     covered = 100 * (1 - 2 ** (1 - result.rounds))
+    timed = {case.model for case in result.cases if case.timed}
     return [
         f"Times: the median of {result.rounds} rounds in which all take turns (smallest – largest). Independent rounds "
         f"enclose the true median so with probability {covered:.1f}%. Ratios and shares are taken within each round.",
         "Counts are for one image: FLOPs are 2 per multiply-add, of products, convolutions and fused attention alone; "
         "those of a training step are of both passes. The share of the peak is of these FLOPs in the whole time.",
-        *(f"vs {name}: how many times as fast as {SOFTMAX[name]}." for name in _baselines(result)),
+        *(f"vs {name}: how many times as fast as {SOFTMAX[name]}." for name in BASELINES if name in timed),
         "Memory: the peak of the tensors on the GPU."
         if result.setting.device == "cuda"
         else "Memory: the peak resident memory of a process of its own; in brackets without its libraries.",
@@ -111,22 +116,20 @@ def comparison_columns(result: Efficiency, kind: str) -> list[Column[Case]]:
 def counts(result: Efficiency) -> Table[dict[str, Case]]:
     """Parameters, MACs and FLOPs of each model at each resolution."""
     rows: dict[tuple[int, str], dict[str, Case]] = {}
-    for case in sorted(result.cases, key=lambda case: case.resolution):
+    for case in result.cases:
         rows.setdefault((case.resolution, case.model), {})[case.kind] = case
+    kinds = _kinds(result)
 
-    def of_model(name: str) -> Callable[[dict[str, Case]], Any]:
-        return lambda row: getattr(next(iter(row.values())), name)
-
-    def of_pass(name: str, kind: str) -> Callable[[dict[str, Case]], Any]:
+    def of(name: str, kind: str = kinds[0]) -> Callable[[dict[str, Case]], Any]:
         return lambda row: getattr(row.get(kind), name, None)
 
     columns: list[Column[dict[str, Case]]] = [
-        Column("px", of_model("resolution")),
-        Column("tokens", of_model("tokens"), "{:,}".format),
-        Column("model", of_model("model"), left=True),
-        Column("params", of_model("parameters"), amount),
-        Column("MACs", of_pass("macs", FORWARD), amount),
-        *(Column(f"FLOPs, {kind}", of_pass("flops", kind), amount) for kind in _kinds(result)),
+        Column("px", of("resolution")),
+        Column("tokens", of("tokens"), "{:,}".format),
+        Column("model", of("model"), left=True),
+        Column("params", of("parameters"), amount),
+        Column("MACs", of("macs", FORWARD), amount),
+        *(Column(f"FLOPs, {kind}", of("flops", kind), amount) for kind in kinds),
     ]
     return Table(columns, list(rows.values()))
 
@@ -145,7 +148,7 @@ def published(result: Efficiency) -> Table[dict[str, Any]]:
     here = {(case.model, case.resolution) for case in result.cases if case.kind == FORWARD}
     rows = [
         entry
-        for entry in published_efficiency()
+        for entry in yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
         if (entry["of"]["size"], entry["of"]["batch_size"]) == (result.size, result.setting.batch_size)
         and any(model in entry["of"]["models"] and side == entry["of"]["resolution"] for model, side in here)
     ]
@@ -159,14 +162,7 @@ def published(result: Efficiency) -> Table[dict[str, Any]]:
     return Table(columns, rows)
 
 
-@cache
-def published_efficiency() -> list[dict[str, Any]]:
-    """The entries of `published_efficiency.yaml`."""
-    content: list[dict[str, Any]] = yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
-    return content
-
-
-def _pass_table(result: Efficiency, kind: str, columns: list[Column[Case]], title: str = "") -> Table[Case]:
+def _pass_table(result: Efficiency, kind: str, columns: list[Column[Case]], title: str) -> Table[Case]:
     """The cases of a pass; a resolution is printed at its first model alone."""
     cases = [case for case in result.cases if case.kind == kind]
     first = {case.resolution: id(case) for case in reversed(cases)}
@@ -178,10 +174,6 @@ def _remarks(result: Efficiency) -> list[str]:
     """Why a case has no number, and who published the others."""
     lines = [f"{c.resolution} px, {c.kind}, {c.model}: {c.status}, {c.note}" for c in result.cases if c.note]
     return lines + sorted({f"published: {row['source']}, {row['hardware']}" for row in published(result).rows})
-
-
-def _baselines(result: Efficiency) -> list[str]:
-    return [name for name in BASELINES if any(case.model == name and case.timed for case in result.cases)]
 
 
 def _kinds(result: Efficiency) -> list[str]:

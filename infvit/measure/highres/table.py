@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import altair as alt
-
 from infvit.measure.highres.case import HighresRow
+from infvit.measure.side_chart import against_side
 from infvit.tables.numbers import gigabytes
 from infvit.tables.table import Column, Table
-from infvit.tables.theme import to_png
 
 COLUMNS: list[Column[HighresRow]] = [
     Column("model", lambda row: row.model, left=True),
@@ -39,14 +37,4 @@ def plot(rows: Sequence[HighresRow]) -> bytes | None:
         | {"case": f"{row.model}, {row.way}" if several else row.way}
         for row, peak in done
     ]
-    charts = [
-        alt.Chart(alt.Data(values=points), width=330, height=300)
-        .mark_line(point=True)
-        .encode(
-            x=alt.X("side:Q", scale=alt.Scale(type="log", base=2), title="side of the image, pixels"),
-            y=alt.Y(f"{field}:Q", scale=alt.Scale(type="log"), title=title),
-            color=alt.Color("case:N", title=None, sort=None),
-        )
-        for field, title in {"gb": "peak memory of a process, GB", "seconds": "seconds"}.items()
-    ]
-    return to_png(alt.hconcat(*charts))
+    return against_side(points, {"gb": "peak memory of a process, GB", "seconds": "seconds"})
