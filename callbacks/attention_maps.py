@@ -121,7 +121,7 @@ def _maps_and_health(module: LightningModule, images: Tensor) -> tuple[Tensor, H
 
 def _health_by_block(found: Health) -> dict[str, float]:
     """The finite means over heads and images as "dead_heads/block", without gamma, which `TrainingStats` logs."""
-    named = {"dead_heads" if name == "off" else name: means for name, (means, _) in found.summary().items()}
+    named = {"dead_heads" if name == "off" else name: means for name, means in found.summary().items()}
     named.pop("gamma", None)
     blocks = {f"{name}/{i}": float(mean.nanmean()) for name, means in named.items() for i, mean in enumerate(means)}
     return {name: value for name, value in blocks.items() if math.isfinite(value)}

@@ -47,7 +47,7 @@ def predict(
     names = readable_names(network.classes)
     rows: list[dict[str, Any]] = []
     for file in files:
-        opened: Image = InMemory(_resized(file, network, allow_huge)) if resize else open_image(file, allow_huge)
+        opened: Image = InMemory(in_view(file, network, allow_huge)) if resize else open_image(file, allow_huge)
         if pad and isinstance(model, VisionTransformer):
             opened = Padded(opened, model.patch_size)
         if runs_in_pieces(model):
@@ -80,7 +80,8 @@ def image_files(path: Path) -> list[Path]:
     return files
 
 
-def _resized(file: Path, network: LoadedRun, allow_huge: bool) -> Tensor:
+def in_view(file: Path, network: LoadedRun, allow_huge: bool) -> Tensor:
+    """An image file as the model's evaluation crops it, uint8 (3, h, w)."""
     pixels = decode(file, allow_huge)
     return network.view(Pillow.fromarray(pixels.permute(1, 2, 0).numpy()))
 

@@ -3,9 +3,9 @@
 Without hooks or replaced modules: weights are computed from a block's own modules and its input tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.models import vision_transformer as timm_vit
@@ -58,25 +58,58 @@ class BlockOutput(NamedTuple):
     out: Tensor
 
 
-class Backbone(Protocol):
-    """A Vision Transformer that can be run block by block."""
+class Backbone:
+    """infvit's VisionTransformer, run block by block.
 
-    operators: list[Operator]
-    prefix: int
-    """Number of tokens before the patches."""
-    by_class_token: bool
-    """Whether the head reads the first token; otherwise it reads the mean of the patches."""
+    Attributes:
+        operators: of its blocks.
+        prefix: number of tokens before the patches.
+        by_class_token: whether the head reads the first token; otherwise it reads the mean of the patches.
+    """
 
-    def grid(self, height: int, width: int) -> tuple[int, int]: ...
-    def embed(self, images: Tensor) -> Tensor: ...
-    def step(self, block: int, x: Tensor) -> BlockOutput: ...
-    def logits(self, x: Tensor) -> Tensor: ...
+    def __init__(self, model: Any) -> None:
+        self.model, self.prefix = model, model.num_prefix_tokens
+        self.by_class_token = model.cls_token is not None
+        self.operators = [self._operator(block) for block in model.blocks]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        rows, columns = self.model.grid(height, width)
+        return rows, columns
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Input of the first block, (B, N, D)."""
+        return self.model.embed(images)
+
+    def run(self, x: Tensor) -> Iterator[tuple[Operator, BlockOutput]]:
+        """Yields each block's operator and its values from the input of the first block, (B, N, D)."""
+        for found, block in zip(self.operators, self.model.blocks, strict=True):
+            output = self._step(block, x)
+            yield found, output
+            x = output.out
+
+    def weights(self, images: Tensor) -> Iterator[tuple[Operator, Tensor]]:
+        """Yields each block's operator and |W|, (B, H, N, N) or (B, H, N), in float32 or better."""
+        for found, step in self.run(self.embed(images)):
+            yield found, precise(found.weights(step.tokens)).abs()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Output of the head for the output of the last block."""
+        return self.model.forward_head(self.model.norm(x))
+
+    def _step(self, b: Any, x: Tensor) -> BlockOutput:
+        named: dict[str, Tensor] = {}
+        out = b(x, named, "block")
+        return BlockOutput(named["block.norm1"], named["block.attn"], out)
+
+    def _operator(self, block: Any) -> Operator:
+        return operator(block.attn, after=block.extra_proj)
 
 
 def backbone(model: nn.Module) -> Backbone:
     """The model as a `Backbone`; UsageError if it is neither infvit's nor timm's VisionTransformer."""
     if isinstance(model, VisionTransformer):
-        return _Own(model)
+        return Backbone(model)
     if isinstance(model, timm_vit.VisionTransformer):
         return _Timm(model)
     raise UsageError(
@@ -85,23 +118,7 @@ def backbone(model: nn.Module) -> Backbone:
     )
 
 
-class _Own:
-    def __init__(self, model: VisionTransformer) -> None:
-        self.model = model
-        self.prefix, self.by_class_token = model.num_prefix_tokens, model.cls_token is not None
-        self.operators = [operator(block.attn, after=block.extra_proj) for block in model.blocks]
-        self.grid, self.embed = model.grid, model.embed
-
-    def step(self, block: int, x: Tensor) -> BlockOutput:
-        named: dict[str, Tensor] = {}
-        out = self.model.blocks[block](x, named, "block")
-        return BlockOutput(named["block.norm1"], named["block.attn"], out)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(x))
-
-
-class _Timm:
+class _Timm(Backbone):
     """timm's ViT, also with registers, without a class token, and converted by `infvit.convert`.
 
     The head reads the class token unless the model pools its patches; the weights of attention pooling (`map`) are not
@@ -109,10 +126,8 @@ class _Timm:
     """
 
     def __init__(self, model: timm_vit.VisionTransformer) -> None:
-        self.model = model
-        self.prefix = model.num_prefix_tokens
-        self.by_class_token = model.cls_token is not None and model.global_pool in ("token", "prr", "")
-        self.operators = [self._operator(block) for block in model.blocks]
+        super().__init__(model)
+        self.by_class_token &= model.global_pool in ("token", "prr", "")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         rows, columns = self.model.patch_embed.dynamic_feat_size((height, width))
@@ -122,8 +137,7 @@ class _Timm:
         model = self.model
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
-    def step(self, block: int, x: Tensor) -> BlockOutput:
-        b = self.model.blocks[block]
+    def _step(self, b: Any, x: Tensor) -> BlockOutput:
         if type(b) is timm_vit.Block:
             tokens = b.norm1(x)
             attended = b.attn(tokens)
@@ -135,18 +149,15 @@ class _Timm:
             return BlockOutput(x, attended, after + b.drop_path2(b.norm2(b.mlp(after))))
         return BlockOutput(x, None, b(x))
 
-    def logits(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(x))
-
     def _operator(self, block: Any) -> Operator:
         if type(block) in (timm_vit.Block, timm_vit.ResPostBlock):
             return operator(block.attn)
         if type(block) in (timm_vit.ParallelScalingBlock, *DIFFERENTIAL):
 
-            def of_packed(x: Tensor) -> Tensor:
+            def packed(x: Tensor) -> Tensor:
                 return _of_packed(block, *block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)[1:3])
 
-            return Operator(type(block).__name__, block.num_heads, "matrix", of_packed, None)
+            return Operator(type(block).__name__, block.num_heads, "matrix", packed, None)
         if type(block) is timm_vit.ParallelThingsBlock:
             each: list[tuple[Any, Operator]] = [(attn.norm, operator(attn.attn)) for attn in block.attns]
             if all(found.weighs == "matrix" for _, found in each):

@@ -1,55 +1,17 @@
 """Bounding boxes of the objects in images: ImageNet's published ones, or the box around the ink."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple, Protocol
 from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 
 from infvit.errors import UsageError
-
-Placed = Callable[[Tensor, int, int], Tensor]
-"""Boxes (n, 4) in an image of (width, height) pixels → boxes in the square that the model sees."""
-
-Size = Callable[[int], tuple[int, int]]
+from infvit.measure.model_source import EvaluationData
 
 FOLDERS = ("", "val", "CLS-LOC/val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
 """Folders of the validation annotations in ImageNet's unpacked archives."""
-
-
-class Boxes(Protocol):
-    """Finds the objects of images."""
-
-    name: str
-
-    def __call__(self, images: Tensor, places: Tensor) -> Tensor:
-        """Which pixels are in a box.
-
-        Args:
-            images: model input before normalisation, uint8 (B, 3, H, W).
-            places: (B,), their indices in the data set.
-
-        Returns:
-            bool (B, H, W).
-        """
-
-    def notes(self) -> list[str]:
-        """Problems with the boxes so far and how they were handled."""
-
-
-class Annotation(NamedTuple):
-    """The content of one XML file.
-
-    Attributes:
-        width, height: of the annotated image, 0 if missing.
-        boxes: (n, 4), the edges of the pixels from `xmin` to `xmax` and `ymin` to `ymax`, both included.
-    """
-
-    width: int
-    height: int
-    boxes: Tensor
 
 
 class InkBoxes:
@@ -58,6 +20,7 @@ class InkBoxes:
     name = "the ink's own"
 
     def __call__(self, images: Tensor, places: Tensor) -> Tensor:  # noqa: ARG002
+        """Which pixels are in the box: uint8 (B, 3, H, W) → bool (B, H, W)."""
         grey = images.float().mean(1)
         peak = grey.amax((1, 2), keepdim=True)
         ink = (grey >= peak / 2) & (peak > 0)
@@ -75,9 +38,7 @@ class AnnotatedBoxes:
 
     Args:
         root: the folder of the archive, or one of `FOLDERS` in it; files <image>.xml, or <class>/<image>.xml.
-        paths: of the images by index, ending in <class>/<name>.
-        size: the index of an image → its (width, height).
-        placed: maps boxes to the view.
+        data: images that are files, in folders of their classes.
 
     Raises:
         UsageError: if no image has an annotation there; later, for a file that is not an annotation.
@@ -85,19 +46,28 @@ class AnnotatedBoxes:
 
     name = "ImageNet's"
 
-    def __init__(self, root: str | Path, paths: Sequence[str], size: Size, placed: Placed) -> None:
+    def __init__(self, root: str | Path, data: EvaluationData) -> None:
         folders = [folder for name in FOLDERS if (folder := Path(root).expanduser() / name).is_dir()]
-        self.size, self.placed = size, placed
-        self.found = [_annotation_of(PurePath(path), folders) for path in paths]
+        self.data = data
+        self.found = [_annotation_of(PurePath(path), folders) for path in data.paths]
         if not any(self.found):
+            example = PurePath(data.paths[0]).stem
             raise UsageError(
-                f"boxes={root} holds no annotation of {len(paths):,} images, such as {PurePath(paths[0]).stem}.xml: "
-                "give the folder that ImageNet's annotations were unpacked to (it is looked for there and in "
-                f"{FOLDERS[-1]})"
+                f"boxes={root} holds no annotation of {len(data.paths):,} images, such as {example}.xml: give the "
+                f"folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
             )
         self.missing = self.rescaled = self.empty = 0
 
     def __call__(self, images: Tensor, places: Tensor) -> Tensor:
+        """Which pixels are in a box.
+
+        Args:
+            images: model input before normalisation, uint8 (B, 3, H, W).
+            places: (B,), their indices in the data set.
+
+        Returns:
+            bool (B, H, W).
+        """
         height, width = images.shape[-2:]
         x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
         inside = torch.zeros(len(images), height, width, dtype=torch.bool)
@@ -108,6 +78,7 @@ class AnnotatedBoxes:
         return inside.to(images.device)
 
     def notes(self) -> list[str]:
+        """Problems with the boxes so far and how they were handled."""
         counts = {
             "images without an annotation": self.missing,
             "annotations of another size than their image, whose boxes were scaled": self.rescaled,
@@ -121,21 +92,25 @@ class AnnotatedBoxes:
         if path is None:
             self.missing += 1
             return torch.zeros(0, 4)
-        annotation = read_annotation(path)
-        width, height = self.size(place)
-        boxes = annotation.boxes
-        if annotation.width and annotation.height and (annotation.width, annotation.height) != (width, height):
-            boxes = boxes * torch.tensor([width / annotation.width, height / annotation.height]).repeat(2)
+        annotated, boxes = read_annotation(path)
+        width, height = self.data.original_size(place)
+        if all(annotated) and annotated != (width, height):
+            boxes = boxes * torch.tensor([width / annotated[0], height / annotated[1]]).repeat(2)
             self.rescaled += 1
-        limits = torch.tensor([width, height, width, height])
-        boxes = boxes.clamp_min(0).minimum(limits)
+        boxes = boxes.clamp_min(0).minimum(torch.tensor([width, height, width, height]))
         real = (boxes[:, :2] < boxes[:, 2:]).all(1)
         self.empty += int((~real).sum())
-        return self.placed(boxes[real], width, height)
+        return self.data.boxes_in_view(boxes[real], width, height)
 
 
-def read_annotation(path: Path) -> Annotation:
-    """Reads one XML file; UsageError if it is not an annotation."""
+def read_annotation(path: Path) -> tuple[tuple[int, int], Tensor]:
+    """Reads one XML file: the (width, height) of the annotated image, 0 if missing, and its boxes (n, 4).
+
+    Boxes are the edges of the pixels from `xmin` to `xmax` and `ymin` to `ymax`, both included.
+
+    Raises:
+        UsageError: if the file is not an annotation.
+    """
     try:
         root = ElementTree.parse(path).getroot()
         width, height = (int(root.findtext(f"size/{name}") or 0) for name in ("width", "height"))
@@ -150,7 +125,7 @@ def read_annotation(path: Path) -> Annotation:
         ) from error
     edges = torch.tensor(boxes).view(-1, 4)
     edges[:, 2:] += 1
-    return Annotation(width, height, edges)
+    return (width, height), edges
 
 
 def _annotation_of(file: PurePath, folders: Sequence[Path]) -> Path | None:

@@ -1,22 +1,19 @@
 """Draws a figure for a paper: images in rows, models and methods in columns, as PDF (with real text) and PNG."""
 
-import base64
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 import torch
 import vl_convert
 from PIL import Image
-from torch import Tensor
 
 from infvit.errors import UsageError
 from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
-from infvit.measure.attention.heat import coloured, enlarged, over, picture
+from infvit.measure.attention.heat import coloured, inlined, over, picture, resized
 from infvit.measure.attention.maps import token_map
-from infvit.measure.model_source import LoadedRun, ModelSource
+from infvit.measure.model_source import ModelSource
 from infvit.tables.theme import VEGA_LITE, specification
 
 CELL, GAP, GROUP_GAP = 72, 3, 9
@@ -39,18 +36,11 @@ def figure(
     block: int | None,
 ) -> None:
     """Writes figure.pdf and figure.png and prints their paths."""
-    networks, pixels, names = shown(source)
-    for file in write_figure(out, networks, pixels, names, methods, block):
-        print(file)
+    print(*write_figure(out, shown(source), methods, block), sep="\n")
 
 
 def write_figure(
-    folder: Path,
-    networks: Mapping[str, LoadedRun],
-    images: Tensor,
-    names: Sequence[str],
-    methods: Sequence[str] | None = None,
-    block: int | None = -1,
+    folder: Path, content: GalleryInput, methods: Sequence[str] | None = None, block: int | None = -1
 ) -> list[Path]:
     """Writes figure.pdf and figure.png: the images, and beside each its maps.
 
@@ -58,18 +48,19 @@ def write_figure(
 
     Args:
         folder: output folder.
-        networks, images, names, methods: as for `infvit.measure.attention.gallery.write_gallery`.
+        content, methods: as for `infvit.measure.attention.gallery.write_gallery`.
         block: its index, from the end if negative; None for all together.
 
     Raises:
         UsageError: for an unknown method, model or block, or a map that is not finite.
     """
+    networks, images, names = content
     shown = columns(networks, methods)
     height, width = images.shape[2:]
     tall = CELL * height / width
     # An image of about this size is not resized.
     across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
-    plain = [enlarged(picture(image), across, round(across * height / width)) for image in images]
+    plain = [resized(picture(image), across, round(across * height / width)) for image in images]
     several = len(shown) > 1
     top = (2 if several else 1) * (LETTER + 4)
     rows = [top + i * (tall + GAP) for i in range(len(images))]
@@ -93,7 +84,7 @@ def write_figure(
             x += CELL + GAP
         end = x - GAP
         if several:
-            words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, bold=True))
+            words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, fontWeight="bold"))
             lines.append(_line(start, end, LETTER + 3))
         x = end + GROUP_GAP
     below = rows[-1] + tall + GAP + LETTER / 2
@@ -103,43 +94,30 @@ def write_figure(
         _words("the map's largest", end - 67, below, 90, align="left"),
     ]
     drawn = alt.layer(*pictures, *lines, *words).properties(width=end, height=below + LETTER / 2, padding=1)
-    return _written(specification(drawn), folder)
+    charts = specification(drawn)
+    folder.mkdir(parents=True, exist_ok=True)
+    pdf, png = folder / "figure.pdf", folder / "figure.png"
+    pdf.write_bytes(vl_convert.vegalite_to_pdf(charts, VEGA_LITE, config=THEME))
+    png.write_bytes(vl_convert.vegalite_to_png(charts, VEGA_LITE, config=THEME, scale=PIXELS / CELL))
+    return [pdf, png]
 
 
 def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:
-    kept = io.BytesIO()
-    content.save(kept, "png", optimize=True)
-    return _at(x, y).mark_image(
-        url=f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}",
-        width=width,
-        height=height,
-        align="left",
-        baseline="top",
-        aspect=False,
-        smooth=False,
-    )
+    mark: dict[str, Any] = {
+        "width": width,
+        "height": height,
+        "align": "left",
+        "baseline": "top",
+        "aspect": False,
+        "smooth": False,
+    }
+    return _at(x, y).mark_image(url=inlined(content), **mark)
 
 
-def _words(
-    text: str,
-    x: float,
-    y: float,
-    room: float,
-    align: Literal["left", "center", "right"] = "center",
-    angle: float = 0,
-    bold: bool = False,
-) -> alt.Chart:
-    """Text at (x, y), truncated to `room` points."""
-    return _at(x, y).mark_text(
-        text=text,
-        align=align,
-        baseline="middle",
-        angle=angle,
-        limit=room,
-        fontSize=LETTER,
-        fontWeight="bold" if bold else "normal",
-        color="black",
-    )
+def _words(text: str, x: float, y: float, room: float, **options: Any) -> alt.Chart:
+    """Text at (x, y), centred, truncated to `room` points; options as of `mark_text`."""
+    options = {"align": "center"} | options
+    return _at(x, y).mark_text(text=text, limit=room, baseline="middle", fontSize=LETTER, color="black", **options)
 
 
 def _line(start: float, end: float, y: float) -> alt.Chart:
@@ -151,12 +129,3 @@ def _at(x: float, y: float) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=[{}])).encode(
         x=alt.XDatum(x, scale=None, axis=None), y=alt.YDatum(y, scale=None, axis=None)
     )
-
-
-def _written(content: dict[str, Any], folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    kinds = {"figure.pdf": vl_convert.vegalite_to_pdf(content, VEGA_LITE, config=THEME)}
-    kinds["figure.png"] = vl_convert.vegalite_to_png(content, VEGA_LITE, config=THEME, scale=PIXELS / CELL)
-    for name, kept in kinds.items():
-        (folder / name).write_bytes(kept)
-    return [folder / name for name in kinds]

@@ -1,9 +1,8 @@
 """The gallery: attention maps of models in one self-contained HTML page that works offline."""
 
 import base64
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, normalised
-from infvit.measure.attention.heat import HEAT, OPACITY, picture
+from infvit.measure.attention.heat import HEAT, OPACITY, inlined, picture
 from infvit.measure.attention.maps import layer_maps, token_map
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.tables.html import environment
@@ -35,44 +34,31 @@ SMALL = 96
 
 
 def gallery(
-    source: ModelSource,
-    out: Path,
-    shown: Callable[[ModelSource], GalleryInput],
-    methods: Sequence[str] | None,
+    source: ModelSource, out: Path, shown: Callable[[ModelSource], GalleryInput], methods: Sequence[str] | None
 ) -> None:
     """Writes gallery.html and prints its path."""
-    networks, pixels, names = shown(source)
-    file = write_gallery(out / "gallery.html", networks, pixels, names, methods)
+    file = write_gallery(out / "gallery.html", shown(source), methods)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
-def write_gallery(
-    file: Path,
-    networks: Mapping[str, LoadedRun],
-    images: Tensor,
-    names: Sequence[str],
-    methods: Sequence[str] | None = None,
-) -> Path:
+def write_gallery(file: Path, content: GalleryInput, methods: Sequence[str] | None = None) -> Path:
     """Writes the page: images in rows, models and their methods in columns, a slider for the block and the opacity.
 
     The page has every block and all of them together: B × (L + 1) maps per method, and the `STRONGEST` neighbours of
     each token; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
 
     Args:
-        file: output file.
-        networks: models in evaluation mode by display name.
-        images: uint8 (B, 3, height, width), as every model's evaluation crops them, e.g. `data.examples(B)`.
-        names: B row labels.
+        file: returned.
+        content: models in evaluation mode and images.
         methods: of `METHODS`, those that a model supports; None for all that it supports.
-
-    Returns:
-        `file`.
 
     Raises:
         UsageError: if a method is unknown or no model supports it, a map is not finite, or the page would be too large.
     """
+    networks, images, names = content
     shown = columns(networks, methods)
-    pictures = [_inlined(image) for image in images]
+    small = max(images.shape[2:]) <= SMALL
+    pictures = [inlined(picture(image), "png" if small else "jpeg") for image in images]
     models: list[dict[str, Any]] = []
     size = sum(map(len, pictures))
     for name, offer in shown.items():
@@ -91,7 +77,7 @@ def write_gallery(
             models=models,
             pictures=list(zip(names, pictures, strict=True)),
             aspect=f"{images.shape[3]} / {images.shape[2]}",
-            pixelated=max(images.shape[2:]) <= SMALL,
+            pixelated=small,
             blocks=max(model["depth"] for model in models),
             opacity=round(100 * OPACITY),
             words={method: WORDS[method] for methods in shown.values() for method in methods},
@@ -144,37 +130,24 @@ def _model(name: str, network: LoadedRun, inputs: Tensor, methods: Sequence[str]
 
 @torch.no_grad()
 def _neighbours(network: LoadedRun, inputs: Tensor) -> list[dict[str, Any] | None]:
-    """The largest weights of each patch, for every block and for their mean; None if an attention has no weights.
-
-    `own` is whether each patch has a row of its own; otherwise one row serves all patches of an image.
-    """
-    found = [_weights(network, image[None]) for image in inputs]
-    blocks: list[Tensor | None] = [
-        None if any(one is None for one in block) else torch.cat(list(block)) for block in zip(*found, strict=True)
-    ]
-    alike = [block for block in blocks if block is not None]
-    together = len(alike) == len(blocks) and len({block.ndim for block in alike}) == 1
-    blocks.append(torch.stack(alike).mean(0) if together else None)
-    return [None if block is None else _strongest(block) for block in blocks]
-
-
-def _weights(network: LoadedRun, image: Tensor) -> list[Tensor | None]:
-    """Each block's weights of patches, mean over heads: (1, h · w, h · w), (1, h · w) or None."""
+    """The largest weights of each patch, for every block and for their mean; None if an attention has no weights."""
     net = backbone(network.model)
-    x = net.embed(image)
-    blocks: list[Tensor | None] = []
-    for i, operator in enumerate(net.operators):
-        tokens, _, x = net.step(i, x)
-        if operator.weighs == "nothing":
-            blocks.append(None)
-            continue
-        W = operator.weights(tokens).abs().mean(1).float()[..., net.prefix :]
-        blocks.append(W[:, net.prefix :] if operator.weighs == "matrix" else W)
-    return blocks
+    blocks: list[Tensor] = []
+    if any(operator.weighs == "nothing" for operator in net.operators):
+        return [None] * (len(net.operators) + 1)
+    for _, W in net.weights(inputs):
+        # Mean over heads, patches alone: (B, h · w, h · w) or (B, h · w).
+        W = W.mean(1).float()[..., net.prefix :]
+        blocks.append(W[:, net.prefix :] if W.ndim == 3 else W)
+    alike = len({block.ndim for block in blocks}) == 1
+    return [*map(_strongest, blocks), _strongest(torch.stack(blocks).mean(0)) if alike else None]
 
 
 def _strongest(weights: Tensor) -> dict[str, Any]:
-    """Indices and shares of the largest weights of each row: (B, N, N) or, one row for all, (B, N)."""
+    """Indices and shares of the largest weights of each row: (B, N, N) or, one row for all patches, (B, N).
+
+    `own` is whether each patch has a row of its own.
+    """
     rows = weights[:, None] if weights.ndim == 2 else weights
     shares = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
     top = shares.topk(min(STRONGEST, shares.shape[-1]))
@@ -184,14 +157,6 @@ def _strongest(weights: Tensor) -> dict[str, Any]:
 
 def _packed(numbers: np.ndarray) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
-
-
-def _inlined(image: Tensor) -> str:
-    """uint8 (3, height, width) as a data URI: small images as PNG, photographs as JPEG."""
-    kept = io.BytesIO()
-    form = "png" if max(image.shape[1:]) <= SMALL else "jpeg"
-    picture(image).save(kept, form, quality=88)
-    return f"data:image/{form};base64,{base64.b64encode(kept.getvalue()).decode()}"
 
 
 def _listed(words: list[str]) -> str:

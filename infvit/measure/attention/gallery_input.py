@@ -9,11 +9,10 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from infvit.errors import UsageError
-from infvit.highres.images import decode
 from infvit.highres.tokens import normalise
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.model_source import LoadedRun, ModelSource
-from infvit.measure.predict import image_files
+from infvit.measure.predict import image_files, in_view
 
 WORDS = {
     "attention": "The weights of the patches for the class token or, without one, for the mean of all patches.",
@@ -30,7 +29,7 @@ WORDS = {
 
 
 class GalleryInput(NamedTuple):
-    """Models and the images to show them with.
+    """Models and the images that they are shown with.
 
     Attributes:
         networks: by display name.
@@ -62,33 +61,28 @@ def gallery_input(
     paths = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not paths or count < 1:
         raise UsageError(f"ckpt={paths} and images={count} show nothing: give a checkpoint and at least one image")
-    if image is None:
-        loaded = [source.load(path) for path in paths]
-        images = loaded[0].data.examples(count)
-        networks = _named(loaded, paths)
-        return GalleryInput(networks, images, [f"image {i}" for i in range(1, len(images) + 1)])
-    networks = _named([*map(source.load, paths)], paths)
-    files = image_files(Path(image))[:count]
-    view = next(iter(networks.values())).view
-    pixels = [decode(file, allow_huge).permute(1, 2, 0).numpy() for file in files]
-    return GalleryInput(
-        networks, torch.stack([view(Pillow.fromarray(one)) for one in pixels]), [file.name for file in files]
-    )
-
-
-def _named(loaded: list[LoadedRun], checkpoints: list[str]) -> dict[str, LoadedRun]:
-    """Models by name; equal names get the name of their run folder, then a number."""
+    loaded = [source.load(path) for path in paths]
     names = [network.name for network in loaded]
-    runs = [Path(path).absolute().parent.parent.name for path in checkpoints]
-    labels = [f"{name} ({run})" if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-    labels = [
-        f"{name} {labels[:i].count(name) + 1}" if labels.count(name) > 1 else name for i, name in enumerate(labels)
-    ]
-    sizes = [network.view(Pillow.new("RGB", (64, 64))).shape[1:] for network in loaded]
-    if len(set(sizes)) > 1:
-        each = ", ".join(f"{name} {size[0]} × {size[1]}" for name, size in zip(labels, sizes, strict=True))
+    # Equal names get the name of their run folder, then a number.
+    runs = [f"{name} ({Path(path).absolute().parent.parent.name})" for name, path in zip(names, paths, strict=True)]
+    names = [run if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+    names = [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    networks = dict(zip(names, loaded, strict=True))
+    sizes = {name: one.view(Pillow.new("RGB", (64, 64))).shape[1:] for name, one in networks.items()}
+    if len(set(sizes.values())) > 1:
+        each = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())
         raise UsageError(f"the models take images of different sizes ({each}): show them one by one")
-    return dict(zip(labels, loaded, strict=True))
+    if image is None:
+        images = loaded[0].data.examples(count)
+        return GalleryInput(networks, images, numbered(images))
+    files = image_files(Path(image))[:count]
+    images = torch.stack([in_view(file, loaded[0], allow_huge) for file in files])
+    return GalleryInput(networks, images, [file.name for file in files])
+
+
+def numbered(images: Tensor) -> list[str]:
+    """Names for images that have none."""
+    return [f"image {i}" for i in range(1, len(images) + 1)]
 
 
 def normalised(network: LoadedRun, images: Tensor) -> Tensor:

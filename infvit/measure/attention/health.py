@@ -55,20 +55,9 @@ class Health:
     cosine_left: Tensor
     cosine_right: Tensor
 
-    def summary(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard deviation over images, each (depth, H), of every field that is not NaN everywhere.
-
-        The deviation of a single image is NaN.
-        """
-        found = {}
-        for field in fields(self):
-            values = getattr(self, field.name)
-            if not values.isnan().all():
-                mean = values.nanmean(-1)
-                count = (~values.isnan()).sum(-1)
-                spread = ((values - mean[..., None]).square().nansum(-1) / (count - 1).clamp_min(0)).sqrt()
-                found[field.name] = mean, spread
-        return found
+    def summary(self) -> dict[str, Tensor]:
+        """Mean over images, (depth, H), of every field that is not NaN everywhere."""
+        return {name: values.nanmean(-1) for name, values in vars(self).items() if not values.isnan().all()}
 
 
 @torch.no_grad()
@@ -86,14 +75,11 @@ def health(model: nn.Module, images: Tensor, spectra: bool = True) -> Health:
         UsageError: if the model is another, or its attention has no weights.
     """
     net = backbone(model)
-    x = net.embed(images)
     blocks = []
-    for i, found in enumerate(net.operators):
-        step = net.step(i, x)
-        at_a_time = max(MOST_WEIGHTS // (found.heads * x.shape[1] ** 2), 1)
+    for found, step in net.run(net.embed(images)):
+        at_a_time = max(MOST_WEIGHTS // (found.heads * step.out.shape[1] ** 2), 1)
         slices = [_of_block(found, tokens, spectra) for tokens in step.tokens.split(at_a_time)]
         blocks.append(torch.cat(slices, -1))
-        x = step.out
     return Health(*torch.stack(blocks, 1))
 
 

@@ -1,5 +1,8 @@
 """Draws a map in colours over its image."""
 
+import base64
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -23,6 +26,13 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
 
+def inlined(image: Image.Image, form: str = "png") -> str:
+    """The image as a data URI."""
+    content = io.BytesIO()
+    image.save(content, form, optimize=True, quality=88)
+    return f"data:image/{form};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
 def coloured(weights: Tensor) -> Image.Image:
     """A nonnegative map (h, w) → h × w pixels, lightest at its largest value."""
     places = (weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).numpy() * (len(HEAT) - 1)
@@ -30,7 +40,7 @@ def coloured(weights: Tensor) -> Image.Image:
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
-def enlarged(image: Image.Image, width: int, height: int) -> Image.Image:
+def resized(image: Image.Image, width: int, height: int) -> Image.Image:
     """Resizes the image; small ones keep square pixels."""
     how = Image.Resampling.NEAREST if 2 * image.width <= width else Image.Resampling.LANCZOS
     return image.resize((width, height), how)
@@ -52,9 +62,8 @@ def draw_sheet(images: Tensor, *maps: Tensor) -> Image.Image:
     size = images.shape[-1]
     side = min(size * -(-SIDES[0] // size), SIDES[1])
     sheet = Image.new("RGB", (len(images) * (side + GAP) - GAP, (len(maps) + 1) * (side + GAP) - GAP), "white")
-    resampling = Image.Resampling.NEAREST if side % size == 0 else Image.Resampling.LANCZOS
     for i, image in enumerate(images):
-        top = picture(image).resize((side, side), resampling)
+        top = resized(picture(image), side, side)
         sheet.paste(top, (i * (side + GAP), 0))
         for row, weights in enumerate(maps, start=1):
             sheet.paste(over(top, weights[i]), (i * (side + GAP), row * (side + GAP)))

@@ -47,24 +47,20 @@ def localisation(
         thresholds: for `iou`, shares of a map's largest value.
         upsampling: from patches to pixels, see `patch_removal.enlarged`.
     """
-    size = (int(inside.shape[-2]), int(inside.shape[-1]))
     flat = maps.flatten(1).amin(1) == maps.flatten(1).amax(1)
-    pixels = enlarged(maps.double(), size, upsampling).flatten(1)
+    pixels = enlarged(maps.double(), inside.shape[-2:], upsampling).flatten(1)
     # Scaled to [0, 1], where torchmetrics does not apply a sigmoid; equal values stay equal.
     pixels = torch.where(flat[:, None], 1, pixels / pixels.amax(1, keepdim=True))
     target, peaks = inside.flatten(1), pixels == 1
     # Images as labels and pixels as samples: one call for the batch.
     as_labels = pixels.T, target.T.long()
     images: dict[str, object] = {"num_labels": len(maps), "average": "none", "validate_args": False}
-    overlap = []
-    for threshold in thresholds:
-        marked = pixels >= threshold
-        overlap.append((marked & target).sum(1) / (marked | target).sum(1))
+    marked = [pixels >= threshold for threshold in thresholds]
     return Localisation(
         multilabel_auroc(*as_labels, **images).double(),  # type: ignore[arg-type]
         multilabel_average_precision(*as_labels, **images).double(),  # type: ignore[arg-type]
         (peaks & target).sum(1) / peaks.sum(1),
-        torch.stack(overlap, 1),
+        torch.stack([(some & target).sum(1) / (some | target).sum(1) for some in marked], 1),
         flat,
         target.double().mean(1),
     )

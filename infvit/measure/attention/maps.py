@@ -20,24 +20,21 @@ uniform over the patches if the model pools these. Source: arXiv:2603.00175 unle
 - Other operators have no discount, and F does not exist without one where rows sum to 1. They are read as M = 0.95 W
   with rows summing to 1: InfSA's gamma starts at 0.95, and a walk then takes 20 steps on average before absorption.
   All walks have the same length, so their `katz_out` is flat except for rows of zeros.
-- `rollout` (arXiv:2005.00928) takes the mean over heads in the blocks before, and in the block itself the requested
-  head or the mean.
-- `gradient_attention` explains y, the logit of a class. Over all blocks it is propagated (arXiv:2103.15679):
-  R ← R + (mean of heads (W ⊙ ∂y/∂W)⁺) R from R = I, read as pᵀ (R − I).
-- `random` is the lower bound: it depends only on the image and the seed, not on batch, block or head.
+- A block's map is the mean over its heads, weighted by their size; `rollout` (arXiv:2005.00928) takes W as their mean.
+- `gradient_attention` explains y, the logit of the predicted class. Over all blocks it is propagated
+  (arXiv:2103.15679): R ← R + (mean of heads (W ⊙ ∂y/∂W)⁺) R from R = I, read as pᵀ (R − I).
+- `random` is the lower bound: it depends only on the image, not on batch or block.
 """
 
 import warnings
 import zlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from infvit.attention.layer import precision
-from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
@@ -67,9 +64,6 @@ HAS = {
     "nothing": "no weights of tokens known here",
 }
 
-Heads = int | None | Literal["each"]
-"""The index of a head, None for the mean over heads, or "each"."""
-
 
 def offered(model: nn.Module) -> tuple[str, ...]:
     """The methods that a model's attentions support, in the order of `METHODS`.
@@ -77,20 +71,12 @@ def offered(model: nn.Module) -> tuple[str, ...]:
     Raises:
         UsageError: if the model is neither infvit's nor timm's VisionTransformer.
     """
-    return _offered(backbone(model))
+    net = backbone(model)
+    return tuple(method for method in METHODS if not _lacking(net, method))
 
 
 @torch.no_grad()
-def token_map(
-    model: nn.Module,
-    images: Tensor,
-    method: str,
-    *,
-    block: int | None = -1,
-    head: int | None = None,
-    target: Tensor | None = None,
-    seed: int = 0,
-) -> Tensor:
+def token_map(model: nn.Module, images: Tensor, method: str, block: int | None = -1) -> Tensor:
     """A map of each image over its grid of patches: (B, C, height, width) → (B, h, w), summing to 1.
 
     A map is zero if its heads are off (for `gradient_attention`: if they speak against the class). NaN in an image
@@ -103,67 +89,41 @@ def token_map(
         method: one of `offered(model)`.
         block: its index, from the end if negative; None for all: the mean of their maps, or propagation through them
             for `rollout` (otherwise from the first block to `block`) and, for matrices, `gradient_attention`.
-        head: its index; None for the mean over heads, weighted by their size.
-        target: the classes that `gradient_attention` explains, integers (B,); None for the predicted ones.
-        seed: of `random`.
 
     Raises:
-        UsageError: for an unknown model, method, block, head or target.
+        UsageError: for an unknown model, method or block.
     """
-    net = backbone(model)
+    net = _checked(model, method)
     depth = len(net.operators)
     if block is not None and not -depth <= block < depth:
         raise UsageError(
             f"block={block} is out of range: the model has {depth} blocks, expected {-depth} to {depth - 1}"
         )
-    _check(net, method, head)
     grid = net.grid(*images.shape[-2:])
     if method == "random":
-        return _random(images, grid, seed)
-    if block is None and method == "gradient_attention" and all(found.weighs == "matrix" for found in net.operators):
-        shares = _shares(net, _propagated(net, images, target, head))
-    elif block is None and method != "rollout":
-        layers = [_shares(net, layer) for layer in _layers(net, images, method, target, head)]
-        shares = _sum_to_one(torch.stack(layers).mean(0))  # the sum is below 1 if a block is off
-    else:
+        return _random(images, grid)
+    if block is not None or method == "rollout":
         last = depth - 1 if block is None else block % depth
-        shares = _shares(net, next(islice(_layers(net, images, method, target, head), last, None)))
-    return shares[:, 0].unflatten(-1, grid)
-
-
-def layer_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
-    """The map of every block, heads aggregated, in one pass: (B, C, height, width) → (depth, B, h, w).
-
-    `layer_maps(...)[i]` is `token_map(..., block=i)`. Takes and raises as `token_map`.
-    """
-    return _every_block(model, images, method, target, seed, None)[:, 0]
-
-
-def head_maps(model: nn.Module, images: Tensor, method: str, *, target: Tensor | None = None, seed: int = 0) -> Tensor:
-    """The map of every block and head in one pass: (B, C, height, width) → (depth, H, B, h, w), each summing to 1 or 0.
-
-    `head_maps(...)[i, h]` is `token_map(..., block=i, head=h)`. Takes and raises as `token_map`.
-    """
-    return _every_block(model, images, method, target, seed, "each")
+        shares = _shares(net, next(islice(_layers(net, images, method), last, None)))
+    elif method == "gradient_attention" and all(found.weighs == "matrix" for found in net.operators):
+        shares = _shares(net, _propagated(net, images))
+    else:
+        layers = [_shares(net, layer) for layer in _layers(net, images, method)]
+        shares = _sum_to_one(torch.stack(layers).mean(0))  # the sum is below 1 if a block is off
+    return shares.unflatten(-1, grid)
 
 
 @torch.no_grad()
-def _every_block(
-    model: nn.Module, images: Tensor, method: str, target: Tensor | None, seed: int, heads: Heads
-) -> Tensor:
-    """(depth, H or 1, B, h, w)."""
-    net = backbone(model)
-    _check(net, method)
+def layer_maps(model: nn.Module, images: Tensor, method: str) -> Tensor:
+    """The map of every block in one pass: (B, C, height, width) → (depth, B, h, w).
+
+    `layer_maps(...)[i]` is `token_map(..., block=i)`. Takes and raises as `token_map`.
+    """
+    net = _checked(model, method)
     grid = net.grid(*images.shape[-2:])
     if method == "random":
-        maps = _random(images, grid, seed)
-        return maps.expand(len(net.operators), net.operators[0].heads, *maps.shape)
-    layers = _layers(net, images, method, target, heads)
-    return torch.stack([_shares(net, layer).transpose(0, 1) for layer in layers]).unflatten(-1, grid)
-
-
-def _offered(net: Backbone) -> tuple[str, ...]:
-    return tuple(method for method in METHODS if not _lacking(net, method))
+        return _random(images, grid).expand(len(net.operators), -1, -1, -1)
+    return torch.stack([_shares(net, layer) for layer in _layers(net, images, method)]).unflatten(-1, grid)
 
 
 def _lacking(net: Backbone, method: str) -> list[Operator]:
@@ -174,40 +134,30 @@ def _lacking(net: Backbone, method: str) -> list[Operator]:
     return [o for o in net.operators if o.weighs not in takes or (needs_output and o.output is None)]
 
 
-def _check(net: Backbone, method: str, head: int | None = None) -> None:
+def _checked(model: nn.Module, method: str) -> Backbone:
+    net = backbone(model)
     if method not in METHODS:
         raise UsageError(f"method={method!r} is unknown: choose one of {', '.join(METHODS)}")
     for found in _lacking(net, method):
         raise UsageError(
             f"method={method!r} cannot be read from {found.name}, which has {HAS[found.weighs]}: "
-            f"expected one of {', '.join(_offered(net))}"
+            f"expected one of {', '.join(offered(model))}"
         )
-    heads = min(found.heads for found in net.operators)
-    if head is not None and not 0 <= head < heads:
-        raise UsageError(f"head={head} is out of range: the model has {heads} heads, expected 0 to {heads - 1}")
+    return net
 
 
-def _layers(net: Backbone, images: Tensor, method: str, target: Tensor | None, heads: Heads) -> Iterator[Tensor]:
-    """Yields a method's value of each token per block, not normalised: (B, H, N) for "each", otherwise (B, 1, N)."""
+def _layers(net: Backbone, images: Tensor, method: str) -> Iterator[Tensor]:
+    """Yields a method's value of each token per block, not normalised: (B, N)."""
     if method == "rollout":
-        yield from _rollout(net, images, heads)
+        yield from _rollout(net, images)
     elif method == "gradient_attention":
-        for relevance in relevances(net, images, target):
-            yield _select(_read(net, relevance), heads)
+        for relevance in relevances(net, images):
+            yield (relevance if relevance.ndim == 3 else _read(net, relevance)).mean(1)
     else:
-        for found, W in _weights(net, images):
+        for found, W in net.weights(images):
             off = (W == 0).flatten(2).all(-1, keepdim=True)
             measure = _of_vector if found.weighs == "vector" else _of_matrix
-            yield _select(measure(net, found, W, method).masked_fill(off, 0), heads)
-
-
-def _weights(net: Backbone, images: Tensor) -> Iterator[tuple[Operator, Tensor]]:
-    """Yields each block's operator and absolute weights, (B, H, N, N) or (B, H, N), in float32 or better."""
-    x = net.embed(images)
-    for i, found in enumerate(net.operators):
-        step = net.step(i, x)
-        yield found, precise(found.weights(step.tokens)).abs()
-        x = step.out
+            yield measure(net, found, W, method).masked_fill(off, 0).mean(1)
 
 
 def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor:
@@ -243,49 +193,38 @@ def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor
     return _read(net, torch.eye(N, dtype=a.dtype, device=a.device)) + g * a
 
 
-def _rollout(net: Backbone, images: Tensor, heads: Heads) -> Iterator[Tensor]:
-    below: Tensor | None = None
+def _rollout(net: Backbone, images: Tensor) -> Iterator[Tensor]:
+    R: Tensor | None = None
     off: Tensor | bool = True
-    for _, W in _weights(net, images):
-        identity = torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-        row = _read(net, _stochastic(identity + _select(W, heads)))
-        off = off & (W == 0).flatten(1).all(-1)[:, None, None]
-        yield (row if below is None else row @ below[:, 0]).masked_fill(off, 0)
-        R = _stochastic(identity + _select(W, None))
-        below = R if below is None else R @ below
+    for _, W in net.weights(images):
+        off = off & (W == 0).flatten(1).all(-1)[:, None]
+        step = _stochastic(torch.eye(W.shape[-1], dtype=W.dtype, device=W.device) + W.mean(1))
+        R = step if R is None else step @ R
+        yield _read(net, R).masked_fill(off, 0)
 
 
-def _propagated(net: Backbone, images: Tensor, target: Tensor | None, head: int | None) -> Tensor:
-    """pᵀ (R − I) after the last block, (B, 1, N)."""
-    R: Tensor | float = 0.0
-    for relevance in relevances(net, images, target):
-        A = _select(relevance, head)
-        R = R + A + A @ R if isinstance(R, Tensor) else A
-    assert isinstance(R, Tensor)
+def _propagated(net: Backbone, images: Tensor) -> Tensor:
+    """pᵀ (R − I) after the last block, (B, N)."""
+    R: Tensor | None = None  # R − I
+    for relevance in relevances(net, images):
+        A = relevance.mean(1)
+        R = A if R is None else R + A + A @ R
+    assert R is not None
     return _read(net, R)
 
 
-def _random(images: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
-    """Uniform numbers that depend on each image's content and the seed: (B, h, w)."""
+def _random(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Uniform numbers that depend on each image's content: (B, h, w)."""
     maps = []
     for image in images:
-        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes(), seed % 2**32)
+        content = zlib.crc32(image.detach().float().cpu().numpy().tobytes())
         maps.append(torch.rand(grid, generator=torch.Generator().manual_seed(content)))
     return _sum_to_one(torch.stack(maps).flatten(1).to(images.device, precision(images))).unflatten(-1, grid)
 
 
 def _read(net: Backbone, W: Tensor) -> Tensor:
-    """pᵀ W: (..., N, N) → (..., N); a vector is returned as it is."""
-    if W.ndim == 3:
-        return W
+    """pᵀ W: (..., N, N) → (..., N)."""
     return W[..., 0, :] if net.by_class_token else W[..., net.prefix :, :].mean(-2)
-
-
-def _select(W: Tensor, heads: Heads) -> Tensor:
-    """(B, H, ...) → (B, 1, ...), or unchanged for "each"."""
-    if heads == "each":
-        return W
-    return W.mean(1, keepdim=True) if heads is None else W[:, heads : heads + 1]
 
 
 def _stochastic(W: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ A map is faithful if the prediction degrades early with the most relevant patche
 relevant first (LeRF): arXiv:1509.06321; for whole patches of a Vision Transformer arXiv:2012.09838.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,21 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
 
+Remove = Callable[[Tensor], Tensor]
+"""Logits (B, classes) of the images without some patches, the same number in each: bool (B, h, w)."""
 
-class Remove(Protocol):
-    """Logits (B, classes) of the images without some patches, the same number in each: bool (B, h, w)."""
+REMOVALS = {
+    "mean": "painted in their image's mean colour",
+    "blur": "blurred away",
+    "tokens": "dropped as tokens",
+}
+"""Ways to remove patches, each with its description."""
 
-    def __call__(self, removed: Tensor) -> Tensor: ...
 
+class Faithfulness(NamedTuple):
+    """The prediction for each image after every share of removed patches: (B, 2, shares).
 
-class Curves(NamedTuple):
-    """The prediction for each image after every share of removed patches, (B, shares).
+    The first order is the most relevant patches first, the second the least relevant first.
 
     Attributes:
         kept: the probability of the class predicted for the intact image, divided by its probability there; 1 at share
@@ -35,57 +41,6 @@ class Curves(NamedTuple):
     correct: Tensor
 
 
-class Faithfulness(NamedTuple):
-    """Both orders of removal: the most relevant patches first, the least relevant first."""
-
-    morf: Curves
-    lerf: Curves
-
-
-class Repainted:
-    """Replaces the pixels of removed patches, for any model.
-
-    Args:
-        model: logits of normalised images.
-        images: (B, C, H, W), normalised.
-        others: replacement pixels, broadcast to the shape of `images`.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor, others: Tensor) -> None:
-        self.model, self.images, self.others = model, images, others
-
-    def __call__(self, removed: Tensor) -> Tensor:
-        size = (int(self.images.shape[-2]), int(self.images.shape[-1]))
-        return self.model(torch.where(enlarged(removed, size)[:, None], self.others, self.images))
-
-
-class Dropped:
-    """Removes the tokens of patches from the sequence before the first block; the others keep their positions.
-
-    Works for operators with and without masks, because all images of a batch lose equally many tokens. Operators that
-    depend on the index in the sequence, such as cosFormer, see the index in the shorter one.
-
-    Raises:
-        UsageError: without a class token, which alone is left when all patches are removed.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self.net = backbone(model)
-        if not self.net.by_class_token:
-            raise UsageError(
-                f"removal=tokens needs a class token, which {type(model).__name__} here does not read: use "
-                "removal=mean or removal=blur"
-            )
-        self.tokens = self.net.embed(images)
-
-    def __call__(self, removed: Tensor) -> Tensor:
-        kept = ~F.pad(removed.flatten(1), (self.net.prefix, 0))  # the class token stays
-        x = self.tokens[kept].view(len(removed), -1, self.tokens.shape[-1])
-        for block in range(len(self.net.operators)):
-            x = self.net.step(block, x).out
-        return self.net.logits(x)
-
-
 @torch.no_grad()
 def remover(removal: str, model: nn.Module, images: Tensor, grid: tuple[int, int]) -> Remove:
     """The removal of patches from these images that has a name in `REMOVALS`.
@@ -93,32 +48,49 @@ def remover(removal: str, model: nn.Module, images: Tensor, grid: tuple[int, int
     The blur has the side of a patch as its standard deviation, which leaves no detail of that size.
 
     Args:
-        removal: "mean": a patch gets the mean colour of its image. "blur": it is blurred with its image. "tokens":
-            see `Dropped`.
+        removal: "mean": a patch gets the mean colour of its image. "blur": it is blurred with its image. "tokens": its
+            token is removed from the sequence before the first block; the others keep their positions.
         model: in evaluation mode.
         images: (B, C, H, W), normalised.
         grid: rows and columns of patches.
 
     Raises:
-        UsageError: if the model's tokens cannot be dropped.
+        UsageError: if the model's tokens cannot be dropped, because it has no class token that is left at the end.
     """
     if removal == "tokens":
-        return Dropped(model, images)
+        return _token_remover(model, images)
+    sides = images.shape[-2:]
     if removal == "mean":
-        return Repainted(model, images, images.mean((2, 3), keepdim=True))
-    sides = (int(images.shape[-2]), int(images.shape[-1]))
-    sigma = [side / cells for side, cells in zip(sides, grid, strict=True)]
-    # Reflection at the borders limits the kernel to one pixel less than a side.
-    kernel = [2 * min(round(3 * s), side - 1) + 1 for s, side in zip(sigma, sides, strict=True)]
-    return Repainted(model, images, gaussian_blur(images, kernel[::-1], sigma[::-1]))
+        others = images.mean((2, 3), keepdim=True)
+    else:
+        sigma = [side / cells for side, cells in zip(sides, grid, strict=True)]
+        # Reflection at the borders limits the kernel to one pixel less than a side.
+        kernel = [2 * min(round(3 * s), side - 1) + 1 for s, side in zip(sigma, sides, strict=True)]
+        others = gaussian_blur(images, kernel[::-1], sigma[::-1])
+    return lambda removed: model(torch.where(enlarged(removed, sides)[:, None], others, images))
 
 
-REMOVALS = {
-    "mean": "painted in their image's mean colour",
-    "blur": "blurred away",
-    "tokens": "dropped as tokens",
-}
-"""Ways to remove patches, each with its description."""
+def _token_remover(model: nn.Module, images: Tensor) -> Remove:
+    """Works without masks, because all images of a batch lose equally many tokens.
+
+    Operators that depend on the index in the sequence, such as cosFormer, see the index in the shorter one.
+    """
+    net = backbone(model)
+    if not net.by_class_token:
+        raise UsageError(
+            f"removal=tokens needs a class token, which {type(model).__name__} here does not read: use "
+            "removal=mean or removal=blur"
+        )
+    tokens = net.embed(images)
+
+    def without(removed: Tensor) -> Tensor:
+        kept = ~F.pad(removed.flatten(1), (net.prefix, 0))  # the class token stays
+        x = tokens[kept].view(len(removed), -1, tokens.shape[-1])
+        for _, step in net.run(x):
+            x = step.out
+        return net.logits(x)
+
+    return without
 
 
 def shares(step: float) -> list[float]:
@@ -148,47 +120,41 @@ def faithfulness(remove: Remove, relevance: Tensor, labels: Tensor, at: Sequence
     ends = {0: remove(ranks < 0), N: remove(ranks < N)}
     first = ends[0].float().softmax(-1)
     predicted = first.argmax(-1, keepdim=True)
-    both = []
+    kept, correct = [], []
     for order in (ranks, N - 1 - ranks):
-        kept, correct = [], []
         for count in counts:
             logits = ends[count] if count in ends else remove(order < count)
             probability = logits.float().softmax(-1)
             kept.append(probability.gather(1, predicted) / first.gather(1, predicted))
             correct.append(probability.argmax(-1, keepdim=True) == labels[:, None])
-        both.append(Curves(torch.cat(kept, 1), torch.cat(correct, 1)))
-    return Faithfulness(*both)
+    return Faithfulness(*(torch.cat(curves, 1).unflatten(1, (2, -1)) for curves in (kept, correct)))
 
 
-def area_under(curves: Curves, at: Sequence[float]) -> Tensor:
-    """∫ kept d(share) from 0 to 1 by the trapezoidal rule, per image: (B,)."""
-    return torch.trapezoid(curves.kept.double(), torch.tensor(at, dtype=torch.float64, device=curves.kept.device))
+def areas(kept: Tensor, at: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """MoRF-AOC and LeRF-AUC of each image, (B,) each, higher is better.
 
+    The area over the curve of the most relevant patches first, 1 − ∫ p(share) / p(0) d(share), and the area under that
+    of the least relevant first, by the trapezoidal rule. p is the probability of the class predicted for the intact
+    image, right or wrong. A MoRF-AOC of 0 means that removal changes nothing; below 0 the prediction becomes more
+    confident. arXiv:2603.00175 reports the mean over images in per cent, "MoRF-AOC", but neither how patches are
+    removed nor whether the curve is relative to the intact image; this is our interpretation.
 
-def morf_aoc(found: Faithfulness, at: Sequence[float]) -> Tensor:
-    """The area over the MoRF curve of each image, 1 − ∫ p(share) / p(0) d(share): (B,), at most 1, higher is better.
-
-    p is the probability of the class predicted for the intact image, right or wrong. 0 means that removal changes
-    nothing; below 0 the prediction becomes more confident. arXiv:2603.00175 reports the mean over images in per cent,
-    "MoRF-AOC", but neither how patches are removed nor whether the curve is relative to the intact image; this is our
-    interpretation.
+    Args:
+        kept: of `Faithfulness`, (B, 2, shares).
+        at: the shares.
     """
-    return 1 - area_under(found.morf, at)
+    under = torch.trapezoid(kept.double(), torch.tensor(at, dtype=torch.float64, device=kept.device))
+    return 1 - under[:, 0], under[:, 1]
 
 
-def lerf_auc(found: Faithfulness, at: Sequence[float]) -> Tensor:
-    """The area under the LeRF curve of each image, ∫ p(share) / p(0) d(share): (B,), higher is better."""
-    return area_under(found.lerf, at)
-
-
-def enlarged(maps: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
+def enlarged(maps: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor:
     """Maps over patches as maps over pixels: (B, h, w) → (B, *size) of the same dtype.
 
     Args:
         mode: "nearest" (the value of the patch) or "bilinear" (between the centres of patches).
     """
     like = maps[:, None].float() if maps.dtype == torch.bool else maps[:, None]
-    return F.interpolate(like, size, mode=mode)[:, 0].to(maps.dtype)
+    return F.interpolate(like, list(size), mode=mode)[:, 0].to(maps.dtype)
 
 
 def _ranks(relevance: Tensor, seed: int) -> Tensor:

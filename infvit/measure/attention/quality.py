@@ -4,6 +4,7 @@ import glob
 import json
 import textwrap
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +18,14 @@ from infvit.compare.evaluation import MAP_FIGURES, keep_maps
 from infvit.compare.grouping import best_known, group, names_of, shared_overrides
 from infvit.compare.published import published
 from infvit.errors import UsageError
-from infvit.measure.attention.boxes import AnnotatedBoxes, Boxes, InkBoxes
+from infvit.measure.attention.boxes import AnnotatedBoxes, InkBoxes
 from infvit.measure.attention.gallery import write_gallery
+from infvit.measure.attention.gallery_input import GalleryInput, numbered
 from infvit.measure.attention.health import Health, health
-from infvit.measure.attention.localisation import THRESHOLDS, Localisation, localisation
+from infvit.measure.attention.localisation import THRESHOLDS, localisation
 from infvit.measure.attention.maps import offered, token_map
 from infvit.measure.attention.options import Options
-from infvit.measure.attention.patch_removal import REMOVALS, Curves, Faithfulness, Remove, faithfulness, remover
+from infvit.measure.attention.patch_removal import REMOVALS, faithfulness, remover
 from infvit.measure.attention.quality_plots import write_curves
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
 from infvit.measure.attention.quality_table import explained, layer_tables, map_tables
@@ -38,14 +40,15 @@ IN_GALLERY = 8
 OWN = "attention"
 """The method that every model with weights supports."""
 
+MAPS, CURVES, LAYERS = "attention", "attention_curves", "attention_layers"
+"""The files of rows: of methods, of the points of their curves, and of blocks and heads."""
+
 
 class Measured(NamedTuple):
-    """One run: rows of its maps, points of their curves, rows of its layers, the source of boxes, and notes."""
+    """One run: the rows of each file, the source of boxes ("" without any), and notes."""
 
     run: Result
-    maps: Rows
-    curves: Rows
-    layers: Rows
+    rows: dict[str, Rows]
     boxes: str
     notes: list[str]
 
@@ -64,7 +67,7 @@ def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], 
     paths = _paths(checkpoints)
     measured: list[Measured] = []
     kept: list[Path] = []
-    shown_in_gallery: dict[tuple[Any, ...], LoadedRun] = {}
+    in_gallery: dict[tuple[Any, ...], LoadedRun] = {}
     for i, path in enumerate(paths):
         studied = source.load(path)
         assert studied.run_dir is not None
@@ -75,17 +78,16 @@ def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], 
         if OWN not in offered(studied.model) and len(paths) > 1:
             print(f"{label}: its attention has no weights of tokens, left out", flush=True)
             continue
-        found = _measured(run, studied, source.initial(path), options, label, len(paths) == 1)
-        measured.append(found)
-        shown_in_gallery.setdefault(run.config_key, studied)
+        measured.append(_measured(run, studied, source.initial(path), options, label, len(paths) == 1))
+        in_gallery.setdefault(run.config_key, studied)
         shown = _write(out, measured, options)
-        kept += _keep(studied, found, options)
+        kept += _keep(studied, measured[-1], options)
     if not measured:
         raise UsageError(f"ckpt={', '.join(paths)}: none of these models has an attention with weights of tokens")
-    print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(shown_in_gallery.values()), options)}")
+    print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(in_gallery.values()), options)}")
     if kept:
         print(f"kept in {len(kept)} run folders, as columns of python -m infvit.compare RUN_DIRS")
-    return float(measured[0].maps[0]["morf_aoc"])
+    return float(measured[0].rows[MAPS][0]["morf_aoc"])
 
 
 def _paths(checkpoints: str | Sequence[str]) -> list[str]:
@@ -99,99 +101,71 @@ def _paths(checkpoints: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-class _Batches:
-    """Accumulates one model's measurements; `boxed` counts images with pixels inside and outside boxes."""
-
-    def __init__(
-        self, studied: LoadedRun, initial: nn.Module, options: Options, methods: Sequence[str], boxes: Boxes | None
-    ) -> None:
-        self.model, self.start = studied.model.to(options.device), initial.to(options.device)
-        self.studied, self.options, self.methods, self.boxes = studied, options, methods, boxes
-        self.removed: dict[str, list[Faithfulness]] = {method: [] for method in methods}
-        self.located: dict[str, list[Localisation]] = {method: [] for method in methods}
-        self.healths: dict[str, list[Health]] = {"start": [], "trained": []}
-        self.zeros = dict.fromkeys(methods, 0)
-        self.boxed, self.stalled = 0, False
-
-    def add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        """Adds a batch of `EvaluationData.exact`; turns a warning that every batch repeats into one note."""
-        with warnings.catch_warnings(record=True) as caught:
-            self._add(images, labels, places)
-        for warning in caught:
-            if str(warning.message).startswith("power iteration stopped"):
-                self.stalled = True
-            else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-    def _add(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        options, device = self.options, self.options.device
-        pixels = self.studied.data.normalised(images.to(device))
-        remove: Remove | None = None
-        if self.boxes is not None:
-            inside = self.boxes(images, places).to(device)
-            boxed = inside.flatten(1).any(1) & ~inside.flatten(1).all(1)
-            self.boxed += int(boxed.sum())
-        for method in self.methods:
-            maps = token_map(self.model, pixels, method, block=options.block)
-            self.zeros[method] += int((maps == 0).flatten(1).all(1).sum())
-            remove = remove or remover(options.removal, self.model, pixels, (maps.shape[-2], maps.shape[-1]))
-            self.removed[method].append(faithfulness(remove, maps, labels.to(device), options.at))
-            if self.boxes is not None and boxed.any():
-                at = (*THRESHOLDS, options.threshold)
-                self.located[method].append(localisation(maps[boxed], inside[boxed], at, options.upsampling))
-        for when, net in (("start", self.start), ("trained", self.model)):
-            self.healths[when].append(health(net, pixels))
-
-
 def _measured(
     run: Result, studied: LoadedRun, initial: nn.Module, options: Options, label: str, only: bool
 ) -> Measured:
     methods, notes = _methods(studied, options, only)
     boxes = _boxes(studied, options)
-    found = _Batches(studied, initial, options, methods, boxes)
-    total = min(options.images or studied.data.val_size, studied.data.val_size)
-    with tqdm(total=total, desc=label[:32], unit="image", ncols=79, leave=False, disable=None) as bar:
-        for batch in studied.data.exact(options.images, options.batch_size):
-            found.add(*batch)
-            bar.update(len(batch[0]))
+    data, device, at = studied.data, options.device, options.at
+    model, start = studied.model.to(device), initial.to(device)
+    parts: dict[str, dict[str, list[Tensor]]] = {method: defaultdict(list) for method in methods}
+    healths: dict[str, list[Health]] = {"start": [], "trained": []}
+    total, boxed_images = min(options.images or data.val_size, data.val_size), 0
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        tqdm(total=total, desc=label[:32], unit="image", ncols=79, leave=False, disable=None) as bar,
+    ):
+        for images, labels, places in data.exact(options.images, options.batch_size):
+            pixels = data.normalised(images.to(device))
+            remove = None
+            if boxes is not None:
+                inside = boxes(images, places).to(device)
+                boxed = inside.flatten(1).any(1) & ~inside.flatten(1).all(1)
+                boxed_images += int(boxed.sum())
+            for method in methods:
+                maps = token_map(model, pixels, method, options.block)
+                remove = remove or remover(options.removal, model, pixels, (maps.shape[-2], maps.shape[-1]))
+                found = faithfulness(remove, maps, labels.to(device), at)._asdict()
+                found["zero"] = (maps == 0).flatten(1).all(1)
+                if boxes is not None and boxed.any():
+                    thresholds = (*THRESHOLDS, options.threshold)
+                    found |= localisation(maps[boxed], inside[boxed], thresholds, options.upsampling)._asdict()
+                for name, values in found.items():
+                    parts[method][name].append(values)
+            healths["start"].append(health(start, pixels))
+            healths["trained"].append(health(model, pixels))
+            bar.update(len(images))
     print(f"{label}: {total:,} images, {', '.join(methods)}"[:79], flush=True)
-    notes += _left_out(found, total)
     first = {"ckpt": studied.checkpoint, "model": run.model, "variant": run.variant, "seed": run.seed}
-    first |= {"data": studied.data.name, "fingerprint": studied.data.fingerprint, "images": total}
-    maps: Rows = []
-    curves: Rows = []
-    for method in methods:
-        removed = Faithfulness(*(_joined(Curves, orders) for orders in zip(*found.removed[method], strict=True)))
-        located = _joined(Localisation, found.located[method]) if boxes is not None else None
-        maps.append(map_row(first | {"method": method}, removed, located, options.at, found.zeros[method]))
-        curves += curve_rows(first | {"method": method}, removed, options.at)
-    layers = [row for when, parts in found.healths.items() for row in layer_rows(first, when, parts)]
-    return Measured(run, maps, curves, layers, "" if boxes is None else boxes.name, notes)
-
-
-def _left_out(found: _Batches, total: int) -> list[str]:
-    """Notes about the images; UsageError if none of them could be compared with boxes."""
-    notes = [f"{method}: {count:,} maps of zeros" for method, count in found.zeros.items() if count]
-    if found.stalled:
+    first |= {"data": data.name, "fingerprint": data.fingerprint, "images": total}
+    rows: dict[str, Rows] = {MAPS: [], CURVES: []}
+    for method, of_method in parts.items():
+        scores = {name: torch.cat(values) for name, values in of_method.items()}
+        rows[MAPS].append(first | {"method": method} | map_row(scores, at))
+        rows[CURVES] += [first | {"method": method} | row for row in curve_rows(scores, at)]
+    rows[LAYERS] = [first | {"when": when} | row for when, found in healths.items() for row in layer_rows(found)]
+    notes += [f"{row['method']}: {row['zero_maps']:,} maps of zeros" for row in rows[MAPS] if row["zero_maps"]]
+    # One note in place of a warning for every batch.
+    stalled = [warning for warning in caught if str(warning.message).startswith("power iteration stopped")]
+    if stalled:
         notes.append("power iteration did not end for some heads, whose spectra and centralities are approximate")
-    if found.boxes is None:
-        return [*notes, "no localisation: boxes=DIR names the folder of ImageNet's XML annotations"]
-    if not found.boxed:
-        raise UsageError(f"boxes={found.options.boxes}: no image has pixels in a box and others outside")
-    if found.boxed < total:
-        left_out = total - found.boxed
+    for other in caught:
+        if other not in stalled:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if boxes is None:
+        notes.append("no localisation: boxes=DIR names the folder of ImageNet's XML annotations")
+        return Measured(run, rows, "", notes)
+    if not boxed_images:
+        raise UsageError(f"boxes={options.boxes}: no image has pixels in a box and others outside")
+    if boxed_images < total:
+        left_out = total - boxed_images
         notes.append(f"{left_out:,} images left out of localisation: nothing or everything is in a box")
-    return [*notes, *found.boxes.notes()]
-
-
-def _joined(kind: Any, parts: Sequence[Any]) -> Any:
-    """Concatenates the tuples of all batches."""
-    return kind(*map(torch.cat, zip(*parts, strict=True)))
+    return Measured(run, rows, boxes.name, [*notes, *boxes.notes()])
 
 
 def _keep(studied: LoadedRun, found: Measured, options: Options) -> list[Path]:
     """Stores the figures of the `attention` maps in the run folder, if all images were measured."""
-    own = [row for row in found.maps if row["method"] == OWN]
+    own = [row for row in found.rows[MAPS] if row["method"] == OWN]
     if not own or options.images is not None:
         return []
     if not studied.is_last:
@@ -200,24 +174,24 @@ def _keep(studied: LoadedRun, found: Measured, options: Options) -> list[Path]:
     how = f"block {options.block}, patches {REMOVALS[options.removal]} in steps of {options.step:.0%}"
     if found.boxes:
         how += f", against {found.boxes} boxes ({options.upsampling})"
-    figures = {name: own[0][name] for name in MAP_FIGURES}
     assert studied.run_dir is not None
+    figures = {name: own[0][name] for name in MAP_FIGURES}
     path = keep_maps(studied.run_dir, figures, studied.data.fingerprint, how)
     return [] if path is None else [path]
 
 
 def _gallery(out: Path, studied: Sequence[LoadedRun], options: Options) -> str:
     """Writes gallery.html with one seed of each configuration; returns its path, or the reason why not."""
-    images = studied[0].data.examples(IN_GALLERY)
+    first = studied[0].data
+    images = first.examples(IN_GALLERY)
     networks: dict[str, LoadedRun] = {}
     for one in studied:
-        same = one.data.fingerprint == studied[0].data.fingerprint
-        if same and torch.equal(one.data.examples(IN_GALLERY), images):
+        if one.data.fingerprint == first.fingerprint and torch.equal(one.data.examples(IN_GALLERY), images):
             assert one.run_dir is not None
             networks[one.run_dir.name if one.name in networks else one.name] = one
-    names = [f"image {i}" for i in range(1, len(images) + 1)]
     try:
-        return str(write_gallery(out / "gallery.html", networks, images, names, options.methods))
+        shown = GalleryInput(networks, images, numbered(images))
+        return str(write_gallery(out / "gallery.html", shown, options.methods))
     except UsageError as error:
         return f"no gallery: {error}"
 
@@ -233,15 +207,15 @@ def _methods(studied: LoadedRun, options: Options, only: bool) -> tuple[list[str
     return [method for method in asked if method in there], [line] if absent else []
 
 
-def _boxes(studied: LoadedRun, options: Options) -> Boxes | None:
-    images = studied.data
-    if options.boxes == "ink" or (options.boxes is None and not images.paths):
+def _boxes(studied: LoadedRun, options: Options) -> InkBoxes | AnnotatedBoxes | None:
+    data = studied.data
+    if options.boxes == "ink" or (options.boxes is None and not data.paths):
         return InkBoxes()
     if options.boxes is None:
         return None
-    if not images.paths:
-        raise UsageError(f"boxes={options.boxes}: the images of {studied.data.name} are not files: use boxes=ink")
-    return AnnotatedBoxes(options.boxes, images.paths, images.original_size, images.boxes_in_view)
+    if not data.paths:
+        raise UsageError(f"boxes={options.boxes}: the images of {data.name} are not files: use boxes=ink")
+    return AnnotatedBoxes(options.boxes, data)
 
 
 def _write(out: Path, measured: Sequence[Measured], options: Options) -> str:
@@ -250,18 +224,17 @@ def _write(out: Path, measured: Sequence[Measured], options: Options) -> str:
     configs = [best_known(runs) for runs in groups]
     names = names_of(configs, shared_overrides(configs))
     name_of = {id(run): name for name, runs in zip(names, groups, strict=True) for run in runs}
-
-    def named(part: str) -> Rows:
-        return [{"name": name_of[id(m.run)]} | row for m in measured for row in getattr(m, part)]
-
-    maps, curves, layers = named("maps"), named("curves"), named("layers")
-    for stem, rows in (("attention", maps), ("attention_curves", curves), ("attention_layers", layers)):
-        content = asdict(options) | {"command": command(), "rows": rows}
+    rows = {
+        stem: [{"name": name_of[id(m.run)]} | row for m in measured for row in m.rows[stem]]
+        for stem in (MAPS, CURVES, LAYERS)
+    }
+    for stem, of_file in rows.items():
+        content = asdict(options) | {"command": command(), "rows": of_file}
         atomic_write(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     others = {name: asdict(found) for name, config in zip(names, configs, strict=True) if (found := published(config))}
-    words, boxes = REMOVALS[options.removal], " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
-    write_curves(curves, words, out / "attention_curves.png")
-    shown = [*map_tables(maps, options, boxes, others), *layer_tables(layers)]
+    boxes = " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
+    write_curves(rows[CURVES], REMOVALS[options.removal], out / "attention_curves.png")
+    shown = [*map_tables(rows[MAPS], options, boxes, others), *layer_tables(rows[LAYERS])]
     notes = [explained(options, [m.run for m in measured])]
     notes += [f"published: others' numbers, not measured here: {found['source']}." for found in others.values()]
     notes = [*dict.fromkeys(notes), *_notes(measured)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import altair as alt
 
-from infvit.measure.attention.quality_rows import Rows
+from infvit.measure.attention.quality_rows import Rows, grouped
 from infvit.tables.interval import Estimate
 from infvit.tables.theme import to_png
 
@@ -15,16 +15,14 @@ def write_curves(rows: Rows, removal: str, path: Path) -> None:
     """Writes a row of charts for each order, a chart for each configuration, a line for each method: mean over seeds.
 
     Args:
-        rows: from `quality_rows.curve_rows`, each with the "name" of its configuration.
+        rows: from `quality_rows.curve_rows`, each with "method" and the "name" of its configuration.
         removal: how patches are removed, in words.
         path: of the PNG.
     """
-    values: dict[tuple[str, str, str, float], list[float]] = {}
-    for row in rows:
-        values.setdefault((row["name"], row["method"], row["order"], row["share"]), []).append(row["kept"])
     points = [
-        {"name": name, "method": method, "order": ORDERS[order], "share": share, "kept": Estimate.of(kept).mean}
-        for (name, method, order, share), kept in values.items()
+        {"name": name, "method": method, "order": ORDERS[order], "share": share}
+        | {"kept": Estimate.of(row["kept"] for row in seeds).mean}
+        for (name, method, order, share), seeds in grouped(rows, "name", "method", "order", "share").items()
     ]
     names = list(dict.fromkeys(row["name"] for row in rows))
     chart = (

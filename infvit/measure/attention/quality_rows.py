@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from infvit.measure.attention.health import Health
-from infvit.measure.attention.localisation import THRESHOLDS, Localisation
-from infvit.measure.attention.patch_removal import Faithfulness, lerf_auc, morf_aoc
+from infvit.measure.attention.localisation import THRESHOLDS
+from infvit.measure.attention.patch_removal import areas
 from infvit.tables.interval import Estimate
 
 Rows = list[dict[str, Any]]
@@ -24,77 +24,89 @@ LOCALISATION = {
 }
 
 
-def map_row(
-    first: Mapping[str, Any], removed: Faithfulness, located: Localisation | None, at: Sequence[float], zeros: int
-) -> dict[str, Any]:
+def map_row(scores: Mapping[str, Tensor], at: Sequence[float]) -> dict[str, Any]:
     """The quality of one method's maps, fractions; None for what was not measured.
 
     `best_threshold` is the one with the largest mean overlap over the images, not each image's own best; `guess` is
     the share of pixels in boxes, which is what `pr_auc`, `pointing` and the overlaps of a map of equal values are.
+
+    Args:
+        scores: of each image: "zero" (whether the map is 0), the fields of `Faithfulness`, and those of `Localisation`
+            if maps were compared with boxes.
+        at: the shares of removed patches.
     """
-    values: dict[str, Tensor | None] = {"morf_aoc": morf_aoc(removed, at), "lerf_auc": lerf_auc(removed, at)}
-    values |= dict.fromkeys(LOCALISATION)
+    morf_aoc, lerf_auc = areas(scores["kept"], at)
     further: dict[str, Any] = dict.fromkeys(("best_threshold", "guess", "boxed_images", "flat_maps"))
-    if located is not None:
-        best = int(located.iou[:, :-1].mean(0).argmax())
-        values |= {"roc_auc": located.roc_auc, "pr_auc": located.pr_auc, "pointing": located.pointing}
-        values |= {"iou_best": located.iou[:, best], "iou_fixed": located.iou[:, -1]}
+    if "iou" in scores:
+        overlap = scores["iou"]
+        best = int(overlap[:, :-1].mean(0).argmax())
+        scores = {**scores, "iou_best": overlap[:, best], "iou_fixed": overlap[:, -1]}
         further = {
             "best_threshold": THRESHOLDS[best],
-            "guess": float(located.boxed.mean()),
-            "boxed_images": len(located.boxed),
-            "flat_maps": int(located.flat.sum()),
+            "guess": float(scores["boxed"].mean()),
+            "boxed_images": len(overlap),
+            "flat_maps": int(scores["flat"].sum()),
         }
-    row = dict(first)
-    for name, figures in values.items():
-        row |= _with_interval(name, figures)
-    return row | further | {"zero_maps": zeros}
+    row = with_interval("morf_aoc", morf_aoc) | with_interval("lerf_auc", lerf_auc)
+    for name in LOCALISATION:
+        row |= with_interval(name, scores.get(name))
+    return row | further | {"zero_maps": int(scores["zero"].sum())}
 
 
-def curve_rows(first: Mapping[str, Any], removed: Faithfulness, at: Sequence[float]) -> Rows:
+def curve_rows(scores: Mapping[str, Tensor], at: Sequence[float]) -> Rows:
     """The curves of both orders: for each share removed, the probability kept and the accuracy, means over images."""
-    rows: Rows = []
-    for order, curves in zip(("MoRF", "LeRF"), removed, strict=True):
-        for i, share in enumerate(at):
-            row = dict(first) | {"order": order, "share": round(share, 6)}
-            row |= _with_interval("kept", curves.kept[:, i])
-            rows.append(row | {"accuracy": float(curves.correct[:, i].double().mean())})
-    return rows
+    return [
+        {"order": order, "share": round(share, 6)}
+        | with_interval("kept", scores["kept"][:, k, i])
+        | {"accuracy": float(scores["correct"][:, k, i].double().mean())}
+        for k, order in enumerate(("MoRF", "LeRF"))
+        for i, share in enumerate(at)
+    ]
 
 
-def layer_rows(first: Mapping[str, Any], when: str, found: Sequence[Health]) -> Rows:
-    """The health of every block and head, of a block's heads together, and of all: means over images.
+def layer_rows(found: Sequence[Health]) -> Rows:
+    """The health of all heads, of a block's heads together, and of every block and head: means over images.
 
     A mean over heads is taken within an image first. `_spread` is the standard deviation over images, and `images` of
     a figure the number in which it exists: a head that is off has only `off` and `gamma`.
 
     Args:
-        first: the values that every row begins with.
-        when: "start" or "trained".
         found: one for each batch.
     """
-    rows: Rows = []
     values = {f.name: torch.cat([getattr(part, f.name) for part in found], -1).double() for f in fields(Health)}
     depth, heads, _ = values["off"].shape
     every = slice(None)
-    blocks = {"all": every} | {str(i): slice(i, i + 1) for i in range(depth)}
-    places = [(block, "all", blocks[block], every) for block in blocks]
-    places += [(str(i), str(h), blocks[str(i)], slice(h, h + 1)) for i in range(depth) for h in range(heads)]
-    for block, head, at_block, at_head in places:
-        row = dict(first) | {"when": when, "block": block, "head": head}
+    places = [("all", "all", every, every)]
+    places += [(str(i), "all", slice(i, i + 1), every) for i in range(depth)]
+    places += [(str(i), str(h), slice(i, i + 1), slice(h, h + 1)) for i in range(depth) for h in range(heads)]
+    rows: Rows = []
+    for block, head, blocks, of_block in places:
+        row: dict[str, Any] = {"block": block, "head": head}
         for name, figures in values.items():
-            row |= _over_images(name, figures[at_block, at_head].flatten(0, 1).nanmean(0))
+            over_heads = figures[blocks, of_block].flatten(0, 1).nanmean(0)
+            known = over_heads[~over_heads.isnan()]
+            row |= with_interval(name, known)
+            row |= {f"{name}_spread": float(known.std()) if len(known) > 1 else None, f"{name}_images": len(known)}
         rows.append(row)
     return rows
 
 
-def _over_images(name: str, values: Tensor) -> dict[str, float | None]:
-    known = values[~values.isnan()]
-    row = _with_interval(name, known)
-    spread = float(known.std()) if len(known) > 1 else None
-    return row | {f"{name}_spread": spread, f"{name}_images": len(known)}
-
-
-def _with_interval(name: str, values: Tensor | None) -> dict[str, float | None]:
-    estimate = Estimate() if values is None else Estimate.of(values.tolist())
+def with_interval(name: str, values: Tensor | None) -> dict[str, Any]:
+    """The mean over images under `name`, and the half-width of its interval."""
+    estimate = Estimate.of([] if values is None else values.tolist())
     return {name: estimate.mean, f"{name}_ci95_half_width": estimate.half_width}
+
+
+def over_seeds(rows: Rows, figure: str) -> Estimate:
+    """The mean over seeds with its interval; of one seed, the mean over images with theirs."""
+    if len(rows) > 1 or rows[0][figure] is None:
+        return Estimate.of(row[figure] for row in rows)
+    return Estimate(1, rows[0][figure], rows[0].get(f"{figure}_ci95_half_width"))
+
+
+def grouped(rows: Rows, *keys: str) -> dict[tuple[Any, ...], Rows]:
+    """The rows of each combination of values of the keys, in the order of their first rows."""
+    found: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found

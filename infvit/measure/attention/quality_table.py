@@ -1,38 +1,52 @@
 """The tables of the attention measurement, for a terminal of 80 columns and in Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from infvit.measure.attention.options import Options
 from infvit.measure.attention.patch_removal import REMOVALS
-from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows
+from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows, grouped, over_seeds
 from infvit.run.result import Result
 from infvit.tables.interval import Estimate
-from infvit.tables.numbers import NOTHING, plus_minus
+from infvit.tables.numbers import plus_minus
 from infvit.tables.table import Column, Table
 
-FLAT = "a flat map"
-PUBLISHED = "published"
-COSINES = {"cosine_left": ("left", 3, 1), "cosine_right": ("right", 3, 1)}
-HEADS = {
-    "off": ("off, %", 1, 100),
-    "entropy_share": ("entropy", 3, 1),
-    "effective_tokens": ("tokens", 1, 1),
-    "gamma": ("gamma", 3, 1),
+Form = Callable[[float], str]
+
+
+def decimals(digits: int, factor: int = 1) -> Form:
+    """Formats a number times a factor with a fixed number of digits."""
+    return lambda value: f"{factor * value:.{digits}f}"
+
+
+LAYERS: dict[str, dict[str, tuple[str, Form]]] = {
+    "Cosine of Linear-InfSA's weights with A's Perron vectors (published: 0.985), range of heads": {
+        "cosine_left": ("left", decimals(3)),
+        "cosine_left range": ("heads", str),
+        "cosine_right": ("right", decimals(3)),
+        "cosine_right range": ("heads", str),
+    },
+    "Heads off, entropy over its largest, tokens that weigh in, discount": {
+        "off": ("off, %", decimals(1, 100)),
+        "entropy_share": ("entropy", decimals(3)),
+        "effective_tokens": ("tokens", decimals(1)),
+        "gamma": ("gamma", decimals(3)),
+    },
+    "Spectral radius; variance explained by the best rank one, by Linear-InfSA's": {
+        "spectral_radius": ("radius", decimals(3)),
+        "rank_one": ("rank one, %", decimals(1, 100)),
+        "rank_one_linear": ("Linear's, %", decimals(1, 100)),
+    },
 }
-SPECTRA = {
-    "spectral_radius": ("radius", 3, 1),
-    "rank_one": ("rank one, %", 1, 100),
-    "rank_one_linear": ("Linear's, %", 1, 100),
-}
-"""Figures of `Health` by the columns of a table: heading, decimals, factor."""
+"""The tables of layers: title, and figures of `Health` with their headings and formats."""
 
 
 class Line(NamedTuple):
-    """A line of a table: its label, and its cells by figure; None in a heading of the lines below it."""
+    """A line of a table: its label, and estimates or texts by figure; None in a heading of the lines below it."""
 
     label: str
-    cells: Mapping[str, str] | None = None
+    values: Mapping[str, Any] | None = None
 
 
 def map_tables(
@@ -46,98 +60,80 @@ def map_tables(
         boxes: the source of the boxes; "" without any.
         published: by the name of a configuration, its published scores.
     """
-    found = [_of_maps(f"Patches {REMOVALS[options.removal]}, %", rows, REMOVAL, published)]
+    titles = {f"Patches {REMOVALS[options.removal]}, %": REMOVAL}
     if boxes:
-        headings = LOCALISATION | {"iou_fixed": f"IoU {options.threshold:g}"}
-        found.append(_of_maps(f"Against {boxes} boxes, %", rows, headings, published))
-    return found
+        titles[f"Against {boxes} boxes, %"] = LOCALISATION | {"iou_fixed": f"IoU {options.threshold:g}"}
+    tables = []
+    for title, headings in titles.items():
+        lines = []
+        for (name,), of_name in grouped(rows, "name").items():
+            lines.append(_heading(name, of_name))
+            for (method,), alike in grouped(of_name, "method").items():
+                lines.append(Line(f"  {method}", {figure: over_seeds(alike, figure) for figure in headings}))
+            if "roc_auc" in headings:
+                guess = Estimate.of(row["guess"] for row in of_name).mean
+                flat = dict.fromkeys(headings, guess) | {"roc_auc": 0.5}
+                lines.append(Line("  a flat map", flat))
+            known = {figure: published.get(name, {}).get(figure) for figure in headings}
+            if any(value is not None for value in known.values()):
+                lines.append(Line("  published", known))
+        tables.append(
+            _table(title, {figure: (heading, decimals(1, 100)) for figure, heading in headings.items()}, lines)
+        )
+    return tables
 
 
 def layer_tables(rows: Rows) -> list[Table[Line]]:
     """The health of the blocks before and after training, mean over heads, with the lowest and the highest head.
 
     Args:
-        rows: of `quality_rows.layer_rows`, each with the "name" of its configuration.
+        rows: of `quality_rows.layer_rows`, each with "name" (of its configuration), "seed" and "when" ("start" or
+            "trained").
     """
-    titles = {
-        "Cosine of Linear-InfSA's weights with A's Perron vectors (published: 0.985), range of heads": COSINES,
-        "Heads off, entropy over its largest, tokens that weigh in, discount": HEADS,
-        "Spectral radius; variance explained by the best rank one, by Linear-InfSA's": SPECTRA,
-    }
-    found = [_of_layers(title, rows, headings, headings is COSINES) for title, headings in titles.items()]
-    return [table for table in found if table.rows]
+    tables = []
+    for title, columns in LAYERS.items():
+        lines = []
+        for (name,), of_name in grouped(rows, "name").items():
+            if all(row.get(figure) is None for row in of_name for figure in columns):
+                continue
+            lines.append(_heading(name, of_name))
+            for (block,), of_block in grouped(of_name, "block").items():
+                for (when,), alike in grouped(of_block, "when").items():
+                    apart = [row for row in (of_name if block == "all" else alike) if row["head"] != "all"]
+                    ranges = _ranges([row for row in apart if row["when"] == when], columns)
+                    over_heads = [row for row in alike if row["head"] == "all"]
+                    means = {figure: over_seeds(over_heads, figure) for figure in columns if figure not in ranges}
+                    label = f"  {'all' if block == 'all' else f'block {block}'}, {when}"
+                    lines.append(Line(label, means | ranges))
+        tables.append(_table(title, columns, lines))
+    return [table for table in tables if table.rows]
 
 
-def _table(title: str, headings: Mapping[str, str], lines: list[Line]) -> Table[Line]:
-    def cell(figure: str) -> Callable[[Line], str | None]:
-        return lambda line: "" if line.cells is None else line.cells.get(figure)
-
-    columns: list[Column[Line]] = [Column("", lambda line: line.label, left=True)]
-    return Table([*columns, *(Column(heading, cell(figure)) for figure, heading in headings.items())], lines, title)
-
-
-def _of_maps(
-    title: str, rows: Rows, headings: Mapping[str, str], published: Mapping[str, Mapping[str, float | None]]
-) -> Table[Line]:
-    lines = []
-    for name, of_name in _by(rows, "name").items():
-        lines.append(Line(_with_seeds(name, of_name)))
-        for method, alike in _by(of_name, "method").items():
-            cells = {figure: plus_minus(over_seeds(alike, figure), _percent) for figure in headings}
-            lines.append(Line(f"  {method}", cells))
-        if "roc_auc" in headings:
-            guess = Estimate.of(row["guess"] for row in of_name).mean
-            flat = {figure: 0.5 if figure == "roc_auc" else guess for figure in headings}
-            lines.append(
-                Line(f"  {FLAT}", {figure: _percent(value) for figure, value in flat.items() if value is not None})
-            )
-        known = {figure: value for figure in headings if (value := published.get(name, {}).get(figure)) is not None}
-        if known:
-            lines.append(Line(f"  {PUBLISHED}", {figure: _percent(value) for figure, value in known.items()}))
-    return _table(title, headings, lines)
+def _ranges(rows: Rows, columns: Mapping[str, Any]) -> dict[str, str | None]:
+    """The lowest and the highest value of the rows, for every column that is a range."""
+    ranges: dict[str, str | None] = {}
+    for name in columns:
+        if name.endswith(" range"):
+            known = [row[figure] for row in rows if row[figure := name.removesuffix(" range")] is not None]
+            ranges[name] = f"{min(known):.2f} – {max(known):.2f}" if known else None
+    return ranges
 
 
-def _of_layers(title: str, rows: Rows, headings: Mapping[str, tuple[str, int, int]], with_ranges: bool) -> Table[Line]:
-    lines = []
-    for name, of_name in _by(rows, "name").items():
-        if all(row[figure] is None for row in of_name for figure in headings):
-            continue
-        lines.append(Line(_with_seeds(name, of_name)))
-        for block, of_block in _by(of_name, "block").items():
-            for when, alike in _by(of_block, "when").items():
-                over_heads = [row for row in alike if row["head"] == "all"]
-                apart = of_name if block == "all" else alike
-                apart = [row for row in apart if row["head"] != "all" and row["when"] == when]
-                cells = {}
-                for figure, (_, decimals, factor) in headings.items():
-                    cells[figure] = plus_minus(over_seeds(over_heads, figure), _decimals(decimals, factor))
-                    known = [row[figure] for row in apart if row[figure] is not None]
-                    cells[f"{figure} range"] = f"{min(known):.2f} – {max(known):.2f}" if known else NOTHING
-                lines.append(Line(f"  {'all' if block == 'all' else f'block {block}'}, {when}", cells))
-    shown: dict[str, str] = {}
-    for figure, (heading, *_) in headings.items():
-        shown |= {figure: heading} | ({f"{figure} range": "heads"} if with_ranges else {})
-    return _table(title, shown, lines)
+def _table(title: str, columns: Mapping[str, tuple[str, Form]], lines: list[Line]) -> Table[Line]:
+    def value(figure: str, line: Line) -> Any:
+        return "" if line.values is None else line.values.get(figure)
+
+    def form(number: Form, found: Estimate | float) -> str:
+        return plus_minus(found, number) if isinstance(found, Estimate) else number(found)
+
+    label = Column[Line]("", lambda line: line.label, left=True)
+    shown = [Column(head, partial(value, figure), partial(form, number)) for figure, (head, number) in columns.items()]
+    return Table([label, *shown], lines, title)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _decimals(decimals: int, factor: float) -> Callable[[float], str]:
-    return lambda value: f"{factor * value:.{decimals}f}"
-
-
-def _by(rows: Rows, key: str) -> dict[Any, Rows]:
-    found: dict[Any, Rows] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return found
-
-
-def _with_seeds(name: str, rows: Rows) -> str:
+def _heading(name: str, rows: Rows) -> Line:
     seeds = len({row["seed"] for row in rows})
-    return f"{name}, {seeds} seed{'s' if seeds > 1 else ''}"
+    return Line(f"{name}, {seeds} seed{'s' if seeds > 1 else ''}")
 
 
 def explained(options: Options, runs: Sequence[Result]) -> str:
@@ -152,12 +148,3 @@ def explained(options: Options, runs: Sequence[Result]) -> str:
         "precision; IoU best is at the threshold that is best for all images together. ± is the half-width of the 95% "
         f"interval (Student's t) {over}."
     )
-
-
-def over_seeds(rows: Rows, figure: str) -> Estimate:
-    """The mean over seeds with its interval; of one seed, the mean over images with theirs."""
-    if len(rows) > 1:
-        return Estimate.of(row[figure] for row in rows)
-    (row,) = rows
-    half_width = row.get(f"{figure}_ci95_half_width")
-    return Estimate(0 if row[figure] is None else 1, row[figure], half_width)

@@ -37,9 +37,11 @@ def measure(method, W, gamma, p):
         return p @ np.linalg.inv(np.eye(N) - M)
     assert method == "eigenvector"
     graph = nx.from_numpy_array(W, create_using=nx.DiGraph)
-    if not nx.is_strongly_connected(graph):  # which networkx refuses
-        return perron(W, "left")[0]
-    return np.array(list(nx.eigenvector_centrality_numpy(graph, weight="weight").values()))
+    if nx.is_strongly_connected(graph):
+        values = np.array(list(nx.eigenvector_centrality_numpy(graph, weight="weight").values()))
+    else:  # which networkx refuses
+        values = perron(W, "left")[0]
+    return values / values.sum()
 
 
 def katz(M):
@@ -49,13 +51,11 @@ def katz(M):
     return np.array(list(found.values())) - 1
 
 
-def rollout(blocks, p, head=None):
-    """p R_L ... R_1, with the mean of the heads in each of the blocks (H, N, N), or one head in the last."""
+def rollout(blocks, p):
+    """p R_L ... R_1, with the mean of the heads in each of the blocks (H, N, N)."""
     R = np.eye(blocks[0].shape[-1])
-    for i, W in enumerate(np.abs(blocks)):
-        last = i == len(blocks) - 1
-        A = W[head] if last and head is not None else W.mean(0)
-        R = rows_to_one(A + np.eye(len(A))) @ R
+    for W in np.abs(blocks):
+        R = rows_to_one(W.mean(0) + np.eye(len(R))) @ R
     return p @ R
 
 

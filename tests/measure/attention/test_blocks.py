@@ -8,7 +8,7 @@ from timm.models import vision_transformer as timm_vit
 from infvit.attention import ATTENTIONS
 from infvit.convert import convert
 from infvit.measure.attention.blocks import backbone
-from infvit.measure.attention.maps import METHODS, head_maps, layer_maps, offered, token_map
+from infvit.measure.attention.maps import METHODS, layer_maps, offered, token_map
 from infvit.vit import VisionTransformer
 from tests.attention.twins import WITHOUT_WEIGHTS
 
@@ -29,6 +29,7 @@ MODELS = {
     "two attentions a block": ("vit_small_patch16_18x2_224", {}),
     "attention beside the MLP": ("vit_base_patch16_xp_224", {}),
 }
+WITHOUT_GRADIENTS = ("two attentions a block", "attention beside the MLP")
 
 
 def timm_model(name):
@@ -63,8 +64,6 @@ def held(net):
 def test_maps_of_timms_models_equal_those_of_their_own_matrices(name):
     net = timm_model(name)
     x = torch.randn(2, 3, 24, 40) if name == "another size" else torch.randn(2, 3, 32, 32)
-    attention = head_maps(net, x, "attention")
-    explained = head_maps(net, x, "gradient_attention") if "gradient_attention" in offered(net) else None
     others = {method: layer_maps(net, x, method) for method in offered(net)}
     matrices = held(net)
     logits = net(x)
@@ -73,23 +72,22 @@ def test_maps_of_timms_models_equal_those_of_their_own_matrices(name):
     prefix = net.num_prefix_tokens
     by_class_token = net.cls_token is not None and "pooled" not in name
 
-    def read(matrix):
-        row = matrix[:, :, 0] if by_class_token else matrix[:, :, prefix:].mean(2)
-        patches = row[:, :, prefix:]
-        return (patches / patches.sum(-1, keepdim=True).clamp_min(1e-30)).unflatten(-1, attention.shape[-2:])
+    def read(matrices):
+        matrices = matrices.detach().mean(2)
+        rows = matrices[:, :, 0] if by_class_token else matrices[:, :, prefix:].mean(2)
+        patches = rows[:, :, prefix:]
+        return (patches / patches.sum(-1, keepdim=True).clamp_min(1e-30)).unflatten(-1, others["random"].shape[-2:])
 
-    expected = torch.stack([read(W) for W in matrices]).transpose(1, 2).detach()
-    if len(matrices) == 4:  # the heads of both attentions of a block stand side by side
-        expected = expected.unflatten(0, (2, 2)).flatten(1, 2)
-    torch.testing.assert_close(attention, expected)
-    assert (explained is None) == (name in ("two attentions a block", "attention beside the MLP"))
-    if explained is not None:
-        relevance = torch.stack([read((W * W.grad).clamp_min(0)) for W in matrices]).transpose(1, 2)
-        torch.testing.assert_close(explained, relevance.detach(), rtol=1e-3, atol=1e-5)
-    assert set(METHODS) - set(others) <= {"weights", "gradient_attention"}
-    for maps in others.values():
-        assert maps.shape == (2, 2, *attention.shape[-2:])
-        assert maps.isfinite().all()
+    stacked = torch.stack(matrices)
+    # The heads of both attentions of a block stand side by side.
+    stacked = stacked.unflatten(0, (2, 2)).transpose(1, 2).flatten(2, 3) if len(matrices) == 4 else stacked
+    torch.testing.assert_close(others["attention"], read(stacked))
+    missing = {"weights"} | ({"gradient_attention"} if name in WITHOUT_GRADIENTS else set())
+    assert set(METHODS) - set(others) == missing
+    if "gradient_attention" in others:
+        relevance = torch.stack([(W * W.grad).clamp_min(0) for W in matrices])
+        torch.testing.assert_close(others["gradient_attention"], read(relevance), rtol=1e-3, atol=1e-5)
+    assert all(maps.isfinite().all() for maps in others.values())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -119,7 +117,7 @@ def test_differential_attention_weighs_with_the_difference_of_two_softmaxes(opti
     parts, weighed = backbone(net), []
     (module,) = (m for name, m in net.blocks[0].named_modules() if hasattr(m, "sub_norm"))
     module.sub_norm.register_forward_pre_hook(lambda _, inputs: weighed.append(inputs[0]))
-    tokens = parts.step(0, parts.embed(x)).tokens
+    tokens = next(parts.run(parts.embed(x)))[1].tokens
     packed = module.qkv(tokens) if hasattr(module, "qkv") else module.in_proj(module.in_norm(tokens))
     V = packed[..., -32:].unflatten(-1, (4, 8)).transpose(1, 2)
     W = parts.operators[0].weights(tokens)
@@ -131,17 +129,15 @@ def test_differential_attention_weighs_with_the_difference_of_two_softmaxes(opti
 
 def in_turn(net, images):
     parts = backbone(net)
-    x = parts.embed(images)
-    for i in range(len(parts.operators)):
-        x = parts.step(i, x).out
-    return parts.logits(x)
+    *_, (_, last) = parts.run(parts.embed(images))
+    return parts.logits(last.out)
 
 
 def test_a_converted_model_supports_the_methods_of_its_new_attention():
     net, x = timm_model("plain"), torch.randn(2, 3, 32, 32)
-    softmax = head_maps(net, x, "gradient_attention")
+    softmax = layer_maps(net, x, "gradient_attention")
     convert(net, "softmax")
-    torch.testing.assert_close(head_maps(net, x, "gradient_attention"), softmax)
+    torch.testing.assert_close(layer_maps(net, x, "gradient_attention"), softmax)
     half = timm_model("plain")
     convert(half, "linear_infsa", include=["blocks.1.*"])
     assert "rollout" not in offered(half)

@@ -42,7 +42,7 @@ def module(tree: Path, size: int = 56, crop_ratio: float = 0.875) -> ImageDataMo
 
 
 def masks(data: ImageDataModule, root: Path) -> tuple[torch.Tensor, torch.Tensor, AnnotatedBoxes]:
-    boxes = AnnotatedBoxes(root, data.paths, data.original_size, data.boxes_in_view)
+    boxes = AnnotatedBoxes(root, data)
     ((images, _, places),) = data.exact(None, 3)
     return images, boxes(images, places), boxes
 
@@ -112,9 +112,8 @@ def test_a_missing_annotation_is_counted_and_none_at_all_is_an_error(tree):
     _, inside, boxes = masks(module(tree), tree)
     assert inside.flatten(1).any(1).tolist() == [True, False, True]
     assert boxes.notes() == ["1 images without an annotation"]
-    data = module(tree)
     with pytest.raises(UsageError, match=r"boxes=.*cache holds no annotation of 3 images, such as ILSVRC.*\.xml"):
-        AnnotatedBoxes(tree / "cache", data.paths, data.original_size, data.boxes_in_view)
+        AnnotatedBoxes(tree / "cache", module(tree))
 
 
 def test_annotations_in_folders_of_their_class_are_found(tree):
@@ -140,9 +139,9 @@ def test_a_file_that_is_not_an_annotation_is_named(tree, content):
 
 def test_a_box_includes_its_last_pixel(tmp_path):
     path = write_annotation(tmp_path, "a", "n01440764", (10, 8), [(2, 3, 2, 5), (0, 0, 9, 7)])
-    annotation = read_annotation(path)
-    assert (annotation.width, annotation.height) == (10, 8)
-    assert annotation.boxes.tolist() == [[2, 3, 3, 6], [0, 0, 10, 8]]
+    size, boxes = read_annotation(path)
+    assert size == (10, 8)
+    assert boxes.tolist() == [[2, 3, 3, 6], [0, 0, 10, 8]]
 
 
 def test_the_ink_box_surrounds_the_bright_pixels():

@@ -10,8 +10,8 @@ from PIL import Image
 
 from infvit.errors import UsageError
 from infvit.measure.attention.figure import CELL, GAP, GROUP_GAP, LETTER, PIXELS, write_figure
-from infvit.measure.attention.gallery_input import normalised
-from infvit.measure.attention.heat import enlarged, over, picture
+from infvit.measure.attention.gallery_input import GalleryInput, normalised
+from infvit.measure.attention.heat import over, picture, resized
 from infvit.measure.attention.maps import token_map
 from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, network
 
@@ -21,13 +21,13 @@ SHOWN = ["attention", "katz_in"]
 @pytest.mark.parametrize("block", [0, None])
 def test_images_are_rows_and_models_and_methods_columns(tmp_path, block):
     networks = {"pure": network("infsa"), "linear": network("linear_infsa")}
-    pdf, png = write_figure(tmp_path, networks, images(3), ["one", "two", "three"], SHOWN, block)
+    pdf, png = write_figure(tmp_path, GalleryInput(networks, images(3), ["one", "two", "three"]), SHOWN, block)
     drawn = Image.open(png).convert("RGB")
     scale, width, height = PIXELS / CELL, CELL, CELL * ROWS / COLUMNS
     lefts = [LETTER + 4 + CELL + GROUP_GAP + k * (CELL + GAP) + (k >= 2) * (GROUP_GAP - GAP) for k in range(4)]
     for row, image in enumerate(images(3)):
         top = 2 * (LETTER + 4) + row * (height + GAP)
-        plain = enlarged(picture(image), round(width * scale), round(height * scale))
+        plain = resized(picture(image), round(width * scale), round(height * scale))
         expected = [(LETTER + 4, plain)]
         for left, (name, method) in zip(lefts, [(n, m) for n in networks for m in SHOWN], strict=True):
             model, inputs = networks[name].model, normalised(networks[name], images(3))
@@ -42,7 +42,7 @@ def test_images_are_rows_and_models_and_methods_columns(tmp_path, block):
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext here: apt-get install poppler-utils")
 def test_text_in_the_pdf_is_text(tmp_path):
     networks = {"pure": network("infsa"), EVIL: network("linear_infsa")}
-    pdf, _ = write_figure(tmp_path, networks, images(), ["one", "two"], SHOWN)
+    pdf, _ = write_figure(tmp_path, GalleryInput(networks, images(), ["one", "two"]), SHOWN)
     words = subprocess.run(["pdftotext", "-layout", pdf, "-"], capture_output=True, text=True, check=True).stdout
     for word in ("pure", "</script><script>", "one", "two", "katz in", "image", "the map's largest"):
         assert word in words
@@ -51,8 +51,9 @@ def test_text_in_the_pdf_is_text(tmp_path):
 
 def test_a_broken_model_and_a_missing_block_are_refused(tmp_path):
     broken = network("infsa")
-    with pytest.raises(UsageError, match="block=2 is none"):
-        write_figure(tmp_path, {"a": broken}, images(), ["one", "two"], SHOWN, block=2)
+    shown = GalleryInput({"a": broken}, images(), ["one", "two"])
+    with pytest.raises(UsageError, match="block=2 is out of range"):
+        write_figure(tmp_path, shown, SHOWN, block=2)
     torch.nn.init.constant_(broken.model.blocks[0].attn.qkv.weight, torch.nan)
     with pytest.raises(UsageError, match="a: attention is not finite"):
-        write_figure(tmp_path, {"a": broken}, images(), ["one", "two"], SHOWN)
+        write_figure(tmp_path, shown, SHOWN)

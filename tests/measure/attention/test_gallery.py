@@ -1,6 +1,7 @@
 """The gallery: its page, its errors, and its behaviour in a real browser."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from infvit.errors import UsageError
 from infvit.measure.attention import gallery
 from infvit.measure.attention.gallery import LOWEST, codes, write_gallery
-from infvit.measure.attention.gallery_input import WORDS, columns, gallery_input
+from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, gallery_input
 from infvit.measure.attention.maps import METHODS, offered, token_map
 from tests.chromium import needs_chromium, opened_page
 from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, inputs, network
@@ -26,7 +27,7 @@ def networks():
 @pytest.fixture(scope="module")
 def page_file(networks, tmp_path_factory):
     file = tmp_path_factory.mktemp("gallery") / "gallery.html"
-    return write_gallery(file, networks, images(), ["first", EVIL], SHOWN)
+    return write_gallery(file, GalleryInput(networks, images(), ["first", EVIL]), SHOWN)
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_heads_that_are_off_leave_empty_maps_with_a_note(browser, tmp_path):
             for block in off.model.blocks:
                 block.attn.qkv.weight.zero_()
                 block.attn.qkv.bias[:16], block.attn.qkv.bias[16:32] = 1, -1
-    file = write_gallery(tmp_path / "gallery.html", networks, images(), ["1", "2"], ["attention"])
+    file = write_gallery(tmp_path / "gallery.html", GalleryInput(networks, images(), ["1", "2"]), ["attention"])
     with opened_page(browser, file) as page:
         assert set(page.locator(".peak").all_text_contents()) == {"0 everywhere"}
         for model in (0, 1):
@@ -240,17 +241,17 @@ def test_input_that_cannot_be_shown_is_refused_in_one_line(networks, tmp_path, m
     broken = network("infsa")
     torch.nn.init.constant_(broken.model.blocks[0].attn.qkv.weight, torch.nan)
     with pytest.raises(UsageError, match="broken: its maps are not finite"):
-        write_gallery(tmp_path / "gallery.html", {"broken": broken}, images(), ["1", "2"], ["attention"])
+        write_gallery(tmp_path / "gallery.html", GalleryInput({"broken": broken}, images(), ["1", "2"]), ["attention"])
     monkeypatch.setattr(gallery, "MOST_BYTES", 1000)
     with pytest.raises(UsageError, match="would be larger than"):
-        write_gallery(tmp_path / "gallery.html", alone, images(), ["1", "2"])
+        write_gallery(tmp_path / "gallery.html", GalleryInput(alone, images(), ["1", "2"]))
     assert not (tmp_path / "gallery.html").exists()
 
 
 def test_models_for_images_of_different_sizes_share_no_page():
     class TwoSizes:
-        def network(self, checkpoint):
-            return network("softmax")._replace(view=lambda _: torch.zeros(3, int(checkpoint), 12, dtype=torch.uint8))
+        def load(self, checkpoint):
+            return replace(network("softmax"), view=lambda _: torch.zeros(3, int(checkpoint), 12, dtype=torch.uint8))
 
     with pytest.raises(UsageError, match=r"different sizes \(softmax \(.*\) 1 8 × 12, softmax \(.*\) 2 16 × 12\)"):
         gallery_input(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")

@@ -91,14 +91,6 @@ def test_every_number_equals_its_formula(attention):
     assert set(found.summary()) == set(NAMES) - (set() if attention.endswith("infsa") else set(OF_INFSA))
 
 
-def test_a_summary_is_mean_and_spread_over_images():
-    net, x = model("infsa"), images(5)
-    values = health(net, x).entropy
-    mean, spread = health(net, x).summary()["entropy"]
-    torch.testing.assert_close(mean, values.mean(-1))
-    torch.testing.assert_close(spread, values.std(-1))
-
-
 @pytest.mark.parametrize("attention", ["linear_infsa", "infsa", "softmax"])
 def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
     net = model(attention)
@@ -112,8 +104,8 @@ def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
             assert values[1, 1].isnan().all(), name
         if dead or name not in OF_INFSA:
             assert values[1, 0].isfinite().all(), name
-    means = {name: mean for name, (mean, _) in found.summary().items()}
-    assert means["entropy"][1, 0].isfinite()
+    means = found.summary()
+    torch.testing.assert_close(means["entropy"][1, 0], found.entropy[1, 0].mean())
     assert means["off"][1, 1] == dead
 
 

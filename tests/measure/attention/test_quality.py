@@ -144,7 +144,7 @@ def test_imagenets_boxes_and_their_notes(cli, tmp_path):
     assert done.code == 0, done.err
     assert "Patches dropped as tokens" in done.out
     assert "1 annotations of another size than their image, whose boxes were scaled" in done.out
-    assert "1 boxes that are empty or lie outside of their image, left out" in done.out
+    assert "1 boxes that are empty or outside of their image, left out" in done.out
     assert "1 images without an annotation" in done.out
     assert "2 images left out of localisation: nothing or everything is in a box" in done.out
     (row,) = written(tmp_path)

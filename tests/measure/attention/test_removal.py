@@ -9,14 +9,7 @@ from torch import nn
 
 from infvit.attention import ATTENTIONS, SoftmaxAttention
 from infvit.errors import UsageError
-from infvit.measure.attention.patch_removal import (
-    REMOVALS,
-    faithfulness,
-    lerf_auc,
-    morf_aoc,
-    remover,
-    shares,
-)
+from infvit.measure.attention.patch_removal import REMOVALS, areas, faithfulness, remover, shares
 from infvit.vit import VisionTransformer
 
 GRID = (4, 4)
@@ -70,12 +63,12 @@ def test_curves_and_areas_equal_the_formula_image_by_image():
     maps = torch.rand(5, *GRID, generator=torch.Generator().manual_seed(1))
     found = faithfulness(remover("mean", model, images, GRID), maps, torch.ones(5, dtype=torch.long), AT)
     for i, (image, relevance) in enumerate(zip(images, maps, strict=True)):
-        for order, curves in (("MoRF", found.morf), ("LeRF", found.lerf)):
+        for order, curves in zip(("MoRF", "LeRF"), found.kept[i], strict=True):
             expected = naive_kept(model, image, relevance, order, AT)
-            assert curves.kept[i].tolist() == pytest.approx(expected, rel=1e-5)
+            assert curves.tolist() == pytest.approx(expected, rel=1e-5)
         expected = naive_kept(model, image, relevance, "MoRF", AT)
         area = sum((a + b) / 2 * 0.1 for a, b in pairwise(expected))
-        assert float(morf_aoc(found, AT)[i]) == pytest.approx(1 - area, rel=1e-5)
+        assert float(areas(found.kept, AT)[0][i]) == pytest.approx(1 - area, rel=1e-5)
 
 
 @pytest.mark.parametrize("removal", ["mean", "blur"])
@@ -88,15 +81,14 @@ def test_the_oracle_map_beats_random_maps_and_its_inverse_loses(removal):
         "random": faithfulness(remove, torch.rand(40, *GRID, generator=torch.Generator().manual_seed(2)), labels, AT),
         "inverse": faithfulness(remove, 0.5 - oracle, labels, AT),
     }
-    morf = [float(morf_aoc(found[name], AT).mean()) for name in ("oracle", "random", "inverse")]
-    lerf = [float(lerf_auc(found[name], AT).mean()) for name in ("oracle", "random", "inverse")]
+    morf, lerf = ([float(areas(each.kept, AT)[k].mean()) for each in found.values()] for k in (0, 1))
     assert morf == sorted(morf, reverse=True)
     assert lerf == sorted(lerf, reverse=True)
     assert morf[0] > morf[1] + 0.2
-    assert found["oracle"].morf.correct[:, 0].all()
+    assert found["oracle"].correct[:, 0, 0].all()
     # Both patches of evidence are among the first two of sixteen.
-    after = found["oracle"].morf.kept[:, 2]
-    assert torch.allclose(after, found["oracle"].morf.kept[:, -1], atol=0.05)
+    after = found["oracle"].kept[:, 0, 2]
+    assert torch.allclose(after, found["oracle"].kept[:, 0, -1], atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["softmax", "infsa", "linear_infsa", "elu_linear"])
@@ -139,8 +131,8 @@ def test_tokens_of_every_attention_can_be_dropped_to_the_last(attention):
     remove = remover("tokens", model, torch.randn(2, 3, 8, 8), GRID)
     maps = torch.rand(2, *GRID)
     found = faithfulness(remove, maps, torch.zeros(2, dtype=torch.long), shares(0.5))
-    assert found.morf.kept.isfinite().all()
-    assert found.morf.kept[:, 0].tolist() == [1.0, 1.0]
+    assert found.kept.isfinite().all()
+    assert found.kept[:, 0, 0].tolist() == [1.0, 1.0]
 
 
 def test_equal_relevance_is_removed_in_random_order():
