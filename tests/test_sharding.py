@@ -15,6 +15,8 @@ from infvit.sharding import full_tensor, shard, unsharded
 from infvit.vit import VisionTransformer
 from tests.cli.test_launchers import TINY, losses, result, torchrun  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.slow
+
 
 def small(attention: str) -> VisionTransformer:
     torch.manual_seed(0)

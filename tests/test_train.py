@@ -11,6 +11,8 @@ import torch
 
 from callbacks.loggers import ResumableCSVLogger
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 QUICK = ["experiment=digits", "recipe.epochs=3", "recipe.warmup_epochs=1"]
 ALONE = [*QUICK, "data/loader=torch", "logger=csv"]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from infvit.errors import UsageError
 from infvit.run import identity
-from infvit.run.checkpoint import LAST, link_last, matching_checkpoint, newest_first, newest_intact
+from infvit.run.checkpoint import LAST, link_last, matching_weights, newest_first, newest_intact, read_checkpoint
 from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
@@ -52,7 +52,7 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
         UsageError: the folder holds checkpoints and `resume` is not given, or the checkpoint does not fit the module or
             is of another model, recipe or seed than this run.
     """
-    folder, found = run_dir / CHECKPOINTS, cfg.resume
+    folder, checkpoint = run_dir / CHECKPOINTS, cfg.resume
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if cfg.resume == "auto" or (sweep and newest_first(folder)):
         newest = newest_intact(folder)
@@ -63,13 +63,13 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
                 LAST, "it links to an older checkpoint"
             ):  # the run was killed before it wrote the link
                 link_last(newest)
-        found = None if newest is None else str(newest)
+        checkpoint = None if newest is None else str(newest)
     elif cfg.resume is None and newest_first(folder):
         raise UsageError(
             f"{run_dir} holds checkpoints of an earlier run: resume it with resume=auto, or give another folder"
         )
-    checkpoint = matching_checkpoint(found, module)
     if checkpoint is not None:
+        matching_weights(checkpoint, read_checkpoint(checkpoint), module)
         _check_same_run(checkpoint, run)
     return checkpoint
 

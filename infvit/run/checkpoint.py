@@ -12,17 +12,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.run.files import tolerate_write_errors
 
-NEWEST = "the newest checkpoint"
-"""Its name in messages about write errors."""
-
-LAST = "last.ckpt"
-"""A link to the newest checkpoint of a run."""
-
-KEPT = 2
-"""Checkpoints that a run keeps: the older one is for a disk that damages the newest."""
+NEWEST = "the newest checkpoint"  # in messages about write errors
+LAST = "last.ckpt"  # a link to it
+KEPT = 2  # per run: the older one is for a disk that damages the newest
 
 NAME = re.compile(r"step(\d+)-([0-9a-f]{16})\.ckpt")
 """Steps of training, and the first digits of the content's sha256: file and checksum appear with one renaming."""
@@ -41,28 +36,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Writes FOLDER/stepN-CHECKSUM.ckpt for the path FOLDER/stepN.ckpt, and links FOLDER/last.ckpt to it."""
         path = Path(path)
-        consequence = f"training continues and tries again, the earlier ones stay; make room in {path.parent}"
+        folder, part = path.parent, path.with_suffix(".part")
+        consequence = f"training continues and tries again, the earlier ones stay; make room in {folder}"
         with tolerate_write_errors(NEWEST, consequence, self.unwritten):
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._write(checkpoint, path)
+                with part.open("wb") as file:
+                    hashing = _HashingFile(file)
+                    torch.save(checkpoint, cast(IO[bytes], hashing))
+                    file.flush()
+                    os.fsync(file.fileno())
+                complete = folder / f"{path.stem}-{hashing.sha256.hexdigest()[:16]}.ckpt"
+                part.rename(complete)
+                link_last(complete)
+                for old in newest_first(folder)[KEPT:]:
+                    old.unlink()
             finally:
-                for part in path.parent.glob("*.part"):
-                    part.unlink()
-
-    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        folder = path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            hashing = _HashingFile(file)
-            torch.save(checkpoint, cast(IO[bytes], hashing))
-            file.flush()
-            os.fsync(file.fileno())
-        complete = folder / f"{path.stem}-{hashing.sha256.hexdigest()[:16]}.ckpt"
-        part.rename(complete)
-        link_last(complete)
-        for old in newest_first(folder)[KEPT:]:
-            old.unlink()
+                for left in folder.glob("*.part"):
+                    left.unlink()
 
 
 class _HashingFile:
@@ -104,8 +95,7 @@ def newest_intact(folder: Path) -> Path | None:
     Raises:
         UsageError: all are damaged.
     """
-    found = newest_first(folder)
-    for path in found:
+    for path in (found := newest_first(folder)):
         try:
             read_checkpoint(path)
             return path
@@ -123,12 +113,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UsageError: the file is missing, damaged or not a checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(
-            f"checkpoint {path} does not exist: give the path of a .ckpt file, e.g. RUN/checkpoints/last.ckpt"
-        )
-    named = NAME.fullmatch(path.resolve().name)
-    if named:
+    expect(path.is_file(), f"checkpoint {path} does not exist", "a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
+    if named := NAME.fullmatch(path.resolve().name):
         sha256 = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(2**20):
@@ -140,17 +126,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises what zip, pickle or the file system raise
         raise UsageError(f"{path} is not a complete checkpoint ({type(error).__name__}): use an earlier one") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UsageError(f"{path} holds no state_dict: expected a checkpoint written by train.py")
-    return content
-
-
-def matching_checkpoint(path: str | None, module: nn.Module) -> str | None:
-    """Returns `path` if the checkpoint's weights fit the module; UsageError names the first one that does not."""
-    if path is None:
-        return None
-    matching_weights(path, read_checkpoint(path), module)
-    return str(path)
+    complete = isinstance(content, dict) and "state_dict" in content
+    expect(complete, f"{path} holds no state_dict", "a checkpoint written by train.py")
+    return dict(content)
 
 
 def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> None:

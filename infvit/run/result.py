@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write
 
 RESULT_FILE = "result.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
 """An interrupted run wrote a checkpoint when it received a signal: the same command resumes it."""
 
 WITHOUT_NUMBERS: tuple[Status, ...] = ("failed", "diverged", "interrupted", "running")
 # What two runs must share to be compared at all, besides `Result.protocol`.
 SIGNATURE = ("depth", "dim", "patch", "recipe_hash", "data_fingerprint", "image_size", "epochs", "loader")
-# Settings of how any model is trained and tested; precision depends on the machine.
-PROTOCOL = ("data.", "trainer.")
-NOT_PROTOCOL = ("trainer.precision",)
 
 
 class UnreadableResultError(UsageError):
@@ -50,6 +46,7 @@ class Result:
     the file that this version does not know; they survive reading and writing.
     """
 
+    schema: Literal[1] = SCHEMA
     status: Status
     error: str | None = None
     model: str
@@ -87,7 +84,6 @@ class Result:
     seconds: float | None = None
     run_dir: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
 
     @property
     def config_key(self) -> tuple[Any, ...]:
@@ -96,9 +92,9 @@ class Result:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The settings that runs must share to be compared."""
-        shared = {name: value for name, value in self.settings.items() if name.startswith(PROTOCOL)}
-        return {name: value for name, value in shared.items() if name not in NOT_PROTOCOL}
+        """The settings of data and trainer that runs must share to be compared; precision depends on the machine."""
+        names = (name for name in self.settings if name.startswith(("data.", "trainer.")))
+        return {name: self.settings[name] for name in names if name != "trainer.precision"}
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -123,30 +119,23 @@ class Result:
         return (last.astimezone(timezone.utc) if last.tzinfo else last).strftime("%Y-%m-%d %H:%M")
 
     def write(self, path: str | Path) -> None:
-        """Writes the file atomically. NaN and infinity become null."""
+        """Writes the file atomically. NaN and infinity become null, scalars of torch and NumPy numbers."""
         content = asdict(self)
-        extra = content.pop("extra")
-        content = {"schema": content.pop("schema"), **content}
-        text = json.dumps(_plain({**extra, **content}), indent=2, allow_nan=False)
-        atomic_write(Path(path), text + "\n")
+        content |= content.pop("extra")
+        text = to_json(content, indent=2, inf_nan_mode="null", fallback=lambda value: value.item())
+        atomic_write(Path(path), text + b"\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
         """Reads the file; raises UnreadableResultError if it is damaged, incomplete or of another schema."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            content = json.loads(text, parse_constant=lambda _: None)
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise UnreadableResultError(path, f"cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise UnreadableResultError(path, f"is not text: {error.reason} at byte {error.start}") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            where = f" at line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
-            raise UnreadableResultError(path, f"is not JSON{where}" if text else "is empty: expected JSON") from error
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
+            raise UnreadableResultError(path, f"is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise UnreadableResultError(path, f"holds a {type(content).__name__}, expected an object")
-        if content.get("schema") != SCHEMA or isinstance(content["schema"], bool):
-            raise UnreadableResultError(path, f"has schema {_shown(content.get('schema'))}, expected {SCHEMA}")
         known = {f.name: content.pop(f.name) for f in fields(cls) if f.name in content}
         try:
             return JSON.validate_json(json.dumps(known | {"extra": content}), strict=True)
@@ -165,32 +154,13 @@ def score(result: Result) -> float | None:
 
 
 def _reason(error: ValidationError) -> str:
-    """One line: the fields that are missing, else the first value of another type and the type that is expected."""
-    missing = [str(found["loc"][0]) for found in error.errors() if found["type"] in ("missing", "missing_keyword_only")]
-    if missing:
-        return f"lacks {', '.join(missing)}"
+    """One line: all fields that are missing, or the first value of another type and the type that is expected."""
     first = error.errors()[0]
+    if first["type"] == "missing":
+        return f"lacks {', '.join(str(found['loc'][0]) for found in error.errors() if found['type'] == 'missing')}"
     expected = first["msg"].removeprefix("Input should be ")
-    return f"has {'.'.join(map(str, first['loc']))} {_shown(first['input'])}, expected {expected}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+    return f"has {'.'.join(map(str, first['loc']))} {json.dumps(first['input'])[:40]}, expected {expected}"
 
 
 def _key(settings: dict[str, Any]) -> str:
-    return json.dumps(_plain(settings), sort_keys=True) if settings else ""
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: finite numbers, scalars of NumPy and torch as numbers, paths as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    return _plain(value.item()) if hasattr(value, "item") else str(value)
+    return json.dumps(settings, sort_keys=True) if settings else ""

@@ -43,6 +43,7 @@ def test_each_of_several_maps_has_a_row():
         assert np.unravel_index(row[:, 100:].argmax(), (96, 96))[0] // 24 == i
 
 
+@pytest.mark.slow
 def test_runs_leave_pictures_of_the_same_images_in_their_folders_and_on_wandb(cli):
     outcome = cli("train", "-m", *QUICK, "model=vit,linear_infvit,none", "seed=0")
     assert outcome.code == 0, outcome.err
@@ -69,6 +70,7 @@ def test_runs_leave_pictures_of_the_same_images_in_their_folders_and_on_wandb(cl
     assert "as their runs said: none" in page
 
 
+@pytest.mark.slow
 def test_maps_every_k_epochs_do_not_change_the_weights(cli):
     lasting = ["experiment=digits", "model=linear_infvit", "data/loader=torch", "+trainer.limit_train_batches=2"]
     lasting += ["recipe.epochs=3", "recipe.warmup_epochs=0"]
@@ -98,6 +100,7 @@ def test_maps_every_k_epochs_do_not_change_the_weights(cli):
         assert torch.equal(values, theirs["state_dict"][name]), name
 
 
+@pytest.mark.slow
 def test_a_model_without_maps_and_a_failing_picture_leave_a_finished_run(cli, monkeypatch):
     timm = ["model=timm", "size.image_size=32", "logger=csv", "callbacks.attention_maps.every_n_epochs=1"]
     outcome = cli("train", *QUICK, *timm, "model.name=test_resnet", "recipe.epochs=2")

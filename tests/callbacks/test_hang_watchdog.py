@@ -148,6 +148,7 @@ def ended(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_rank_at_fault_is_named_once_and_all_ranks_end(ended, fault):
     ranks, printed = ended[fault]
@@ -164,6 +165,7 @@ def test_the_rank_at_fault_is_named_once_and_all_ranks_end(ended, fault):
     assert ranks[at_fault][1] != 0
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_of_a_run_is_named_in_its_result_and_the_same_command_resumes():
     command = [sys.executable, "-m", "tests.chaos", "worker", "--launchers", "lightning", "--faults", "3"]
     command += ["--epochs", "1", "--step-timeout", "4"]

@@ -11,6 +11,7 @@ from tests.chaos import slurm
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM here: {slurm.missing()}")
 def test_slurm_runs_a_sweep_with_jobs_of_two_tasks_and_one_that_is_requeued():
     command = [sys.executable, "-m", "tests.chaos", "slurm", "--sweep-alone"]

@@ -41,6 +41,7 @@ def started(folder: Path) -> dict[str, str]:
     return {name: result["started"] + str(result["seconds"]) for name, result in results(folder).items()}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_runs_only_what_is_not_finished(cli):
     first = cli("train", *QUICK, "model=vit", "seed=0,1")
     assert first.code == 0, first.err
@@ -63,6 +64,7 @@ def test_the_same_command_again_runs_only_what_is_not_finished(cli):
     assert "0 1 2" in table
 
 
+@pytest.mark.slow
 def test_a_finished_job_of_another_configuration_does_not_count(cli):
     fixed = ["hydra.sweep.subdir=here", "model=vit", "seed=0"]
     assert cli("train", *QUICK, *fixed).code == 0
@@ -72,6 +74,7 @@ def test_a_finished_job_of_another_configuration_does_not_count(cli):
     assert "skipped" not in other.out
 
 
+@pytest.mark.slow
 def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(cli):
     first = cli("train", *QUICK, "model=vit", "seed=0", "size.heads=4,5")
     assert first.code == 1
@@ -85,6 +88,7 @@ def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(c
     assert "error: 1 jobs" in again.err
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_ends(cli, tmp_path):
     holds = (
         "import sys; from pathlib import Path; from infvit.run.files import FolderLock\n"
@@ -107,6 +111,7 @@ def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_en
     assert cli("train", *QUICK, "model=vit", "seed=0").code == 0
 
 
+@pytest.mark.slow
 def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     arguments = [*QUICK, "model=vit,infvit", "size.heads=4,5", "seed=0", "recipe.epochs=2"]
@@ -207,6 +212,7 @@ SLICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "scale", "rows", "names"), SLICES, ids=[slice_[0] for slice_ in SLICES])
 def test_two_epochs_of_two_rows_of_every_table(cli, experiment, scale, rows, names):
     short = ["data/loader=torch", "logger=csv", "trainer.max_epochs=2"]
@@ -230,6 +236,7 @@ def test_two_epochs_of_two_rows_of_every_table(cli, experiment, scale, rows, nam
             assert len(gamma) == (4 if fixed else 1)
 
 
+@pytest.mark.slow
 def test_a_search_never_reads_the_test_images_and_leaves_a_recipe_for_all_models(cli, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     test_images = []

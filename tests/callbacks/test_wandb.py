@@ -141,6 +141,7 @@ def offline(outcome) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["port", "key"])
 def test_a_run_finishes_offline(cli, monkeypatch, closed, wrong):
     with server(401, b"") as (refusing, _):
@@ -150,6 +151,7 @@ def test_a_run_finishes_offline(cli, monkeypatch, closed, wrong):
         offline(cli("train", *SHORT))
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_the_key_but_starts_no_run_costs_the_init_timeout_alone(cli, monkeypatch):
     with server(200, json.dumps({"data": {"viewer": {"id": "x"}}}).encode()) as (url, requests):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -158,6 +160,7 @@ def test_a_server_that_accepts_the_key_but_starts_no_run_costs_the_init_timeout_
         assert len(requests) > 1
 
 
+@pytest.mark.slow
 def test_a_silent_server_is_contacted_once_before_the_first_step_and_never_waited_for(cli, monkeypatch, silent):
     url, held = silent
     requests = []

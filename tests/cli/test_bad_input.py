@@ -94,6 +94,7 @@ def test_full_error_shows_the_traceback(cli, monkeypatch):
 OWN = ["data=imagefolder", "size=tiny", "recipe=digits", "recipe.batch_size=8", *SHORT, "logger=csv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", ["ffcv", "torch"])
 def test_own_images_train_in_one_line_and_a_corrupt_one_is_named(cli, tree, loader):
     if loader == "ffcv":
@@ -117,6 +118,7 @@ def test_empty_and_missing_folders(cli, tree):
     assert "dark" in line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_recipe_or_seed_is_refused_and_one_without_its_run_is_taken(cli, tmp_path):
     assert cli("train", *DIGITS, "model=vit", "hydra.run.dir=first").code == 0
     path = tmp_path / "first" / "checkpoints" / "last.ckpt"
@@ -128,6 +130,7 @@ def test_a_checkpoint_of_another_recipe_or_seed_is_refused_and_one_without_its_r
     assert cli("train", *DIGITS, "model=vit", "seed=1", f"resume={alone}", "hydra.run.dir=second").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
 def test_a_checkpoint_that_is_none_or_of_another_model(cli, tmp_path, content):
     path = tmp_path / "other.ckpt"

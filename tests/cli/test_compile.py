@@ -9,6 +9,8 @@ import torch
 from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, graph_tiles, pure
 from infvit.vit import VisionTransformer
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 VARIANTS = {
     **ATTENTIONS,

@@ -42,6 +42,7 @@ def test_what_is_chosen_is_made_or_refused_in_one_line(places, chosen):
     assert all("\n" not in line for _, line in got.refused)
 
 
+@pytest.mark.slow
 def test_each_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, data_cache):
     monkeypatch.setenv("INFVIT_CACHE", str(data_cache))
     monkeypatch.setenv("WANDB_MODE", "offline")

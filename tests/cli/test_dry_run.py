@@ -34,6 +34,7 @@ def digits(*overrides: str):
     return cfg, *build(cfg)
 
 
+@pytest.mark.slow
 def test_it_prints_what_the_run_takes_and_leaves_no_result(cli):
     loader = "ffcv" if importlib.util.find_spec("ffcv") else "torch"
     accumulated = "trainer.accumulate_grad_batches=2"
@@ -90,6 +91,7 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
     assert "FLOPs – forward (– MACs), – training, per image of 8 px\nrecipe" in printed(1e6)
 
 
+@pytest.mark.slow
 def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_comparison(cli):
     grows = ["+progressive=from160", "recipe.augmentation.progressive.start=4"]
     alone = ["data/loader=torch", "logger=csv", "model=vit", "seed=0", "dry_run=true"]
@@ -100,6 +102,7 @@ def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_compari
     assert left(outcome.folder) <= LEFT | {".ended", ".lock", "multirun.yaml"}
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path, data_cache):
     arguments = ["experiment=digits", "data/loader=torch", "logger=csv", "trainer=ddp_cpu", "+dry_run=true"]
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}

@@ -64,6 +64,7 @@ def torchrun(tmp_path, data_cache):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_are_one_run_with_the_losses_of_one_process(cli, torchrun):
     run = [*TINY, "model=vit", "recipe.epochs=5", "trainer.log_every_n_steps=1"]
     # The second process alone would choose another folder.
@@ -82,6 +83,7 @@ def test_two_processes_of_torchrun_are_one_run_with_the_losses_of_one_process(cl
     assert result(left)["metrics"]["test/top1"] == pytest.approx(result(alone)["metrics"]["test/top1"])
 
 
+@pytest.mark.slow
 def test_processes_on_two_nodes_are_one_run(torchrun):
     folder, printed = torchrun(*TINY, "model=vit", "recipe.epochs=1", nodes=2)
     (left,) = folder.glob("runs/*/*")
@@ -91,6 +93,7 @@ def test_processes_on_two_nodes_are_one_run(torchrun):
     assert printed.count("finished: ") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, torchrun):
     # In float64 and at a tenth of the learning rate: a dead head divides by the sum of its scores, 1e-5, and rounding
     # errors grow tenfold a step, from another order of the images in one process just as from a second process.
@@ -132,6 +135,7 @@ def first_of_two(monkeypatch):
     return store
 
 
+@pytest.mark.slow
 def test_rank_zero_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(ranks, "TIMEOUT", timedelta(seconds=1))
@@ -142,6 +146,7 @@ def test_rank_zero_that_does_not_come_is_one_line(cli, first_of_two, monkeypatch
     assert f"error: hydra.run.dir: rank 1 waited 1 s for rank 0 at 127.0.0.1:{first_of_two.port} (" in line
 
 
+@pytest.mark.slow
 def test_rank_zero_gives_its_value_to_all_and_may_do_so_later(first_of_two, monkeypatch):
     assert ranks.broadcast_from_rank_zero("folder of job 0", "runs/first") == "runs/first"
     monkeypatch.setenv("RANK", "1")
@@ -151,6 +156,7 @@ def test_rank_zero_gives_its_value_to_all_and_may_do_so_later(first_of_two, monk
     assert ranks.broadcast_from_rank_zero("folder of job 1", "runs/fourth") == "runs/third"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comes", [True, False])
 def test_rank_zero_of_slurm_serves_the_store_until_all_have_read_it_and_names_a_rank_that_does_not(monkeypatch, comes):
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -23,6 +23,7 @@ def refused(outcome) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_the_users_key_is_in_no_file_of_a_sweep(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")

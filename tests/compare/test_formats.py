@@ -172,7 +172,7 @@ def test_nothing_at_all_still_prints(printed: Printed) -> None:
 
 def damage(path: Path) -> str:
     path.write_text(path.read_text()[:200])
-    return "is not JSON at line"
+    return "is not JSON: Unterminated string"
 
 
 def older(path: Path) -> str:
@@ -206,7 +206,7 @@ def test_without_any_readable_result_every_file_has_the_reason(tmp_path: Path, m
     comparison = write_comparison([tmp_path / "sweep"], tmp_path / "out")
     assert not comparison.rows
     for ending in ("html", "md", "csv", "tex"):
-        assert "is empty: expected JSON" in (tmp_path / "out" / f"comparison.{ending}").read_text()
+        assert "is not JSON: Expecting value" in (tmp_path / "out" / f"comparison.{ending}").read_text()
 
 
 def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result: MakeResult) -> None:

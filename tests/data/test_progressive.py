@@ -60,6 +60,7 @@ def test_each_epoch_has_its_side_also_after_a_resume_and_evaluation_the_full_one
     assert module.validated | resumed.validated == {epoch: {8} for epoch in epochs}
 
 
+@pytest.mark.slow
 def test_a_growing_run_has_a_variant_and_is_evaluated_at_the_full_side(cli):
     ramp = {"start": 4, "begin": 0.3, "end": 0.6}
     grows = [

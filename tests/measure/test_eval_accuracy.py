@@ -25,6 +25,8 @@ from infvit.compare import Comparison
 from infvit.measure.accuracy import records
 from infvit.run.checkpoint import matching_classes, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
 QUICK = [
     "recipe.epochs=1",

@@ -6,6 +6,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["experiment=digits", "data/loader=torch", "logger=csv", "recipe.epochs=1", "recipe.warmup_epochs=0"]
 QUICK += ["+trainer.limit_train_batches=2", "size.depth=2"]
 

@@ -11,6 +11,8 @@ import pytest
 from infvit.compare import Comparison, to_markdown
 from tests.measure.attention.imagenet_tree import write_annotation, write_image
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "recipe.epochs=1",
     "recipe.warmup_epochs=0",
