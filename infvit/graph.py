@@ -48,7 +48,8 @@ class AbsorbingChain:
     Attributes:
         M: the transient matrix gamma Ahat, (..., N, N).
         R: the probability of absorption in the step from each token, 1 − Σ_j M_ij, (..., N).
-        F: the fundamental matrix (I − M)⁻¹ = I + M + M² + ..., (..., N, N).
+        F: the fundamental matrix (I − M)⁻¹ = I + M + M² + ..., (..., N, N): F_ij is the expected number of visits to j
+            of a walk from i, its start included.
         neumann_kernel: F − I, (..., N, N), solved for directly, without cancellation where M is small.
     """
 
@@ -56,11 +57,6 @@ class AbsorbingChain:
     R: Tensor
     F: Tensor
     neumann_kernel: Tensor
-
-    @property
-    def visits(self) -> Tensor:
-        """F_ij, the expected number of visits to j of a walk from i, including its start: (..., N, N)."""
-        return self.F
 
     @property
     def steps(self) -> Tensor:
@@ -258,7 +254,7 @@ def _quadratic(layer: Attention, x: Tensor) -> Tensor:
     """A / (‖A‖_F + eps) with A = relu(Q Kᵀ / d) of a layer's Q and K, in float32 or better: (B, H, N, N)."""
     Q, K, _ = layer.heads(x)
     with without_autocast(x):
-        A, norm = affinities(torch.stack((precise(Q), precise(K)), 2))
+        A, norm = affinities(torch.stack((precise(Q), precise(K)), 2).transpose(1, 3))
         return A / norm
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
@@ -16,7 +16,7 @@ from infvit.attention import ATTENTIONS
 from infvit.errors import UsageError
 from infvit.positions import POSITIONS
 
-NAMED: dict[str, dict[str, Callable[..., Any]]] = {"attention": dict(ATTENTIONS), "positions": dict(POSITIONS)}
+NAMED: dict[str, Mapping[str, Callable[..., Any]]] = {"attention": ATTENTIONS, "positions": POSITIONS}
 """What a config may name, by argument; a downloaded config can choose from these alone."""
 
 

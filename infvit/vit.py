@@ -50,27 +50,20 @@ class Block(nn.Module):
         Adds intermediate values to `named`, prefixed by `name`.
         """
         normed = self.norm1(x)
-        if not first_only:
-            attended = self.attn(normed)
-        else:
+        if first_only:
             x = x[:, :1]
-            one_token = self.attn.forward_class_token if isinstance(self.attn, Attention) else None
-            attended = one_token(normed) if one_token else self.attn(normed)[:, :1]
+            attn = self.attn
+            attended = attn.forward_class_token(normed) if isinstance(attn, Attention) else attn(normed)[:, :1]
+        else:
+            attended = self.attn(normed)
         mixed = self.extra_proj(attended)
         after_attn = x + self.drop_path(mixed)
         normed2 = self.norm2(after_attn)
         expanded = self.mlp(normed2)
         out = after_attn + self.drop_path(expanded)
         if named is not None:
-            steps = {
-                "norm1": normed,
-                "attn": mixed,
-                "+attn": after_attn,
-                "norm2": normed2,
-                "mlp": expanded,
-                "+mlp": out,
-            }
-            named.update({f"{name}.{step}": value for step, value in steps.items()})
+            named |= {f"{name}.norm1": normed, f"{name}.attn": mixed, f"{name}.+attn": after_attn}
+            named |= {f"{name}.norm2": normed2, f"{name}.mlp": expanded, f"{name}.+mlp": out}
         return out
 
 
@@ -250,7 +243,7 @@ class VisionTransformer(nn.Module, HubModel):
         return named
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, besides the one-dimensional ones (norms, biases, gamma)."""
+        """Parameters without weight decay, besides the one-dimensional ones."""
         return {"pos_embed", "cls_token"}
 
     def get_classifier(self) -> nn.Module:
@@ -260,10 +253,8 @@ class VisionTransformer(nn.Module, HubModel):
     def reset_classifier(self, num_classes: int, **_: Any) -> None:
         """Replaces the head by a new one for `num_classes`; 0 removes it."""
         self.num_classes = self.config["num_classes"] = num_classes
-        if not num_classes:
-            self.head = nn.Identity()
-            return
-        head = nn.Linear(self.embed_dim, num_classes, device=self.norm.weight.device, dtype=self.norm.weight.dtype)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        self.head = head
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.embed_dim, num_classes).to(self.norm.weight)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)

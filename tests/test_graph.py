@@ -25,7 +25,7 @@ VECTORS = {
     "pagerank": pagerank,
     "left": lambda A: eigenvector_centrality(A, "left", 1e-12).vector,
     "right": lambda A: eigenvector_centrality(A, "right", 1e-12).vector,
-    "visits": lambda A: absorbing_chain(A, 0.9).visits,
+    "visits": lambda A: absorbing_chain(A, 0.9).F,
     "kernel": lambda A: absorbing_chain(A, 0.9).neumann_kernel,
     "steps": lambda A: absorbing_chain(A, 0.9).steps,
     "R": lambda A: absorbing_chain(A, 0.9).R,
@@ -110,7 +110,7 @@ def test_expected_visits_and_steps_are_those_of_simulated_walks():
             to = (random.random(len(walk))[:, None] >= steps_to[at]).sum(1)
             walk, at = walk[to < N], to[to < N]
         for expected, seen in (
-            (chain.visits[start].numpy(), visits),
+            (chain.F[start].numpy(), visits),
             (chain.steps[start].numpy(), visits.sum(1)),
         ):
             assert (np.abs(seen.mean(0) - expected) <= 4 * seen.std(0) / walks**0.5).all()
@@ -175,7 +175,7 @@ def test_gradients(name):
     torch.autograd.gradcheck(VECTORS[name], A)
 
 
-@pytest.mark.parametrize("quantity", [katz, lambda A, gamma: absorbing_chain(A, gamma).visits])
+@pytest.mark.parametrize("quantity", [katz, lambda A, gamma: absorbing_chain(A, gamma).F])
 def test_gradients_in_a_discount_per_head(quantity):
     A, gamma = graph(2, 3, 4, 4, density=1.0), torch.tensor([0.3, 0.6, 0.9], dtype=torch.float64)
     torch.autograd.gradcheck(quantity, (A.requires_grad_(), gamma.requires_grad_()))

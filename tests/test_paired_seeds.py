@@ -29,8 +29,8 @@ class Drawing(SoftmaxAttention):
         self.more = nn.Linear(dim, dim)
         self.scale = nn.Parameter(self_made)
 
-    def _forward(self, x, masks):
-        return super()._forward(x, masks) + 0 * torch.rand_like(x)
+    def _forward(self, x, masks, first=None):
+        return super()._forward(x, masks, first) + 0 * torch.rand_like(x)
 
 
 class Seen(Callback):

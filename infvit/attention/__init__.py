@@ -8,45 +8,25 @@ here, and `infvit.attention.ItsClass` finds it. The imports by name below exist 
 import importlib
 import pkgutil
 
-from infvit.attention.cosformer import CosFormerAttention
-from infvit.attention.efficient import EfficientAttention
-from infvit.attention.elu_linear import ELULinearAttention
-from infvit.attention.focused_linear import FocusedLinearAttention
-from infvit.attention.hydra import HydraAttention
-from infvit.attention.layer import ATTENTIONS, Attention, DiscountedAttention
-from infvit.attention.linear import LinearInfSA
-from infvit.attention.linformer import LinformerAttention
-from infvit.attention.none import NoAttention
-from infvit.attention.nystrom import NystromAttention
-from infvit.attention.performer import PerformerAttention
-from infvit.attention.pure import PureInfSA
-from infvit.attention.relu import ReLUAttention
-from infvit.attention.relu_linear import ReLULinearAttention
-from infvit.attention.softmax import SoftmaxAttention, UnfusedSoftmaxAttention
-from infvit.attention.xca import CrossCovarianceAttention
-
-__all__ = [
-    "ATTENTIONS",
-    "Attention",
-    "CosFormerAttention",
-    "CrossCovarianceAttention",
-    "DiscountedAttention",
-    "ELULinearAttention",
-    "EfficientAttention",
-    "FocusedLinearAttention",
-    "HydraAttention",
-    "LinearInfSA",
-    "LinformerAttention",
-    "NoAttention",
-    "NystromAttention",
-    "PerformerAttention",
-    "PureInfSA",
-    "ReLUAttention",
-    "ReLULinearAttention",
-    "SoftmaxAttention",
-    "UnfusedSoftmaxAttention",
-    "overview",
-]
+from infvit.attention.cosformer import CosFormerAttention as CosFormerAttention
+from infvit.attention.efficient import EfficientAttention as EfficientAttention
+from infvit.attention.elu_linear import ELULinearAttention as ELULinearAttention
+from infvit.attention.focused_linear import FocusedLinearAttention as FocusedLinearAttention
+from infvit.attention.hydra import HydraAttention as HydraAttention
+from infvit.attention.layer import ATTENTIONS as ATTENTIONS
+from infvit.attention.layer import Attention as Attention
+from infvit.attention.layer import DiscountedAttention as DiscountedAttention
+from infvit.attention.linear import LinearInfSA as LinearInfSA
+from infvit.attention.linformer import LinformerAttention as LinformerAttention
+from infvit.attention.none import NoAttention as NoAttention
+from infvit.attention.nystrom import NystromAttention as NystromAttention
+from infvit.attention.performer import PerformerAttention as PerformerAttention
+from infvit.attention.pure import PureInfSA as PureInfSA
+from infvit.attention.relu import ReLUAttention as ReLUAttention
+from infvit.attention.relu_linear import ReLULinearAttention as ReLULinearAttention
+from infvit.attention.softmax import SoftmaxAttention as SoftmaxAttention
+from infvit.attention.softmax import UnfusedSoftmaxAttention as UnfusedSoftmaxAttention
+from infvit.attention.xca import CrossCovarianceAttention as CrossCovarianceAttention
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

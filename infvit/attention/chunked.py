@@ -17,6 +17,7 @@ from infvit.attention.sums import (
     query_sums,
     relative,
     row_norms,
+    split_qkv,
     sum_chunks,
     sum_dtype,
     token_scores,
@@ -28,7 +29,7 @@ def _both(
     x: Tensor, W: Tensor, b: Tensor | None, padding: Tensor | None, heads: int, chunk: int
 ) -> tuple[Sums, Sums, Tensor]:
     """The query sums, the token sums and qbar."""
-    (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
+    Wq, Wk, _, bq, bk, _ = split_qkv(W, b)
     first = sum_chunks(lambda x, p: query_sums(x, Wq, bq, heads, p), x, padding, chunk)
     qbar = mean_query(first)
     return first, sum_chunks(lambda x, p: token_sums(x, qbar, Wk, bk, p), x, padding, chunk), qbar
@@ -65,8 +66,9 @@ def pool_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to x, W and b (zeros without b). Recomputes the forward sums."""
-    (Wq, Wk, _), (bq, bk, _) = W.chunk(3), (None, None, None) if b is None else b.chunk(3)
+    Wq, Wk, _, bq, bk, _ = split_qkv(W, b)
     D, d, dtype = x.shape[-1], x.shape[-1] // heads, precision(x)
+    chunks = [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
     first, _, qbar = _both(x, W, b, padding, heads, chunk)
     dx = torch.empty_like(x)
     dW, db = torch.zeros_like(W, dtype=dtype), torch.zeros(3 * D, dtype=dtype, device=x.device)
@@ -78,7 +80,7 @@ def pool_backward(
     u = torch.einsum("bhd,hdD->bhD", q, Wk_h)
     h0, h1 = ((t * m.view(m.shape + (1,) * (t.ndim - 2))).to(dtype) for t in (grad_weight, grad_weighted))
     du, dc = torch.zeros_like(u), torch.zeros_like(h0)
-    for here in _chunks(x, chunk):
+    for here in chunks:
         tokens = x[:, here].to(dtype)
         s, _ = token_scores(x[:, here], qbar, Wk, bk, None if padding is None else padding[:, here])
         ds = (h0.unsqueeze(-1) + h1 @ tokens.mT).masked_fill(s == 0, 0) / d
@@ -96,7 +98,7 @@ def pool_backward(
     S = first.weight + EPS
     g0 = (-(dqbar * qbar).sum(-1) / S).to(dtype)
     g1 = dqbar.to(dtype)
-    for here in _chunks(x, chunk):
+    for here in chunks:
         tokens = x[:, here]
         Q = F.linear(tokens, Wq, bq).unflatten(-1, (heads, d))
         n = row_norms(Q).to(sum_dtype(x))
@@ -113,19 +115,8 @@ def pool_backward(
     return dx, dW.to(W.dtype), db.to(W.dtype)
 
 
-def _chunks(x: Tensor, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, x.shape[1], chunk)]
-
-
 @pool.register_fake
-def _(
-    x: Tensor,
-    W: Tensor,  # noqa: ARG001
-    b: Tensor | None,  # noqa: ARG001
-    padding: Tensor | None,  # noqa: ARG001
-    heads: int,
-    chunk: int,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, W: Tensor, b: Any, padding: Any, heads: int, chunk: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     B, _, D = x.shape
     return x.new_empty(B, heads, dtype=sum_dtype(x)), x.new_empty(B, heads, D, dtype=sum_dtype(x))
 

@@ -42,7 +42,7 @@ class _Heads(NamedTuple):
 
 def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None) -> Iterator[_Heads]:
     """All heads of all images: one at a time on a CPU, all of an image at once on an accelerator."""
-    B, _, _, H, d = qkv.shape
+    B, N, _, H, d = qkv.shape
     precise = precision(qkv)
     together = 1 if qkv.device.type == "cpu" else H
     for image in range(B):
@@ -50,13 +50,9 @@ def _each(qkv: Tensor, gamma: Tensor, hidden: Tensor | None) -> Iterator[_Heads]
             heads = slice(first, min(first + together, H))
             Q, K, V = qkv[image, :, :, heads].permute(1, 2, 0, 3)
             q, k = (largest_entry(t, (-2, -1)).to(precise) for t in (Q, K))
-            here = None if hidden is None else _part(_part(hidden, 0, slice(image, image + 1))[0], 0, heads)
+            here = None if hidden is None else hidden.expand(B, H, N, N)[image, heads]
             graph = GraphTiles((Q / (q * d)).to(Q.dtype), (K / k).to(K.dtype), here)
             yield _Heads((image, heads), graph, V, q, k, gamma[heads, None, None].to(precise))
-
-
-def _part(mask: Tensor, dim: int, part: slice) -> Tensor:
-    return mask if mask.shape[dim] == 1 else mask.narrow(dim, part.start, part.stop - part.start)
 
 
 @torch.library.custom_op("infvit::diffuse", mutates_args=())
@@ -147,7 +143,7 @@ def diffuse_backward(
                 rows.masked_fill_(padding[image, :, None, None, None], 0)
             db[:, which] += rows.sum(0, dtype=precise)
             rows = rows.flatten(1)
-            add_product(dx[image], rows, W.view(3, H, d, -1)[:, which].reshape(rows.shape[1], -1))
+            add_product(dx[image, None], rows[None], W.view(3, H, d, -1)[:, which].reshape(1, rows.shape[1], -1))
             dW[:, which] += (rows.T @ x[image]).view(3, -1, d, W.shape[1])
     return dx.to(x.dtype), dW.flatten(0, 2).to(W.dtype), db.flatten().to(W.dtype), dgamma
 
@@ -216,14 +212,7 @@ def _series(
 
 
 @diffuse.register_fake
-def _(
-    x: Tensor,
-    W: Tensor,  # noqa: ARG001
-    b: Tensor | None,  # noqa: ARG001
-    gamma: Tensor,
-    hops: int,
-    *rest: Any,  # noqa: ARG001
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, W: Tensor, b: Any, gamma: Tensor, hops: int, *rest: Any) -> tuple[Tensor, ...]:  # noqa: ARG001
     (B, N, D), H = x.shape, len(gamma)
     norms = x.new_empty(B, H, dtype=precision(x))
     of_tokens = x.new_empty(B, N, H, D // H), x.new_empty(B, N, 3, H, D // H)
@@ -254,28 +243,18 @@ def _backward(ctx: Any, grad_O: Tensor | None, *_: Any) -> tuple[Tensor | None, 
 diffuse.register_autograd(_backward, setup_context=_save)
 
 
-def _products(x: Any, count: float) -> float:
-    """FLOPs of `count` products with the N × N matrices of all heads."""
-    B, N, D = x
-    return count * B * 2 * N * N * D
-
-
-def _counted(hops: int) -> float:
-    """NaN for the infinite series: the number of its iterations depends on x."""
-    return math.nan if hops == INFINITE else hops
-
-
 @register_flop_formula(torch.ops.infvit.diffuse)
-def _flops(x: Any, W: Any, *arguments: Any, **_: Any) -> float:
-    """The projections; A and its product for every hop."""
-    return 2 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * _counted(arguments[2]))
+def _flops(x: Any, W: Any, b: Any, gamma: Any, hops: int, *_: Any, **__: Any) -> float:  # noqa: ARG001
+    """The projections; A and its product for every hop. NaN for the infinite series, whose length depends on x."""
+    B, N, D = x
+    return 2 * B * N * D * (3 * D + 2 * N * (hops or math.nan))
 
 
 @register_flop_formula(torch.ops.infvit.diffuse_backward)
-def _backward_flops(grad_O: Any, x: Any, W: Any, *arguments: Any, **_: Any) -> float:  # noqa: ARG001
+def _backward_flops(*arguments: Any, **_: Any) -> float:
     """Twice the projections; A and Aᵀ g for every hop but the first; then A, dQ, dK, dV, and dA of all hops."""
-    hops = _counted(arguments[5])
-    return 4 * x[0] * x[1] * W[0] * W[1] + _products(x, 2 * (hops - 1) + 4 + hops)
+    (B, N, D), hops = arguments[1], arguments[8] or math.nan
+    return 2 * B * N * D * (6 * D + N * (2 * (hops - 1) + 4 + hops))
 
 
 def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, iterations: int = 20) -> Tensor:

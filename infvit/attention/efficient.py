@@ -21,14 +21,12 @@ class EfficientAttention(TokenAttention):
             state = _over_tokens(K, masks) @ drop_tokens(precise(V), self.attn_drop)
             return (precise(Q).softmax(-1) @ state).to(V.dtype)
 
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The implied matrix: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        with without_autocast(x):
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        with without_autocast(Q):
             return precise(Q).softmax(-1) @ _over_tokens(K, masks)
 
 
 def _over_tokens(K: Tensor, masks: Masks) -> Tensor:
     """(B, H, N, d) → (B, H, d, N), each feature a distribution over the tokens."""
-    padding = masks.key_padding
+    padding = masks.key_padding_mask
     return masked_softmax(precise(K).mT, None if padding is None else padding[:, None, None, :])

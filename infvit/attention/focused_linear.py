@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from infvit.attention.kernel import TINY, KernelAttention
 from infvit.attention.layer import Masks
 from infvit.attention.rng import independent_normal
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 
 class FocusedLinearAttention(KernelAttention):
@@ -36,16 +36,13 @@ class FocusedLinearAttention(KernelAttention):
         self, dim: int, num_heads: int = 8, *, power: float = 3.0, kernel_size: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if power <= 0:
-            raise UsageError(f"power={power} does not focus: expected a power above 0, as 3 in the paper")
-        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
-            raise UsageError(f"kernel_size={kernel_size} has no centre: expected an odd side, or 0 for no convolution")
+        expect(power > 0, f"power={power}", "a power above 0, as 3 in the paper")
+        odd = kernel_size > 0 and kernel_size % 2 == 1
+        expect(odd or kernel_size == 0, f"kernel_size={kernel_size}", "an odd side, or 0 for no convolution")
         self.power, self.kernel_size = power, kernel_size
         if kernel_size:
-            filters = independent_normal(
-                self.head_dim, 1, kernel_size, kernel_size, std=1 / (math.sqrt(3) * kernel_size)
-            )
-            self.conv_weight = nn.Parameter(filters)
+            shape, std = (self.head_dim, 1, kernel_size, kernel_size), 1 / (math.sqrt(3) * kernel_size)
+            self.conv_weight = nn.Parameter(independent_normal(*shape, std=std))
             self.conv_bias = nn.Parameter(torch.zeros(self.head_dim))
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -59,7 +56,7 @@ class FocusedLinearAttention(KernelAttention):
         return norm * focused / torch.linalg.vector_norm(focused, dim=-1, keepdim=True).clamp_min(TINY)
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
-        if self.kernel_size and masks.key_padding is not None:
+        if self.kernel_size and masks.key_padding_mask is not None:
             raise UsageError("FocusedLinearAttention cannot honour key_padding_mask with a convolution: kernel_size=0")
         O = super().mix(Q, K, V, masks)  # noqa: E741
         return O + self._local(V)[:, :, : Q.shape[-2]] if self.kernel_size else O

@@ -10,8 +10,6 @@ from infvit.attention.layer import EPS, precision
 TILE = 1024
 """Rows and columns of a tile: 4 MiB in float32, which fits into a core's cache and keeps matrix products efficient."""
 
-Span = slice
-
 
 def with_eps(norm: Tensor, q: Tensor, k: Tensor) -> Tensor:
     """‖A‖_F + eps for an A computed from Q / q and K / k; 1 for an A of zeros, where eps may underflow.
@@ -27,17 +25,17 @@ class GraphTiles:
 
     Args:
         Q, K: (G, N, d), scaled so that A = relu(Q Kᵀ).
-        hidden: bool, broadcasts to (G, N, N), True where A is set to 0; None for nowhere.
+        hidden: bool (G, N, N), True where A is set to 0; None for nowhere.
     """
 
     def __init__(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> None:
         self.Q, self.K = Q, K
         G, N, _ = Q.shape
-        self.hidden = None if hidden is None else hidden.expand(G, N, N)
+        self.hidden = hidden
         self.memory = Q.new_empty(G * min(N, TILE) ** 2)
         self.precise = precision(Q)
 
-    def tiles(self) -> Iterator[tuple[Span, Span, Tensor]]:
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Rows, columns and the tile of A there, which the next one overwrites."""
         N = self.Q.shape[1]
         for top in range(0, N, TILE):
@@ -50,14 +48,14 @@ class GraphTiles:
                     A.masked_fill_(self.hidden[:, rows, columns], 0)
                 yield rows, columns, A
 
-    def like_tile(self, memory: Tensor, rows: Span, columns: Span) -> Tensor:
+    def like_tile(self, memory: Tensor, rows: slice, columns: slice) -> Tensor:
         """The first entries of `memory` as a tile."""
         G, height, width = len(self.Q), rows.stop - rows.start, columns.stop - columns.start
         return memory[: G * height * width].view(G, height, width)
 
     def zeros(self, W: Tensor) -> Tensor:
         """Zeros of the shape of W in float32 or better, to accumulate over tiles."""
-        return torch.zeros_like(W, dtype=self.precise, memory_format=torch.contiguous_format)
+        return W.new_zeros(W.shape, dtype=self.precise)
 
     def product(self, W: Tensor) -> Tensor:
         """A W: (G, N, e) → (G, N, e), in float32 or better."""
@@ -84,10 +82,8 @@ class GraphTiles:
 
 
 def add_product(out: Tensor, A: Tensor, W: Tensor) -> None:
-    """out += A W; A may have lower precision than out."""
-    if A.dtype == out.dtype and A.ndim == 3:
+    """out += A W, batched; A may have lower precision than out."""
+    if A.dtype == out.dtype:
         out.baddbmm_(A, W.to(A.dtype))
-    elif A.dtype == out.dtype:
-        out.addmm_(A, W.to(A.dtype))
     else:
         out += A @ W.to(A.dtype)

@@ -32,10 +32,9 @@ class HydraAttention(TokenAttention):
             state = (_unit(zero_padding(K, masks)) * drop_tokens(precise(V), self.attn_drop)).sum(-2, keepdim=True)
             return (_unit(Q) * state).to(V.dtype)
 
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The implied matrix of each channel, of either sign: (B, N, D) → (B, D, N, N)."""
-        Q, K, _ = self.heads(x)
-        with without_autocast(x):
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """Of each channel, of either sign: (B, D, n, N)."""
+        with without_autocast(Q):
             return _unit(Q) @ _unit(zero_padding(K, masks)).mT
 
 

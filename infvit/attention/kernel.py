@@ -38,10 +38,9 @@ class KernelAttention(TokenAttention):
             state = phi_K.mT @ drop_tokens(precise(V), self.attn_drop)
             return (phi_Q @ state / total.clamp_min(TINY)).to(V.dtype)
 
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The implied matrix, rows summing to 1 or 0: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        with without_autocast(x):
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """Rows sum to 1 or 0."""
+        with without_autocast(Q):
             phi_Q, phi_K = self._features(Q, K, masks)
             weights = phi_Q @ phi_K.mT
             return weights / weights.sum(-1, keepdim=True).clamp_min(TINY)

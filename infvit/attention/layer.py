@@ -2,16 +2,16 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 Q_ALONE, Q_AND_K, K_AND_V, V_ALONE = slice(0, 1), slice(0, 2), slice(1, 3), slice(2, 3)
-"""Arguments of `Attention.project`."""
 
 EPS = 1e-6
 """Added to every norm that divides (arXiv:2603.00175)."""
@@ -45,35 +45,28 @@ def autocasts(x: Tensor) -> bool:
 
 
 class Masks(NamedTuple):
-    """The masks of one call of a layer; see `Attention.forward`."""
+    """The masks of one call, as `Attention.forward` takes them."""
 
-    key_padding: Tensor | None = None
-    attn: Tensor | None = None
+    key_padding_mask: Tensor | None = None
+    attn_mask: Tensor | None = None
     is_causal: bool = False
 
     def hidden(self, x: Tensor) -> Tensor | None:
         """All masks as one, (B or 1, H or 1, N or 1, N), True where token i does not see j; None without masks."""
-        hidden = None if self.key_padding is None else self.key_padding[:, None, None, :]
-        if self.attn is not None:
-            attn = self.attn.unsqueeze(1) if self.attn.ndim == 3 else self.attn
-            attn = attn[None, None] if attn.ndim == 2 else attn
-            hidden = attn if hidden is None else hidden | attn
+        masks = [] if self.key_padding_mask is None else [self.key_padding_mask[:, None, None, :]]
+        if self.attn_mask is not None:
+            masks.append(self.attn_mask.unsqueeze(1) if self.attn_mask.ndim == 3 else self.attn_mask)
         if self.is_causal:
-            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)[None, None]
-            hidden = future if hidden is None else hidden | future
-        return hidden
-
-    @property
-    def only_attn(self) -> "Masks":
-        """The same without padding and causality."""
-        return Masks(attn=self.attn)
+            masks.append(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1))
+        hidden = reduce(torch.logical_or, masks) if masks else None
+        return hidden[None, None] if hidden is not None and hidden.ndim == 2 else hidden
 
 
 class Attention(nn.Module):
-    """Base of the attention operators: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
+    """Base of the operators: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
 
-    An operator implements `_forward` and, unless it weighs nothing, `_weights`; what else is known of it are members of
-    its class. A class with a `name` of its own is listed in `ATTENTIONS`.
+    An operator implements `_forward` and, unless it weighs nothing, `_weights`; its facts are members of its class. A
+    class with a `name` of its own is listed in `ATTENTIONS`.
 
     Args:
         dim: token width D.
@@ -150,26 +143,20 @@ class Attention(nn.Module):
         masks = Masks(key_padding_mask, attn_mask, is_causal)
         return self._forward(self._checked(x, masks), masks)
 
-    def weights(
-        self,
-        x: Tensor,
-        key_padding_mask: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
+    def weights(self, x: Tensor, **masks: Any) -> Tensor:
         """The weights of the tokens, of the shape that `weighs` names: (B, N, D) → (B, H, N, N) or (B, H, N).
 
-        Takes and raises as `forward`.
+        Takes and raises as `forward`; UsageError if it weighs nothing.
         """
-        masks = Masks(key_padding_mask, attn_mask, is_causal)
-        return self._weights(self._checked(x, masks), masks)
+        given = Masks(**masks)
+        return self._weights(self._checked(x, given), given)
 
     def forward_class_token(self, x: Tensor) -> Tensor:
         """`forward(x)[:, :1]`, without computing what only the other outputs need.
 
         The head of a model with a class token reads nothing else from the last layer.
         """
-        return self(x)[:, :1]
+        return self._forward(self._checked(x, Masks()), Masks(), first=1)
 
     @property
     def discounts(self) -> Tensor | None:
@@ -185,13 +172,13 @@ class Attention(nn.Module):
         """O of the heads as a function of `weights` and V: (B, H, N, N) or (B, H, N), (B, H, N, d) → (B, H, N, d)."""
         return W @ V
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        """`forward` after its checks; padding is 0 in x, so that NaN in it does not spread."""
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        """The output of the `first` tokens, None for all; padding is 0 in x, so that NaN in it does not spread."""
         raise NotImplementedError
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """`weights` after its checks, as `_forward`."""
-        raise NotImplementedError
+        """`weights`, of an x as in `_forward`."""
+        raise UsageError(f"{type(self).__name__} has no weights between tokens: use its output `layer(x)`")
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K, V of the tokens: (B, N, D) → three times (B, H, N, d)."""
@@ -199,7 +186,7 @@ class Attention(nn.Module):
         return Q, K, V
 
     def project(self, x: Tensor, which: slice) -> tuple[Tensor, ...]:
-        """Some of Q, K, V, e.g. `Q_AND_K`: (B, n, D) → (B, H, n, d) each.
+        """Some of Q, K, V (`Q_AND_K`): (B, n, D) → (B, H, n, d) each.
 
         Computes all three if `qkv` was replaced (LoRA, quantised weights) or has hooks.
         """
@@ -228,41 +215,35 @@ class Attention(nn.Module):
 
     def merge_heads(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
         """Joins the heads and projects: (B, H, N, d) → (B, N, D)."""
-        B, H, N, d = O.shape
-        return self.proj_drop(self.proj(O.transpose(1, 2).reshape(B, N, H * d)))
+        return self.proj_drop(self.proj(O.transpose(1, 2).flatten(2)))
 
     def _checked(self, x: Tensor, masks: Masks) -> Tensor:
         """x with its padding set to 0, after checking all arguments."""
-        self._check_tokens(x)
-        padding, attn_mask, is_causal = masks
-        given = {"key_padding_mask": padding is not None, "attn_mask": attn_mask is not None, "is_causal": is_causal}
-        for mask, is_given in given.items():
-            if is_given and mask not in self.supported_masks:
-                raise UsageError(f"{type(self).__name__} cannot honour {mask}: {self.mask_hint}")
-        B, N, _ = x.shape
-        if attn_mask is not None:
-            _check_mask("attn_mask", attn_mask, x, ((N, N), (B, N, N), (B, self.num_heads, N, N)))
-        if padding is not None:
-            _check_mask("key_padding_mask", padding, x, ((B, N),))
-            x = x.masked_fill(padding.unsqueeze(-1), 0)
-        return x
-
-    def _check_tokens(self, x: Tensor) -> None:
         weight = self.qkv.weight
-        if x.ndim != 3 or x.shape[-1] != self.dim:
+        fits = x.dtype == weight.dtype or (x.is_floating_point() and autocasts(x))
+        if x.ndim != 3 or x.shape[-1] != self.dim or x.device != weight.device or not fits:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (B, N, D) with D = {self.dim}, as qkv.weight of shape "
-                f"{tuple(weight.shape)} takes"
+                f"x has shape {tuple(x.shape)}, {x.dtype}, on {x.device}; expected (B, N, D) with D = {self.dim}, "
+                f"{weight.dtype} (any floating type under autocast), on {weight.device}, as the layer's weights"
             )
-        if x.device != weight.device:
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} is on {x.device}, expected {weight.device}, where the layer is"
-            )
-        if x.dtype != weight.dtype and not (x.is_floating_point() and autocasts(x)):
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} is {x.dtype}, expected {weight.dtype} as the layer's weights: "
-                "convert one of them, or use autocast"
-            )
+        B, N, _ = x.shape
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "key_padding_mask": [(B, N)],
+            "attn_mask": [(N, N), (B, N, N), (B, self.num_heads, N, N)],
+        }
+        for name, mask in masks._asdict().items():
+            if mask is None or mask is False:
+                continue
+            if name not in self.supported_masks:
+                raise UsageError(f"{type(self).__name__} cannot honour {name}: {self.mask_hint}")
+            if name in shapes and (
+                mask.dtype != torch.bool or mask.shape not in shapes[name] or mask.device != x.device
+            ):
+                raise ValueError(
+                    f"{name} has shape {tuple(mask.shape)}, {mask.dtype}, on {mask.device}; expected "
+                    f"{' or '.join(map(str, shapes[name]))}, torch.bool (True = left out), on {x.device}"
+                )
+        return x if masks.key_padding_mask is None else x.masked_fill(masks.key_padding_mask.unsqueeze(-1), 0)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}"
@@ -271,16 +252,6 @@ class Attention(nn.Module):
 def _is_linear(layer: nn.Module) -> bool:
     """Whether the layer only multiplies with its weights; true of a parametrised nn.Linear."""
     return type(layer).forward is nn.Linear.forward
-
-
-def _check_mask(name: str, mask: Tensor, x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{name} of shape {tuple(mask.shape)} is {mask.dtype}, expected torch.bool, True = left out")
-    if tuple(mask.shape) not in shapes:
-        expected = " or ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {expected} for x of shape {tuple(x.shape)}")
-    if mask.device != x.device:
-        raise ValueError(f"{name} of shape {tuple(mask.shape)} is on {mask.device}, expected {x.device}, where x is")
 
 
 class DiscountedAttention(Attention):
@@ -306,8 +277,7 @@ class DiscountedAttention(Attention):
         **kwargs: Any,
     ) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if not 0 < gamma < 1:
-            raise UsageError(f"gamma={gamma} is not a discount: expected 0 < gamma < 1")
+        expect(0 < gamma < 1, f"gamma={gamma}", "a discount above 0 and below 1")
         start = torch.full((num_heads if gamma_per_head else 1,), math.log(gamma / (1 - gamma)))
         self.gamma_logit = nn.Parameter(start, requires_grad=learn_gamma)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from infvit.attention.chunked import pool
 from infvit.attention.layer import EPS, DiscountedAttention, Masks, without_autocast
-from infvit.attention.sums import Sums, mean_query, per_head, query_sums, relative, token_scores, token_sums
-from infvit.errors import UsageError
+from infvit.attention.sums import Sums, mean_query, per_head, query_sums, relative, split_qkv, token_scores, token_sums
+from infvit.errors import expect
 
 
 class LinearInfSA(DiscountedAttention):
@@ -47,31 +47,31 @@ class LinearInfSA(DiscountedAttention):
 
     def __init__(self, dim: int, num_heads: int = 8, *, chunk: int | None = None, **kwargs: Any) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if chunk is not None and (chunk < 1 or self.attn_drop.p):
-            raise UsageError(
-                f"chunk={chunk} with attn_drop={self.attn_drop.p}: expected a number of tokens from 1, and attn_drop=0 "
-                "(a dropped weight must be the same in both passes)"
-            )
+        expect(
+            chunk is None or (chunk >= 1 and not self.attn_drop.p),
+            f"chunk={chunk} with attn_drop={self.attn_drop.p}",
+            "a number of tokens from 1, and attn_drop=0 (a dropped weight must be the same in both passes)",
+        )
         self.chunk = chunk
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
         """One row per image, expanded over the tokens without a copy."""
         if self.training and self.attn_drop.p > 0:
             a = self.attn_drop(self._weights(x, masks))
             with without_autocast(x):
                 row = self._output(a.sum(-1), a @ x.to(a.dtype), x.dtype)
         elif self.chunk is not None:
-            row = self.output(self.chunked_sums(x, self.chunk, masks.key_padding), x.dtype)
+            row = self.output(self.chunked_sums(x, self.chunk, masks.key_padding_mask), x.dtype)
         else:
-            qbar = self.qbar(self.query_sums(x, masks.key_padding))
-            row = self.output(self.token_sums(x, qbar, masks.key_padding), x.dtype)
-        return row.expand_as(x)
+            qbar = self.qbar(self.query_sums(x, masks.key_padding_mask))
+            row = self.output(self.token_sums(x, qbar, masks.key_padding_mask), x.dtype)
+        return row.expand_as(x[:, :first])
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The weight a of each token, summing to 1 unless the head is off: (B, N, D) → (B, H, N)."""
+        """The weight a of each token, (B, H, N), summing to 1 unless the head is off."""
         _, Wk, _, _, bk, _ = self._maps()
-        qbar = self.qbar(self.query_sums(x, masks.key_padding))
-        scores, unit = token_scores(x, qbar, Wk, bk, masks.key_padding)
+        qbar = self.qbar(self.query_sums(x, masks.key_padding_mask))
+        scores, unit = token_scores(x, qbar, Wk, bk, masks.key_padding_mask)
         with without_autocast(x):
             w, largest = relative(scores)
             norm = w.sum(-1, dtype=unit.dtype) + EPS / largest / unit
@@ -87,18 +87,11 @@ class LinearInfSA(DiscountedAttention):
         return Sums(*pool(x, W, b, padding, self.num_heads, chunk))
 
     def query_sums(self, x: Tensor, padding: Tensor | None = None) -> Sums:
-        """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i) of these tokens: (B, N, D) → (B, H), (B, H, d).
-
-        Args:
-            x: all tokens or some.
-            padding: bool (B, N), True for padding.
-        """
+        """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i) of some tokens: (B, N, D) → (B, H), (B, H, d). padding: (B, N), True for padding."""
         Wq, _, _, bq, _, _ = self._maps()
         return query_sums(x, Wq, bq, self.num_heads, padding)
 
-    def qbar(self, total: Sums) -> Tensor:
-        """The mean query, from the query sums of all tokens: (B, H, d)."""
-        return mean_query(total)
+    qbar = staticmethod(mean_query)
 
     def token_sums(self, x: Tensor, qbar: Tensor, padding: Tensor | None = None) -> Sums:
         """(Σ a~_j, Σ a~_j x_j) of these tokens: (B, N, D), (B, H, d) → (B, H), (B, H, D)."""
@@ -128,8 +121,4 @@ class LinearInfSA(DiscountedAttention):
         return self.proj_drop(self.proj(V))
 
     def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Wq, Wk, Wv, each (D, D), and their biases, each (D,)."""
-        W, b = self.qkv_map()
-        Wq, Wk, Wv = W.chunk(3)
-        bq, bk, bv = (None, None, None) if b is None else b.chunk(3)
-        return Wq, Wk, Wv, bq, bk, bv
+        return split_qkv(*self.qkv_map())

@@ -9,7 +9,7 @@ from infvit.attention.layer import Masks, without_autocast
 from infvit.attention.rng import independent_normal
 from infvit.attention.token_attention import TokenAttention
 from infvit.attention.tokens import precise, sequence_index
-from infvit.errors import UsageError
+from infvit.errors import expect
 
 
 class LinformerAttention(TokenAttention):
@@ -36,11 +36,9 @@ class LinformerAttention(TokenAttention):
         self, dim: int, num_heads: int = 8, *, tokens: int = 197, rank: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if tokens < 1:
-            raise UsageError(f"tokens={tokens}: expected the number of tokens in training, at least 1")
+        expect(tokens >= 1, f"tokens={tokens}", "the number of tokens in training, at least 1")
         self.tokens, self.rank = tokens, max(tokens // 4, 1) if rank is None else rank
-        if not 1 <= self.rank <= tokens:
-            raise UsageError(f"rank={rank} does not project {tokens} tokens to fewer: expected 1 to {tokens}")
+        expect(1 <= self.rank <= tokens, f"rank={rank}", f"1 to {tokens}, the number of tokens")
         self.key_value_projection = nn.Parameter(independent_normal(2, self.rank, tokens, std=self.rank**-0.5))
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
@@ -48,11 +46,10 @@ class LinformerAttention(TokenAttention):
             E, F = self._projections(precise(V[:, 0]), masks)
             return (self.attn_drop(self._rows(Q, K, E)) @ (F @ precise(V))).to(V.dtype)
 
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The implied matrix softmax(Q (E K)ᵀ / √d) F, of either sign: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        with without_autocast(x):
-            E, F = self._projections(precise(x), masks)
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """softmax(Q (E K)ᵀ / √d) F, of either sign."""
+        with without_autocast(Q):
+            E, F = self._projections(precise(K[:, 0]), masks)
             return self._rows(Q, K, E) @ F
 
     def _rows(self, Q: Tensor, K: Tensor, E: Tensor) -> Tensor:
@@ -67,7 +64,7 @@ class LinformerAttention(TokenAttention):
         above = (below + 1).clamp_max(self.tokens - 1)
         learned = self.key_value_projection.to(x.dtype)
         read = torch.lerp(learned[:, :, below.long()], learned[:, :, above.long()], at - below) * ratio
-        if masks.key_padding is not None:
-            read = read.masked_fill(masks.key_padding, 0)
+        if masks.key_padding_mask is not None:
+            read = read.masked_fill(masks.key_padding_mask, 0)
         E, F = read.transpose(1, 2).unsqueeze(2)
         return E, F

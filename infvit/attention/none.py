@@ -4,7 +4,6 @@ from torch import Tensor
 
 from infvit.attention.layer import V_ALONE, Attention, Masks
 from infvit.attention.tokens import drop_tokens
-from infvit.errors import UsageError
 
 
 class NoAttention(Attention):
@@ -16,14 +15,6 @@ class NoAttention(Attention):
 
     name, time, memory, state, weighs = "none", "0", "0", "0", "nothing"
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        (V,) = self.project(x, V_ALONE)
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        (V,) = self.project(x[:, :first], V_ALONE)
         return self.merge_heads(drop_tokens(V, self.attn_drop))
-
-    def forward_class_token(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]`, from that token alone."""
-        return self(x[:, :1])
-
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """Raises UsageError: there are no weights."""
-        raise UsageError("NoAttention has no weights between tokens: use its output `layer(x)`, token by token")

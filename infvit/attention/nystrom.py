@@ -9,7 +9,7 @@ from torch.nn import functional
 from infvit.attention.layer import Attention, Masks, without_autocast
 from infvit.attention.rng import independent_normal
 from infvit.attention.tokens import drop_tokens, masked_softmax, precise, sequence_index, zero_padding
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 
 class NystromAttention(Attention):
@@ -46,38 +46,27 @@ class NystromAttention(Attention):
         **kwargs: Any,
     ) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if landmarks < 1 or iterations < 0:
-            raise UsageError(f"landmarks={landmarks}, iterations={iterations}: expected at least 1 and 0")
-        if kernel_size < 0 or (kernel_size and kernel_size % 2 == 0):
-            raise UsageError(
-                f"kernel_size={kernel_size} has no centre: expected an odd length, or 0 for no convolution"
-            )
+        expect(landmarks >= 1, f"landmarks={landmarks}", "at least 1")
+        expect(iterations >= 0, f"iterations={iterations}", "at least 0")
+        odd = kernel_size > 0 and kernel_size % 2 == 1
+        expect(odd or kernel_size == 0, f"kernel_size={kernel_size}", "an odd length, or 0 for no convolution")
         self.landmarks, self.iterations, self.kernel_size = landmarks, iterations, kernel_size
         if kernel_size:
             self.conv_weight = nn.Parameter(
                 independent_normal(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5)
             )
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        return self._output(x, masks)
-
-    def forward_class_token(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]` with one row of F; landmarks need the queries of all."""
-        self._check_tokens(x)
-        return self._output(x, Masks(), 1)
-
-    def _output(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
-        """The output of the first `tokens`, None for all."""
-        if self.kernel_size and masks.key_padding is not None:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        if self.kernel_size and masks.key_padding_mask is not None:
             raise UsageError("NystromAttention cannot honour key_padding_mask with a convolution: use kernel_size=0")
         Q, K, V = self.heads(x)
         with without_autocast(x):
-            F, inverse, B = self._kernels(Q, K, masks, tokens)
+            F, inverse, B = self._kernels(Q, K, masks, first)
             O = (F @ (inverse @ (B @ drop_tokens(precise(V), self.attn_drop)))).to(V.dtype)  # noqa: E741
         if self.kernel_size:
             padding = (self.kernel_size // 2, 0)
             local = functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)
-            O = O + local[:, :, :tokens]  # noqa: E741
+            O = O + local[:, :, :first]  # noqa: E741
         return self.merge_heads(O)
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
@@ -87,8 +76,8 @@ class NystromAttention(Attention):
             F, inverse, B = self._kernels(Q, K, masks)
             return F @ inverse @ B
 
-    def _kernels(self, Q: Tensor, K: Tensor, masks: Masks, tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """F (B, H, N, m), of the first `tokens` or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
+    def _kernels(self, Q: Tensor, K: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """F (B, H, N, m), of the `first` tokens or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
         Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
         index, count = sequence_index(Q[:, 0], masks)
         m = min(self.landmarks, Q.shape[-2])
@@ -97,8 +86,8 @@ class NystromAttention(Attention):
         sizes = members.sum(-2)[..., None]  # (B, 1, m, 1)
         Q_mean, K_mean = (members.mT @ t / sizes.clamp_min(1) for t in (Q, K))
         none = sizes == 0  # landmarks beyond the tokens of an image that has few
-        padding = None if masks.key_padding is None else masks.key_padding[:, None, None, :]
-        F = masked_softmax(Q[:, :, :tokens] @ K_mean.mT, none.mT)
+        padding = None if masks.key_padding_mask is None else masks.key_padding_mask[:, None, None, :]
+        F = masked_softmax(Q[:, :, :first] @ K_mean.mT, none.mT)
         A = masked_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
         B = masked_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
         return F, self._inverse(A), B

@@ -9,7 +9,7 @@ from torch import Tensor
 from infvit.attention.kernel import KernelAttention
 from infvit.attention.layer import Masks
 from infvit.attention.rng import derived_seed
-from infvit.errors import UsageError
+from infvit.errors import expect
 
 
 class PerformerAttention(KernelAttention):
@@ -41,8 +41,7 @@ class PerformerAttention(KernelAttention):
         super().__init__(dim, num_heads, **kwargs)
         d = self.head_dim
         m = max(math.ceil(d * math.log(d)), 1) if num_features is None else num_features
-        if m < 1 or redraw < 0:
-            raise UsageError(f"num_features={m}, redraw={redraw}: expected at least 1 feature and a redraw from 0")
+        expect(m >= 1 and redraw >= 0, f"num_features={m}, redraw={redraw}", "at least 1 feature and a redraw from 0")
         self.redraw = redraw
         seed = derived_seed()
         self.register_buffer("projection", orthogonal_directions(m, d, seed).to(torch.get_default_device()))
@@ -57,8 +56,8 @@ class PerformerAttention(KernelAttention):
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         log_Q, log_K = self._log_features(Q), self._log_features(K)
-        if masks.key_padding is not None:
-            log_K = log_K.masked_fill(masks.key_padding[:, None, :, None], torch.finfo(log_K.dtype).min)
+        if masks.key_padding_mask is not None:
+            log_K = log_K.masked_fill(masks.key_padding_mask[:, None, :, None], torch.finfo(log_K.dtype).min)
         # A factor of a query, or of all keys of a head, cancels in the normalised weights: this avoids overflow.
         log_Q = log_Q - log_Q.amax(-1, keepdim=True).detach()
         return log_Q.exp(), (log_K - log_K.amax((-2, -1), keepdim=True).detach()).exp()

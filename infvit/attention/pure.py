@@ -10,7 +10,7 @@ from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
 from infvit.attention.graph_tiles import with_eps
 from infvit.attention.layer import DiscountedAttention, Masks, autocasts, largest_entry, precision, without_autocast
 from infvit.attention.tokens import precise
-from infvit.errors import UsageError
+from infvit.errors import expect
 
 DENSE_TOKENS = 512
 """Up to this many tokens the N × N matrix is held in memory, which is faster than tiles."""
@@ -53,38 +53,23 @@ class PureInfSA(DiscountedAttention):
         self, dim: int, num_heads: int = 8, *, hops: float = 1, tolerance: float = 1e-5, **kwargs: Any
     ) -> None:
         super().__init__(dim, num_heads, **kwargs)
-        if not hops >= 1 or (hops != math.inf and hops != int(hops)):
-            raise UsageError(f"hops={hops} is not a number of hops: expected a whole number from 1, or inf")
-        if not tolerance > 0:
-            raise UsageError(
-                f"tolerance={tolerance} is not positive: expected the part of the output that may be missing"
-            )
-        if hops == math.inf and self.attn_drop.p:
-            raise UsageError(
-                f"attn_drop={self.attn_drop.p} with hops=inf: the series of a dropped matrix may diverge, use 0"
-            )
+        expect(hops >= 1 and hops in (math.inf, hops // 1), f"hops={hops}", "a whole number from 1, or inf")
+        expect(tolerance > 0, f"tolerance={tolerance}", "the part of the output that may be missing, above 0")
+        dropped = f"attn_drop={self.attn_drop.p} with hops=inf"
+        expect(hops < math.inf or not self.attn_drop.p, dropped, "0: the series of a dropped matrix may diverge")
         self.hops, self.tolerance = hops, tolerance
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        return self._out(self._received(x, masks), x)
-
-    def forward_class_token(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]` with all of A for its norm, one row of it in the last hop (unless tiled), one output."""
-        self._check_tokens(x)
-        return self._out(self._received(x, Masks(), 1), x)
-
-    def _received(self, x: Tensor, masks: Masks, tokens: int | None = None) -> Tensor:
-        """O of the first `tokens`, None for all: (B, N, D) → (B, tokens, H, d)."""
-        if self._needs_tiles(x):
-            return self._tiled(x, masks)[:, :tokens]
-        return self._dense(self._qkv(x, masks), masks.hidden(x), tokens)
-
-    def _out(self, O: Tensor, x: Tensor) -> Tensor:  # noqa: E741
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        dropping = self.training and self.attn_drop.p > 0
+        if x.shape[1] > DENSE_TOKENS and not dropping and not torch.compiler.is_exporting():
+            O = self._tiled(x, masks)[:, :first]  # noqa: E741
+        else:
+            O = self._dense(self._qkv(x, masks), masks.hidden(x), first)  # noqa: E741
         return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """Ahat, without gamma: (B, N, D) → (B, H, N, N)."""
-        A, norm = self._affinities(self._qkv(x, masks), masks.hidden(x))
+        """Ahat, without gamma."""
+        A, norm = affinities(self._qkv(x, masks), masks.hidden(x))
         return (A / norm).to(A.dtype)
 
     def apply_weights(self, W: Tensor, V: Tensor) -> Tensor:
@@ -92,36 +77,31 @@ class PureInfSA(DiscountedAttention):
         M = self.gamma[:, None, None] * W
         O = M @ V  # noqa: E741
         if self.hops == math.inf:
-            return torch.linalg.solve(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O)
+            return torch.linalg.solve_ex(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O).result
         for _ in range(int(self.hops) - 1):
             O = M @ (V + O)  # noqa: E741
         return O
 
     @torch.no_grad()
-    def truncation_bound(
-        self, x: Tensor, key_padding_mask: Tensor | None = None, attn_mask: Tensor | None = None
-    ) -> Tensor:
+    def truncation_bound(self, x: Tensor, **masks: Any) -> Tensor:
         """An upper bound on ‖O_hops − O_inf‖_F, the truncation error of each head: (B, N, D) → (B, H).
 
             g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
 
         ‖Ahat‖₂ is bounded from above within a few per cent (`spectral_bound`). Masks as in `forward`.
         """
-        masks = Masks(key_padding_mask, attn_mask)
-        x = self._checked(x, masks)
-        qkv = precise(self._qkv(x, masks))
-        g = spectral_bound(qkv, self.gamma, masks.only_attn.hidden(x))
+        given = Masks(**masks)
+        x = self._checked(x, given)
+        qkv = precise(self._qkv(x, given))
+        g = spectral_bound(qkv, self.gamma, given._replace(key_padding_mask=None).hidden(x))
         V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
         return g ** (self.hops + 1) / (1 - g) * V
 
     def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, 3, H, d), 0 at padding, which makes its rows and columns of A 0."""
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
-        return qkv if masks.key_padding is None else qkv.masked_fill(masks.key_padding[..., None, None, None], 0)
-
-    def _needs_tiles(self, x: Tensor) -> bool:
-        dropping = self.training and self.attn_drop.p > 0
-        return x.shape[1] > DENSE_TOKENS and not dropping and not torch.compiler.is_exporting()
+        padding = masks.key_padding_mask
+        return qkv if padding is None else qkv.masked_fill(padding[..., None, None, None], 0)
 
     def _tiled(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, D) → (B, N, H, d)."""
@@ -132,48 +112,39 @@ class PureInfSA(DiscountedAttention):
         elif autocasts(x):
             dtype = torch.get_autocast_dtype(x.device.type)
         W, b = (None if t is None else t.to(dtype) for t in self.qkv_map())
-        hidden = (masks.key_padding, masks.only_attn.hidden(x))
-        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, *hidden)[0]
+        padding, hidden = masks.key_padding_mask, masks._replace(key_padding_mask=None).hidden(x)
+        return diffuse(x.to(dtype), W, b, self.gamma, hops, self.tolerance, padding, hidden)[0]
 
-    def _dense(self, qkv: Tensor, hidden: Tensor | None, tokens: int | None = None) -> Tensor:
-        """(B, N, 3, H, d) → (B, N, H, d), or of the first `tokens`."""
+    def _dense(self, qkv: Tensor, hidden: Tensor | None, first: int | None = None) -> Tensor:
+        """(B, N, 3, H, d) → (B, N, H, d), or of the `first` tokens."""
+        V = qkv[:, :, 2].transpose(1, 2)
         if self.hops == math.inf:
             with without_autocast(qkv):
-                return self._solved(precise(qkv), hidden).transpose(1, 2)[:, :tokens]
-        V = qkv[:, :, 2].transpose(1, 2)
-        A, norm = self._affinities(qkv, hidden)
+                A, norm = affinities(precise(qkv), hidden)
+                return self.apply_weights(A / norm, precise(V)).transpose(1, 2)[:, :first]
+        A, norm = affinities(qkv, hidden)
         # gamma and the norm are one number per head: scaling the (N, d) result costs less than the (N, N) matrix.
         scale = self.gamma[:, None, None] / norm
         A = self.attn_drop(A)
         Y = V
         for _ in range(int(self.hops) - 1):
             Y = V + (scale * (A @ Y)).to(V.dtype)
-        return (scale * (A[:, :, :tokens] @ Y)).to(V.dtype).transpose(1, 2)
-
-    def _solved(self, qkv: Tensor, hidden: Tensor | None) -> Tensor:
-        """(I − M)⁻¹ M V by a linear solve: (B, N, 3, H, d) → (B, H, N, d)."""
-        A, norm = self._affinities(qkv, hidden)
-        M = self.gamma[:, None, None] / norm * A
-        identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
-        return torch.linalg.solve_ex(identity - M, M @ qkv[:, :, 2].transpose(1, 2)).result
-
-    def _affinities(self, qkv: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A (B, H, N, N) and ‖A‖_F + eps (B, H, 1, 1), see `affinities`."""
-        return affinities(qkv[:, :, :2].transpose(1, 3), hidden)
+        return (scale * (A[:, :, :first] @ Y)).to(V.dtype).transpose(1, 2)
 
 
-def affinities(QK: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def affinities(qkv: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A = relu(Q Kᵀ / d) and ‖A‖_F + eps, both divided by the same number per head; their quotient is Ahat.
 
     The division keeps any scale in range, see `largest_entry`; the norm is in float32 or better, 1 for A = 0.
 
     Args:
-        QK: Q and K, (B, H, 2, N, d).
+        qkv: Q, K and perhaps V, (B, N, 2 or 3, H, d).
         hidden: bool, broadcasts to (B, H, N, N), True where A is set to 0.
 
     Returns:
         (B, H, N, N) and (B, H, 1, 1).
     """
+    QK = qkv[:, :, :2].transpose(1, 3)
     units, d = largest_entry(QK, (-2, -1)), QK.shape[-1]
     units[:, :, 0] *= d
     Q, K = (QK / units).unbind(2)

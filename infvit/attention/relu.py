@@ -16,15 +16,9 @@ class ReLUAttention(TokenAttention):
     time, memory, state = "O(N² D)", "O(N² H)", "N²"
     supported_masks = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
-    def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
-        return self.attn_drop(self._matrix(Q, K, masks.hidden(V[:, 0]))) @ V
-
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The weight matrix, whose rows have any sum from 0: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        return self._matrix(Q, K, masks.hidden(x))
-
-    def _matrix(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> Tensor:
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """Rows have any sum from 0."""
+        hidden = masks.hidden(K[:, 0])
         scores = (Q * self.head_dim**-0.5 @ K.mT).relu()
         if hidden is None:
             return scores / K.shape[-2]

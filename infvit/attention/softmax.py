@@ -18,19 +18,15 @@ class SoftmaxAttention(TokenAttention):
     time, memory, state = "O(N² D)", "O(N) (fused kernel)", "N² or K, V"
     supported_masks = frozenset({"key_padding_mask", "attn_mask", "is_causal"})
 
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """Rows sum to 1, or 0 for a token that sees none."""
+        return masked_softmax(Q * self.head_dim**-0.5 @ K.mT, masks.hidden(K[:, 0]))
+
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         dropout = self.attn_drop.p if self.training else 0.0
         hidden = masks.hidden(V[:, 0])
         seen = None if hidden is None else ~hidden
         return F.scaled_dot_product_attention(Q, K, V, seen, dropout_p=dropout)
-
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """The attention matrix, rows summing to 1: (B, N, D) → (B, H, N, N)."""
-        Q, K, _ = self.heads(x)
-        return self._matrix(Q, K, masks.hidden(x))
-
-    def _matrix(self, Q: Tensor, K: Tensor, hidden: Tensor | None) -> Tensor:
-        return masked_softmax(Q * self.head_dim**-0.5 @ K.mT, hidden)
 
 
 class UnfusedSoftmaxAttention(SoftmaxAttention):
@@ -42,4 +38,4 @@ class UnfusedSoftmaxAttention(SoftmaxAttention):
     name, memory, state = "softmax_unfused", "O(N² H)", "N²"
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
-        return self.attn_drop(self._matrix(Q, K, masks.hidden(V[:, 0]))) @ V
+        return TokenAttention.mix(self, Q, K, V, masks)

@@ -6,6 +6,8 @@ of 1e30 are 1e60. Values per token are float32 at least: weights are divided by 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,17 +94,19 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
 row_norms.register_autograd(_backward, setup_context=_save)
 
 
-def query_norms(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None) -> Tensor:
-    """‖Q_i‖ per head, 0 at padding: x (B, N, D), Wq (D, D), bq (D,) → (B, H, N)."""
-    Q = F.linear(x, Wq, bq).unflatten(-1, (heads, -1))
-    exporting = torch.compiler.is_exporting()  # exported files contain torch's own operators only
-    norms = (torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q)) if exporting else row_norms(Q)).mT
-    return norms if padding is None else norms.masked_fill(padding.unsqueeze(1), 0)
+def split_qkv(
+    W: Tensor, b: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Wq, Wk, Wv, each (D, D), and bq, bk, bv, each (D,) or None, of the packed projections (3 D, D) and (3 D,)."""
+    return *W.chunk(3), *((None, None, None) if b is None else b.chunk(3))
 
 
 def query_sums(x: Tensor, Wq: Tensor, bq: Tensor | None, heads: int, padding: Tensor | None = None) -> Sums:
     """(Σ ‖Q_i‖, Σ ‖Q_i‖ Q_i), the second as Wq Σ ‖Q_i‖ x_i + (Σ ‖Q_i‖) bq: e = d."""
-    norms = query_norms(x, Wq, bq, heads, padding)
+    Q = F.linear(x, Wq, bq).unflatten(-1, (heads, -1))
+    exporting = torch.compiler.is_exporting()  # exported files contain torch's own operators only
+    norms = (torch.linalg.vector_norm(Q, dim=-1, dtype=precision(Q)) if exporting else row_norms(Q)).mT
+    norms = norms if padding is None else norms.masked_fill(padding.unsqueeze(1), 0)
     with without_autocast(x):
         w, largest = relative(norms)
         weight = w.sum(-1, dtype=sum_dtype(x))
@@ -163,10 +167,5 @@ def per_head(pooled: Tensor, W: Tensor, heads: int) -> Tensor:
 
 def sum_chunks(parts: Callable[[Tensor, Tensor | None], Sums], x: Tensor, padding: Tensor | None, chunk: int) -> Sums:
     """The sums of `parts(x, padding)` over `chunk` tokens at a time."""
-    total: Sums | None = None
-    for start in range(0, x.shape[1], chunk):
-        here = slice(start, start + chunk)
-        part = parts(x[:, here], None if padding is None else padding[:, here])
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    chunks = (slice(start, start + chunk) for start in range(0, x.shape[1], chunk))
+    return reduce(add, (parts(x[:, here], None if padding is None else padding[:, here]) for here in chunks))

@@ -6,17 +6,22 @@ from infvit.attention.layer import K_AND_V, Q_ALONE, Attention, Masks
 
 
 class TokenAttention(Attention):
-    """A subclass implements `mix` and `_weights`; one that overrides `_forward` overrides `forward_class_token` too."""
+    """A subclass implements `matrix` and, unless it holds that in memory, `mix`."""
+
+    def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
+        """`weights` of the first n tokens, (B, H, n, N), from their Q, (B, H, n, d), and K of all, (B, H, N, d)."""
+        raise NotImplementedError
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         """O of the first n tokens in V's dtype, (B, H, n, d), from their Q and from K, V of all, (B, H, N, d)."""
-        raise NotImplementedError
+        return self.attn_drop(self.matrix(Q, K, masks)) @ V
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        return self.merge_heads(self.mix(*self.heads(x), masks))
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        if first is None:
+            return self.merge_heads(self.mix(*self.heads(x), masks))
+        (Q,), (K, V) = self.project(x[:, :first], Q_ALONE), self.project(x, K_AND_V)
+        return self.merge_heads(self.mix(Q, K, V, masks))
 
-    def forward_class_token(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]` with keys and values of all tokens, and query, weights and output of one."""
-        self._check_tokens(x)
-        (Q,), (K, V) = self.project(x[:, :1], Q_ALONE), self.project(x, K_AND_V)
-        return self.merge_heads(self.mix(Q, K, V, Masks()))
+    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
+        Q, K, _ = self.heads(x)
+        return self.matrix(Q, K, masks)

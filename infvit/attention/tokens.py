@@ -13,7 +13,7 @@ def precise(x: Tensor) -> Tensor:
 
 def zero_padding(x: Tensor, masks: Masks) -> Tensor:
     """x (B, H, N, d) with 0 at padding."""
-    return x if masks.key_padding is None else x.masked_fill(masks.key_padding[:, None, :, None], 0)
+    return x if masks.key_padding_mask is None else x.masked_fill(masks.key_padding_mask[:, None, :, None], 0)
 
 
 def sequence_index(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
@@ -23,9 +23,9 @@ def sequence_index(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     but in range.
     """
     N = x.shape[1]
-    if masks.key_padding is None:
+    if masks.key_padding_mask is None:
         return torch.arange(N, device=x.device)[None], torch.full((1, 1), N, device=x.device)
-    seen = (~masks.key_padding).long()
+    seen = (~masks.key_padding_mask).long()
     return (seen.cumsum(1) - 1).clamp_min(0), seen.sum(1, keepdim=True).clamp_min(1)
 
 

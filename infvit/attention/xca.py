@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from infvit.attention.layer import EPS, Q_AND_K, V_ALONE, Attention, Masks, without_autocast
 from infvit.attention.tokens import precise, zero_padding
-from infvit.errors import UsageError
 
 
 class CrossCovarianceAttention(Attention):
@@ -27,34 +26,10 @@ class CrossCovarianceAttention(Attention):
         super().__init__(dim, num_heads, **kwargs)
         self.temperature = nn.Parameter(torch.ones(num_heads))
 
-    def _forward(self, x: Tensor, masks: Masks) -> Tensor:
-        return self._output(*self.heads(x), masks)
-
-    def forward_class_token(self, x: Tensor) -> Tensor:
-        """`forward(x)[:, :1]` with queries and keys of all tokens, and value and output of one."""
-        self._check_tokens(x)
-        (Q, K), (V,) = self.project(x, Q_AND_K), self.project(x[:, :1], V_ALONE)
-        return self._output(Q, K, V, Masks())
-
-    def _output(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+        Q, K, V = self.heads(x) if first is None else (*self.project(x, Q_AND_K), *self.project(x[:, :first], V_ALONE))
         with without_autocast(V):
-            weights = self.attn_drop(self._between_channels(Q, K, masks))
-            O = precise(V) @ weights.mT  # noqa: E741
+            Q, K = (F.normalize(precise(zero_padding(t, masks)), dim=-2, eps=EPS) for t in (Q, K))
+            weights = (self.temperature[:, None, None] * (Q.mT @ K)).softmax(-1)  # (B, H, d, d)
+            O = precise(V) @ self.attn_drop(weights).mT  # noqa: E741
         return self.merge_heads(O.to(V.dtype))
-
-    def _weights(self, x: Tensor, masks: Masks) -> Tensor:
-        """Raises UsageError: weights are between channels."""
-        raise UsageError(
-            "CrossCovarianceAttention weighs channels, not tokens: `channel_weights(x)` gives (B, H, d, d)"
-        )
-
-    def channel_weights(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Weights of value channels (columns) in output channels (rows, summing to 1): (B, N, D) → (B, H, d, d)."""
-        masks = Masks(key_padding_mask)
-        Q, K, _ = self.heads(self._checked(x, masks))
-        with without_autocast(x):
-            return self._between_channels(Q, K, masks)
-
-    def _between_channels(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
-        Q, K = (F.normalize(precise(zero_padding(t, masks)), dim=-2, eps=EPS) for t in (Q, K))
-        return (self.temperature[:, None, None] * (Q.mT @ K)).softmax(-1)

@@ -1,8 +1,8 @@
 """Reads images of any size in windows: tiled TIFF and NumPy files never whole, others decoded once."""
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,8 +79,7 @@ class TiffTiles:
         self.tile_height, self.tile_width = page.chunks[:2]
         self.across = -(-self.width // self.tile_width)
         size = self.tile_height * self.tile_width * 3
-        self.capacity = max(self.across, TILES_KEPT // size)
-        self.cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.tile = lru_cache(max(self.across, TILES_KEPT // size))(self._decoded)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         out = np.empty((bottom - top, right - left, 3), np.uint8)
@@ -89,17 +88,14 @@ class TiffTiles:
             for j in range(left // wide, -(-right // wide)):
                 a, b = max(top, i * high), min(bottom, (i + 1) * high)
                 c, d = max(left, j * wide), min(right, (j + 1) * wide)
-                tile = self._tile(i, j)
+                tile = self.tile(i, j)
                 out[a - top : b - top, c - left : d - left] = tile[
                     a - i * high : b - i * high, c - j * wide : d - j * wide
                 ]
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
-    def _tile(self, i: int, j: int) -> np.ndarray:
+    def _decoded(self, i: int, j: int) -> np.ndarray:
         index = i * self.across + j
-        if index in self.cache:
-            self.cache.move_to_end(index)
-            return self.cache[index]
         try:
             handle = self.file.filehandle
             handle.seek(self.page.dataoffsets[index])
@@ -111,11 +107,7 @@ class TiffTiles:
                 f"{self.path}: the tile in row {i}, column {j} (of {self.tile_height} × {self.tile_width} pixels) "
                 f"cannot be read ({error}): write the file again, or install imagecodecs if a codec is missing"
             ) from error
-        tile = np.broadcast_to(segment[0], (*segment.shape[1:3], 3))
-        self.cache[index] = tile
-        while len(self.cache) > self.capacity:
-            self.cache.popitem(last=False)
-        return tile
+        return np.broadcast_to(segment[0], (*segment.shape[1:3], 3))
 
 
 class Padded:

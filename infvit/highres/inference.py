@@ -1,6 +1,7 @@
 """Classifies one image of any size: chunked, with token states in memory, or streamed, without."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from infvit.attention.layer import EPS
+from infvit.attention.sums import sum_dtype
 from infvit.highres import stages
 from infvit.highres.tokens import Tokens
 from infvit.vit import Block
@@ -32,16 +34,14 @@ class Prediction(NamedTuple):
 
 
 class States(Protocol):
-    """The tokens at the current layer, a chunk at a time, in the model's order."""
+    """The tokens at the current layer: in chunks (1, n, D), the class token (1, 1, D) first in the model's order.
 
-    def visit(self) -> Iterator[Tensor]:
-        """Yields each chunk, (1, n, D), the class token first."""
+    `advance` moves on to the output of `block`, whose attention adds the row `added` to every token.
+    """
 
-    def advance(self, block: Block, added: Tensor) -> None:
-        """Moves on to the output of `block`, whose attention adds the row `added`."""
-
-    def class_token(self) -> Tensor:
-        """The class token, (1, 1, D)."""
+    def visit(self) -> Iterator[Tensor]: ...
+    def advance(self, block: Block, added: Tensor) -> None: ...
+    def class_token(self) -> Tensor: ...
 
 
 def chunked(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
@@ -70,8 +70,8 @@ def streamed(tokens: Tokens, progress: Progress = lambda _: None, centrality: bo
 
 def mlp_passes(model_depth: int, streaming: bool, class_token: bool) -> int:
     """Passes of all tokens through an MLP: the sum of all `progress` calls over the number of tokens."""
-    once = model_depth - 1 if class_token else model_depth
-    return sum(2 * i for i in range(model_depth)) + (0 if class_token else model_depth) if streaming else once
+    visits = model_depth * (model_depth - 1) if streaming else model_depth - 1
+    return visits if class_token else visits + (model_depth if streaming else 1)
 
 
 @contextmanager
@@ -106,7 +106,8 @@ class StoredStates:
         for start in range(0, self.x.shape[1], self.chunk):
             piece = self.x[:, start : start + self.chunk]
             if self.pending is not None:
-                _advance_in_place(piece, *self.pending)
+                block, added = self.pending
+                piece.copy_(stages.advance(block, piece, added))
                 self.progress(piece.shape[1])
             yield piece
         self.pending = None
@@ -132,7 +133,7 @@ class RecomputedStates:
         for patches in self.tokens.blocks():
             x = self.tokens.embed(patches)
             for block, added in self.passed:
-                _advance_in_place(x, block, added)
+                x = stages.advance(block, x, added)
                 self.progress(x.shape[1])
             yield x
 
@@ -151,50 +152,29 @@ def _predicted(
     tokens: Tokens, kind: Callable[[Tokens, Progress], States], progress: Progress, centrality: bool
 ) -> Prediction:
     model, blocks = tokens.model, stages.blocks_of(tokens.model)
-    states = kind(tokens, progress)
+    states, last = kind(tokens, progress), len(blocks) - 1
     scores: list[Tensor] = []
-    for i, block in enumerate(blocks):
-        queries = _total(stages.query_sums(block, x) for x in states.visit())
+    for i, (block, attention) in enumerate(blocks):
+        queries = reduce(add, (attention.query_sums(block.norm1(x)) for x in states.visit()))
         stages.check_finite(queries.weighted, f"layer {i} (blocks.{i}) or the MLP before it")
-        qbar = stages.attention(block).qbar(queries)
-        kept = scores if centrality and block is blocks[-1] else None
-        values = _total(_token_sums(states, block, qbar, kept))
-        added = stages.row(block, values, model.pos_embed.dtype)
-        if block is blocks[-1] and model.cls_token is not None:
+        qbar, parts = attention.qbar(queries), []
+        for x in states.visit():
+            normed = block.norm1(x)
+            parts.append(attention.token_sums(normed, qbar))
+            if centrality and i == last:
+                scores.append(attention.scores(normed, qbar))
+        values = reduce(add, parts)
+        added = block.extra_proj(attention.output(values, model.pos_embed.dtype))
+        if i == last and model.cls_token is not None:
             pooled = model.norm(stages.advance(block, states.class_token(), added))[:, 0]
         else:
             states.advance(block, added)
     if model.cls_token is None:
-        pooled = _mean(model.norm(x) for x in states.visit())
+        total = reduce(add, (model.norm(x).sum(1, dtype=sum_dtype(x)) for x in states.visit()))
+        pooled = (total / math.prod(tokens.grid)).to(added.dtype)
     logits = model.head(model.pre_logits(pooled))
-    stages.check_finite(logits, f"layer {len(blocks) - 1} (blocks.{len(blocks) - 1}) or the head after it")
+    stages.check_finite(logits, f"layer {last} (blocks.{last}) or the head after it")
     if not centrality:
         return Prediction(logits, None)
     weights = torch.cat(scores, -1)[0, :, model.num_prefix_tokens :] / (values.weight[0, :, None] + EPS)
     return Prediction(logits, weights.mean(0).float().view(tokens.grid))
-
-
-def _token_sums(states: States, block: Block, qbar: Tensor, kept: list[Tensor] | None) -> Iterator[stages.Sums]:
-    """The token sums of each chunk; appends its scores to `kept` unless that is None."""
-    for x in states.visit():
-        if kept is not None:
-            kept.append(stages.scores(block, x, qbar))
-        yield stages.token_sums(block, x, qbar)
-
-
-def _mean(pieces: Iterable[Tensor]) -> Tensor:
-    """The mean over all tokens, (1, n, D) each → (1, D), accumulated in float64."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for x in pieces:
-        total, count, dtype = total + x.sum(1, dtype=torch.float64).cpu(), count + x.shape[1], x
-    return (total / count).to(dtype)
-
-
-def _total(parts: Iterable[stages.Sums]) -> stages.Sums:
-    return reduce(add, parts)
-
-
-def _advance_in_place(x: Tensor, block: Block, added: Tensor) -> None:
-    """`stages.advance` in place."""
-    x += added
-    x += block.mlp(block.norm2(x))

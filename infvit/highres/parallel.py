@@ -1,11 +1,9 @@
 """Runs one image over several ranks: two small all-reduces per layer for any number of tokens."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.nn.functional import all_reduce
 
 from infvit.attention.sums import Sums
 from infvit.errors import UsageError
@@ -42,18 +40,18 @@ class TokenParallel(nn.Module):
         """This rank's band of the images, (B, C, h, width), bands ordered by rank → (B, classes)."""
         model = self.model
         blocks = stages.blocks_of(model)
-        if model.training and any(getattr(block.drop_path, "drop_prob", 0) for block in blocks):
+        if model.training and any(block.drop_path.drop_prob for block, _ in blocks):
             raise UsageError("the model trains with stochastic depth: token-parallel training expects drop_path_rate=0")
         x, patches = self._embed(band)
         # Rank zero counts the class token, the others only their patches.
         counted = slice(None) if self.rank == 0 else slice(model.num_prefix_tokens, None)
-        for block in blocks:
-            queries = self._all(stages.query_sums(block, x[:, counted]))
-            qbar = stages.attention(block).qbar(queries)
-            values = self._all(stages.token_sums(block, x[:, counted], qbar))
-            if block is blocks[-1] and model.cls_token is not None:
+        for i, (block, attention) in enumerate(blocks):
+            normed = block.norm1(x[:, counted])
+            qbar = attention.qbar(self._all(attention.query_sums(normed)))
+            values = self._all(attention.token_sums(normed, qbar))
+            if i == len(blocks) - 1 and model.cls_token is not None:
                 x = x[:, :1]  # the head reads nothing else
-            x = stages.advance(block, x, stages.row(block, values, x.dtype))
+            x = stages.advance(block, x, block.extra_proj(attention.output(values, x.dtype)))
         x = model.norm(x)
         pooled = x[:, 0] if model.cls_token is not None else self._summed(x.sum(1)) / patches
         return model.head(model.pre_logits(pooled))
@@ -80,30 +78,14 @@ class TokenParallel(nn.Module):
         return Sums(both[..., 0], both[..., 1:])
 
     def _summed(self, part: Tensor) -> Tensor:
-        return _AllReduce.apply(part, self.group, self._count)
+        total: Tensor = all_reduce(part, group=self.group)
+        self._count(total)
+        if total.requires_grad:
+            total.register_hook(self._count)  # the backward pass all-reduces the gradient
+        return total
 
     def _count(self, sent: Tensor) -> None:
         self.communicated += sent.numel() * sent.element_size()
-
-
-class _AllReduce(torch.autograd.Function):
-    """All-reduce (sum) whose backward pass all-reduces the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Any, count: Callable[[Tensor], None]) -> Tensor:
-        ctx.group, ctx.count = group, count
-        return _reduced(part, group, count)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _reduced(grads[0], ctx.group, ctx.count), None, None
-
-
-def _reduced(part: Tensor, group: Any, count: Callable[[Tensor], None]) -> Tensor:
-    total = part.contiguous().clone()
-    distributed.all_reduce(total, group=group)
-    count(total)
-    return total
 
 
 def band(height: int, patch: int, rank: int, world_size: int) -> tuple[int, int]:

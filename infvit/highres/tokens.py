@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from infvit.errors import UsageError
+from infvit.errors import expect
 from infvit.highres.images import Image
 from infvit.vit import VisionTransformer
 
@@ -46,8 +46,7 @@ class Tokens:
     std: Sequence[float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise UsageError(f"chunk={self.chunk}: expected at least 1 token at a time")
+        expect(self.chunk >= 1, f"chunk={self.chunk}", "at least 1 token at a time")
         _ = self.grid  # raises if the image does not fit
 
     @cached_property

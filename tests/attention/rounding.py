@@ -7,7 +7,6 @@ One process, scikit-learn's digits under their recipe's batch and learning rate 
 smallest sum of scores of a head that was on.
 """
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -71,8 +70,6 @@ def with_eps(eps: float) -> type[nn.Module]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
     torch.set_num_threads(1)
     layers = {"softmax": SoftmaxAttention, "Pure InfSA": PureInfSA, "Linear-InfSA": LinearInfSA}
     layers |= {f"Linear-InfSA as written, eps {eps:g}": with_eps(eps) for eps in (1e-6, 1e-3, 1e-2, 1e-1)}

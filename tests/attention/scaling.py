@@ -1,7 +1,6 @@
 """Time and memory of the layers against the number of tokens: the table and the plot of infvit/attention/README.md.
 
     python -m tests.attention.scaling                                   # writes both, about 7 minutes on 2 cores
-    python -m tests.attention.scaling --tokens 1024 2048 --out FOLDER    # elsewhere (scaling.md, scaling.png)
 
 Times are one forward pass of the layer, all taking turns in each round: the median over rounds, after passes that do
 not count. Memory is what a forward pass, and one with its backward pass, hold at most beyond weights, input and the
@@ -116,19 +115,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="where to write; the page of the layers if not given")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     rows = [row for tokens in arguments.tokens for row in measure(tokens, arguments.rounds)]
     found = table(rows, arguments.tokens)
-    folder = arguments.out or PAGE
-    (folder / "scaling.png").write_bytes(plot(rows))
-    if arguments.out:
-        (folder / "scaling.md").write_text(found + "\n")
-    else:
-        page = PAGE / "README.md"
-        before, _, rest = page.read_text().partition(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
+    (PAGE / "scaling.png").write_bytes(plot(rows))
+    page = PAGE / "README.md"
+    before, _, rest = page.read_text().partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{found}\n{END}{rest.partition(END)[2]}")
     print(f"\n{found}")
 
 

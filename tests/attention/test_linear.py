@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from infvit.attention import LinearInfSA
 from infvit.attention.chunked import pool
 from tests.attention import naive
-from tests.attention.test_attention import gradients, layer_and_input
+from tests.attention.test_attention import assert_equal, layer_and_input
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 100])
@@ -15,10 +15,7 @@ from tests.attention.test_attention import gradients, layer_and_input
 def test_chunks_equal_the_naive_twin(chunk, qkv_bias):
     layer, x = layer_and_input("linear_infsa", chunk=chunk, qkv_bias=qkv_bias)
     x.requires_grad_()
-    fast, twin = layer(x), naive.linear(layer, x)
-    assert (fast - twin).abs().max() <= 1e-10
-    for got, expected in zip(gradients(fast, layer, x), gradients(twin, layer, x), strict=True):
-        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+    assert_equal(layer(x), naive.linear(layer, x), layer, x)
 
 
 def test_sums_of_pieces_add_up_to_the_layer():
@@ -32,10 +29,7 @@ def test_sums_of_pieces_add_up_to_the_layer():
     row = layer.output(second[0] + second[1] + second[2], x.dtype)
     assert second[0].weight.shape == (2, 4)
     assert (first[0].weighted.shape, second[0].weighted.shape) == ((2, 4, 8), (2, 4, 32))
-    twin = naive.linear(layer, x)
-    assert (row.expand_as(x) - twin).abs().max() <= 1e-10
-    for got, expected in zip(gradients(row.expand_as(x), layer, x), gradients(twin, layer, x), strict=True):
-        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+    assert_equal(row.expand_as(x), naive.linear(layer, x), layer, x)
 
 
 @pytest.mark.parametrize("chunk", [None, 50_000])

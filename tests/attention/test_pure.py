@@ -14,17 +14,14 @@ from infvit.attention import PureInfSA, diffusion, graph_tiles, pure
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
 from infvit.errors import UsageError
 from tests.attention import naive
-from tests.attention.test_attention import gradients, layer_and_input
+from tests.attention.test_attention import assert_equal, layer_and_input
 
 ROOT = Path(__file__).parents[2]
 
 
 def assert_twins(layer, x, **masks):
     x.requires_grad_()
-    fast, twin = layer(x, **masks), naive.pure(layer, x, **masks)
-    assert (fast - twin).abs().max() <= 1e-10
-    for got, expected in zip(gradients(fast, layer, x), gradients(twin, layer, x), strict=True):
-        assert (got - expected).abs().max() <= 1e-8 * max(1, expected.abs().max())
+    assert_equal(layer(x, **masks), naive.pure(layer, x, **masks), layer, x)
 
 
 @pytest.mark.parametrize("hops", [1, 2, 5, math.inf])
@@ -34,18 +31,12 @@ def test_hops_sum_the_neumann_series(hops):
     assert_twins(layer, x)
 
 
-def masks_of(kind, B, H, N):
-    """Masks that hide four pairs in ten."""
-    shape = {"attn": (N, N), "attn of each image": (B, N, N), "attn of each head": (B, H, N, N)}
-    return {"attn_mask": torch.rand(shape[kind]) < 0.4}
-
-
 @pytest.mark.parametrize("hops", [1, 3, math.inf])
-@pytest.mark.parametrize("kind", ["attn", "attn of each image", "attn of each head"])
+@pytest.mark.parametrize("shape", [(13, 13), (2, 13, 13), (2, 4, 13, 13)], ids=["all", "each image", "each head"])
 @pytest.mark.usefixtures("path")
-def test_attention_masks(kind, hops):
+def test_attention_masks(shape, hops):
     layer, x = layer_and_input("infsa", N=13, hops=hops, tolerance=1e-13)
-    assert_twins(layer, x, **masks_of(kind, 2, 4, 13))
+    assert_twins(layer, x, attn_mask=torch.rand(shape) < 0.4)
 
 
 @pytest.mark.parametrize("hops", [1, 3, math.inf])
@@ -76,10 +67,7 @@ def test_causality_is_refused_because_all_rows_share_the_norm():
 def test_the_first_token_alone(hops):
     layer, x = layer_and_input("infsa", hops=hops, tolerance=1e-13)
     x.requires_grad_()
-    alone, of_all = layer.forward_class_token(x), layer(x)[:, :1]
-    assert (alone - of_all).abs().max() <= 1e-12
-    for got, expected in zip(gradients(alone, layer, x), gradients(of_all, layer, x), strict=True):
-        assert (got - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
+    assert_equal(layer.forward_class_token(x), layer(x)[:, :1], layer, x, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("tile", [1, 3, 5, 50])
@@ -117,10 +105,8 @@ def test_the_truncation_bound_holds(hops, gamma):
     bound = layer.truncation_bound(x)
     everything = PureInfSA(32, 4, hops=math.inf).double()
     everything.load_state_dict(layer.state_dict())
-    missing = everything._dense(everything._qkv(x, pure.Masks()), None) - layer._dense(
-        layer._qkv(x, pure.Masks()), None
-    )
-    missing = torch.linalg.vector_norm(missing, dim=(1, 3))
+    all_hops, some = (each._dense(each._qkv(x, pure.Masks()), None) for each in (everything, layer))
+    missing = torch.linalg.vector_norm(all_hops - some, dim=(1, 3))
     assert bound.shape == (2, 4)
     assert (missing <= bound).all()
     exact = layer.gamma * torch.linalg.matrix_norm(layer.weights(x), 2)

@@ -52,7 +52,7 @@ def test_a_tiff_caches_no_more_tiles_than_documented(tmp_path, monkeypatch):
     assert isinstance(image, TiffTiles)
     for _ in range(2):
         image.read(0, 70, 0, 93)
-    assert len(image.cache) == 6  # the tiles across 93 pixels
+    assert image.tile.cache_info().currsize == 6  # the tiles across 93 pixels
 
 
 def test_an_unreadable_tile_is_named(tmp_path):

@@ -176,7 +176,7 @@ def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor
     with warnings.catch_warnings():
         # Rows of Pure InfSA's M may sum to more than 1: visits are then path weights, which still make a map.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return _read(net, absorbing_chain(W, gamma).visits)
+        return _read(net, absorbing_chain(W, gamma).F)
 
 
 def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor:
