@@ -17,7 +17,7 @@ from torch import Tensor
 from infvit.attention.layer import Attention, without_autocast
 from infvit.attention.pure import affinities
 from infvit.attention.tokens import precise
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 
 class Perron(NamedTuple):
@@ -89,8 +89,7 @@ def katz(Ahat: Tensor, gamma: float | Tensor, direction: Literal["out", "in"] = 
         ValueError: if a shape or dtype does not fit, an entry is negative, or the series diverges (gamma times the
             spectral radius is 1 or more).
     """
-    if direction not in ("out", "in"):
-        raise UsageError(f"direction={direction!r} is unknown: choose 'out' or 'in'")
+    expect(direction in ("out", "in"), f"direction={direction!r}", "'out' or 'in'")
     M = _transient(Ahat, gamma)
     M = M if direction == "out" else M.mT
     return _neumann(M, M.sum(-1, keepdim=True)).squeeze(-1)
@@ -137,8 +136,7 @@ def pagerank(Ahat: Tensor, damping: float = 0.85) -> Tensor:
     Raises:
         ValueError: if a shape or dtype does not fit, an entry is negative, or damping is out of range.
     """
-    if not 0 <= damping < 1:
-        raise UsageError(f"damping={damping} is out of range: expected 0 <= damping < 1")
+    expect(0 <= damping < 1, f"damping={damping}", "0 <= damping < 1")
     A = _checked(Ahat)
     N = A.shape[-1]
     total = A.sum(-1, keepdim=True)
@@ -174,10 +172,10 @@ def eigenvector_centrality(
     Raises:
         ValueError: if a shape or dtype does not fit, an entry is negative, or an option is out of range.
     """
-    if side not in ("left", "right"):
-        raise UsageError(f"side={side!r} is unknown: choose 'left' or 'right'")
-    if not tolerance > 0 or max_iterations < 1:
-        raise UsageError(f"tolerance={tolerance} and max_iterations={max_iterations} must be positive")
+    expect(side in ("left", "right"), f"side={side!r}", "'left' or 'right'")
+    expect(
+        tolerance > 0 and max_iterations >= 1, f"tolerance={tolerance}, max_iterations={max_iterations}", "both above 0"
+    )
     A = _checked(Ahat)
     A = A if side == "right" else A.mT
     with without_autocast(A):
@@ -273,8 +271,7 @@ def _transient(Ahat: Tensor, gamma: float | Tensor) -> Tensor:
     """M = gamma Ahat, gamma broadcast over the leading dimensions: (..., N, N)."""
     A = _checked(Ahat)
     discount = torch.as_tensor(gamma, dtype=A.dtype, device=A.device)
-    if (discount < 0).any():
-        raise UsageError(f"gamma={gamma} has negative values, expected discounts >= 0")
+    expect(not (discount < 0).any(), f"gamma={gamma}", "discounts >= 0")
     try:
         torch.broadcast_shapes(discount.shape, A.shape[:-2])
     except RuntimeError:

@@ -1,6 +1,7 @@
 """The pre-norm Vision Transformer in which attentions are compared: one backbone, exchangeable attention."""
 
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -153,10 +154,8 @@ class VisionTransformer(nn.Module, HubModel):
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, num_heads, attention, mlp_ratio, rate, extra_proj) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pre_logits = nn.Sequential()
-        if pre_logits:
-            self.pre_logits.add_module("fc", nn.Linear(dim, dim))
-            self.pre_logits.add_module("act", nn.Tanh())
+        layers = {"fc": nn.Linear(dim, dim), "act": nn.Tanh()} if pre_logits else {}
+        self.pre_logits = nn.Sequential(OrderedDict(layers))
         self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(seed)
 

@@ -26,14 +26,18 @@ from infvit.vit import VisionTransformer
 class LinearInfSAAsWritten(LinearInfSA):
     """The formulas with Q, K, V and the output projection computed for every token, batched over images and heads."""
 
+    eps = EPS  # under the sum of the scores
+
     def forward(self, x: Tensor) -> Tensor:
         Q, K, V = self.heads(x)
         norms = torch.linalg.vector_norm(Q, dim=-1)
         alpha = norms / (norms.sum(-1, keepdim=True) + EPS)
         qbar = alpha.unsqueeze(-2) @ Q
         scores = F.relu((qbar @ K.mT) / self.head_dim)
-        a = scores / (scores.sum(-1, keepdim=True) + EPS)
-        return self.merge_heads((self.gamma[:, None, None] * (a @ V)).expand_as(V))
+        return self.merge_heads((self.gamma[:, None, None] * (self.normalised(scores) @ V)).expand_as(V))
+
+    def normalised(self, scores: Tensor) -> Tensor:
+        return scores / (scores.sum(-1, keepdim=True) + self.eps)
 
 
 class AllTokensToTheEnd(VisionTransformer):

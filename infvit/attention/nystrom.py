@@ -52,9 +52,8 @@ class NystromAttention(Attention):
         expect(odd or kernel_size == 0, f"kernel_size={kernel_size}", "an odd length, or 0 for no convolution")
         self.landmarks, self.iterations, self.kernel_size = landmarks, iterations, kernel_size
         if kernel_size:
-            self.conv_weight = nn.Parameter(
-                independent_normal(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5)
-            )
+            filters = independent_normal(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5)
+            self.conv_weight = nn.Parameter(filters)
 
     def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
         if self.kernel_size and masks.key_padding_mask is not None:

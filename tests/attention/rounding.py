@@ -20,24 +20,20 @@ from data.order import EpochOrder
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.schedule import warmup_cosine
 from infvit.vit import VisionTransformer
+from tests.bench_twins import LinearInfSAAsWritten
 
 STEPS, BATCH, LEARNING_RATE = 55, 128, 4e-3
 
 
-class LinearInfSAAsWritten(LinearInfSA):
-    """The formulas as written, with another eps under the sum of the scores."""
+class SumsObserved(LinearInfSAAsWritten):
+    """Remembers the smallest sum of scores of a head that was on."""
 
-    eps = 1e-6
     smallest = float("inf")
 
-    def forward(self, x: Tensor) -> Tensor:
-        Q, K, V = self.heads(x)
-        norms = torch.linalg.vector_norm(Q, dim=-1, keepdim=True)
-        qbar = (norms / (norms.sum(-2, keepdim=True) + 1e-6) * Q).sum(-2, keepdim=True)
-        scores = F.relu(qbar @ K.mT / self.head_dim)
-        sums = scores.sum(-1, keepdim=True)
-        self.smallest = min(self.smallest, sums.detach().where(sums > 0, torch.inf).min().item())
-        return self.merge_heads((self.gamma[:, None, None] * (scores / (sums + self.eps) @ V)).expand_as(V))
+    def normalised(self, scores: Tensor) -> Tensor:
+        sums = scores.detach().sum(-1)
+        self.smallest = min(self.smallest, sums.where(sums > 0, torch.inf).min().item())
+        return super().normalised(scores)
 
 
 def curve(layer: Callable[..., nn.Module], dtype: torch.dtype, permuted: bool) -> tuple[Tensor, float]:
@@ -61,12 +57,12 @@ def curve(layer: Callable[..., nn.Module], dtype: torch.dtype, permuted: bool) -
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-    sums = [m.smallest for m in net.modules() if isinstance(m, LinearInfSAAsWritten)]
+    sums = [m.smallest for m in net.modules() if isinstance(m, SumsObserved)]
     return torch.stack(losses), min(sums, default=float("nan"))
 
 
 def with_eps(eps: float) -> type[nn.Module]:
-    return type("LinearInfSAWithEps", (LinearInfSAAsWritten,), {"eps": eps})
+    return type("LinearInfSAWithEps", (SumsObserved,), {"eps": eps})
 
 
 def main() -> None:
