@@ -6,6 +6,7 @@ one gamma per head and layer; `extra_proj=True` gives the counts published for s
 
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
@@ -19,30 +20,19 @@ _CFG = {
     "pool_size": None,
     "crop_pct": 0.875,
     "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
     "first_conv": "patch_embed.proj",
     "classifier": "head",
     "license": "mit",
 }
-
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.untrained": _CFG
-        for name in (
-            "vit_4l_patch16_224",
-            "infvit_4l_patch16_224",
-            "infvit_24l_patch16_224",
-            "linear_infvit_4l_patch16_224",
-        )
-    }
-)
+_NAMES = ("vit_4l_patch16_224", "infvit_4l_patch16_224", "infvit_24l_patch16_224", "linear_infvit_4l_patch16_224")
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _NAMES})
 
 
 def _create(name: str, pretrained: bool, attention: type[nn.Module], depth: int, /, **kwargs: Any) -> VisionTransformer:
-    size: dict[str, Any] = {"depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
-    kwargs = {"attention": attention} | size | kwargs
-    return build_model_with_cfg(VisionTransformer, name, pretrained, **kwargs)
+    paper: dict[str, Any] = {"attention": attention, "depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **(paper | kwargs))
 
 
 @register_model

@@ -65,7 +65,7 @@ class Turns(Callback):
 
 
 def bare_loop(overrides: list[str], turns: Connection) -> None:
-    """The loop that one would write without a framework."""
+    """A plain training loop with the same parts."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [*overrides, "hydra.runtime.output_dir=."], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)

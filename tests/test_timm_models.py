@@ -46,19 +46,19 @@ def test_a_model_without_stochastic_depth_warns():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "size", "options", "message"),
     [
-        (("deit_tiny", 10, 224), r"model.name=deit_tiny is not a model of timm.*deit_tiny_patch16_224"),
-        (("convnxt_tiny", 10, 224), r"convnxt_tiny is not a model.*convnext_tiny"),
-        (("convnext_tiny", 10, 8), r"convnext_tiny cannot take images of 8 pixels.*size.image_size"),
-        (("xcit_small_12_p16_224", 10, 8), r"xcit_small_12_p16_224 cannot be made.*'img_size': 8"),
+        ("deit_tiny", 224, {}, r"model.name=deit_tiny is not a model of timm.*deit_tiny_patch16_224"),
+        ("convnxt_tiny", 224, {}, r"convnxt_tiny is not a model.*convnext_tiny"),
+        ("convnext_tiny", 8, {}, r"convnext_tiny cannot take images of 8 pixels.*size.image_size"),
+        ("xcit_small_12_p16_224", 8, {}, r"xcit_small_12_p16_224 cannot be made.*'img_size': 8"),
+        ("test_vit", 32, {"wings": 2}, "takes no option wings"),
     ],
+    ids=["unknown", "misspelt", "size of a convolutional model", "size of an attention model", "option"],
 )
-def test_mistakes_are_reported(arguments, message):
+def test_mistakes_are_reported(name, size, options, message):
     with torch.device("meta"), pytest.raises(UsageError, match=message):
-        timm_model(*arguments)
-    with pytest.raises(UsageError, match="takes no option wings"):
-        timm_model("test_vit", 10, 32, wings=2)
+        timm_model(name, 10, size, **options)
 
 
 def test_training_flops_of_a_grouped_convolution_are_counted_by_group():

@@ -68,11 +68,9 @@ def run_isolated(
         try:
             output, _ = process.communicate(task, timeout=time_limit)
         except subprocess.TimeoutExpired:
-            process.kill()
             return CaseOutcome(TOO_SLOW, note=f"stopped after {time_limit:,.0f} s")
-        except BaseException:
-            process.kill()
-            raise
+        finally:
+            process.kill()  # without effect on one that has ended
     if process.returncode == -signal.SIGKILL:
         return CaseOutcome(OUT_OF_MEMORY, note="killed by the system")
     if process.returncode or not output:
@@ -109,14 +107,13 @@ def _run(limit: int, threads: int, work: Callable[[], Any]) -> CaseOutcome:
     torch.set_num_threads(threads)
     try:
         return CaseOutcome(DONE, work(), peak_memory())
+    except UsageError as error:
+        return CaseOutcome(FAILED, note=str(error))
     except Exception as error:
-        if is_out_of_memory(error):
-            on_device = isinstance(error, torch.OutOfMemoryError)
-            note = "more than the GPU has" if on_device else f"more than {limit / 1e9:.1f} GB"
-            return CaseOutcome(OUT_OF_MEMORY, note=note)
-        if isinstance(error, UsageError):
-            return CaseOutcome(FAILED, note=str(error))
-        raise
+        if not is_out_of_memory(error):
+            raise
+        most = "the GPU has" if isinstance(error, torch.OutOfMemoryError) else f"{limit / 1e9:.1f} GB"
+        return CaseOutcome(OUT_OF_MEMORY, note=f"more than {most}")
 
 
 def _main() -> None:

@@ -28,15 +28,8 @@ from infvit.run.checkpoint import matching_classes, read_checkpoint
 pytestmark = pytest.mark.slow
 
 SYNSETS = list(ImageNetInfo("imagenet-1k").label_names())
-QUICK = [
-    "recipe.epochs=1",
-    "recipe.warmup_epochs=0",
-    "+trainer.limit_train_batches=4",
-    "data/loader=torch",
-    "logger=csv",
-]
-
-
+QUICK = ["recipe.epochs=1", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=4", "logger=csv"]
+QUICK += ["data/loader=torch"]
 RUNS = {}
 """Folders of runs by their arguments: tests that need the same one train it once, and get a copy each."""
 
@@ -311,8 +304,7 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
 def test_classes_of_other_names_give_a_warning_and_are_taken_in_order(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
-    matching_classes(path, read_checkpoint(path), ["cat", "dog"], "mine")
-    with pytest.warns(
-        UserWarning, match=r"classes 2 \(cat, dog, ...\), mine has 2 \(dog, cat, ...\): they are taken in o"
-    ):
-        matching_classes(path, read_checkpoint(path), ["dog", "cat"], "mine")
+    content = read_checkpoint(path)
+    matching_classes(path, content, ["cat", "dog"], "mine")
+    with pytest.warns(UserWarning, match=r"2 \(cat, dog, ...\), mine has 2 \(dog, cat, ...\): they are taken in order"):
+        matching_classes(path, content, ["dog", "cat"], "mine")

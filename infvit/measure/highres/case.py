@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -60,14 +60,14 @@ class CaseResult:
         resident: bytes that libraries, weights and, in training, the optimizer take before.
         logits: (classes,); in training those before the step.
         peak: largest peak resident bytes of a process of the case.
-        communicated: bytes that each process put into all-reduces.
+        communicated: bytes that each process put into all-reduces; None in one process.
     """
 
     seconds: float
     resident: int
     logits: Tensor
     peak: int
-    communicated: int = 0
+    communicated: int | None = None
 
 
 def run(make: MakeModel, way: str, path: Path, chunk: int, processes: int) -> CaseResult:
@@ -119,8 +119,8 @@ def _parallel(make: MakeModel, path: Path, processes: int) -> CaseResult:
         arguments = (processes, make, path, Path(folder), torch.get_num_threads())
         multiprocessing.spawn(_process, arguments, nprocs=processes)
         found = [torch.load(Path(folder) / f"{i}.pt", weights_only=False) for i in range(processes)]
-    seconds, resident, peak = (max(getattr(f, name) for f in found) for name in ("seconds", "resident", "peak"))
-    return CaseResult(seconds, resident, found[0].logits, peak, found[0].communicated)
+    largest = {name: max(getattr(part, name) for part in found) for name in ("seconds", "resident", "peak")}
+    return replace(found[0], **largest)
 
 
 def _process(process: int, processes: int, make: MakeModel, path: Path, folder: Path, threads: int) -> None:

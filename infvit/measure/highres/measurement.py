@@ -112,8 +112,8 @@ def _tokens(makers: dict[str, MakeModel], side: tuple[int, int], processes: int)
 
 def _add_figures(row: HighresRow, found: CaseResult, reference: Tensor | None) -> Tensor | None:
     """Sets the row's figures; returns the logits that later ways are compared with."""
-    row.seconds, row.peak, row.resident = found.seconds, found.peak, found.resident
-    row.communicated = found.communicated or None
+    for name in ("seconds", "peak", "resident", "communicated"):
+        setattr(row, name, getattr(found, name))
     if row.way.startswith("training"):
         return reference
     if reference is None:
