@@ -35,33 +35,25 @@ def figure(
     methods: Sequence[str] | None,
     block: int | None,
 ) -> None:
-    """Writes figure.pdf and figure.png and prints their paths."""
-    print(*write_figure(out, shown(source), methods, block), sep="\n")
-
-
-def write_figure(
-    folder: Path, content: GalleryInput, methods: Sequence[str] | None = None, block: int | None = -1
-) -> list[Path]:
-    """Writes figure.pdf and figure.png: the images, and beside each its maps.
+    """Writes figure.pdf and figure.png and prints their paths: the images, and beside each its maps.
 
     A picture is an inch wide and text has 8 points: an image and six methods fill the width of a page.
 
     Args:
-        folder: output folder.
-        content, methods: as for `infvit.measure.attention.gallery.write_gallery`.
+        source, out, shown, methods: as for `infvit.measure.attention.gallery.gallery`.
         block: its index, from the end if negative; None for all together.
 
     Raises:
         UsageError: for an unknown method, model or block, or a map that is not finite.
     """
-    networks, images, names = content
-    shown = columns(networks, methods)
+    networks, images, names = shown(source)
+    offers = columns(networks, methods)
     height, width = images.shape[2:]
     tall = CELL * height / width
     # An image of about this size is not resized.
     across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
     plain = [resized(picture(image), across, round(across * height / width)) for image in images]
-    several = len(shown) > 1
+    several = len(offers) > 1
     top = (2 if several else 1) * (LETTER + 4)
     rows = [top + i * (tall + GAP) for i in range(len(images))]
     x = float(LETTER + 4)
@@ -70,7 +62,7 @@ def write_figure(
     words.append(_words("image", x + CELL / 2, top - LETTER / 2 - 2, CELL))
     x += CELL + GROUP_GAP
     lines = []
-    for name, offer in shown.items():
+    for name, offer in offers.items():
         network, start = networks[name], x
         for method in offer:
             maps = token_map(network.model, normalised(network, images), method, block=block).float().cpu()
@@ -95,11 +87,11 @@ def write_figure(
     ]
     drawn = alt.layer(*pictures, *lines, *words).properties(width=end, height=below + LETTER / 2, padding=1)
     charts = specification(drawn)
-    folder.mkdir(parents=True, exist_ok=True)
-    pdf, png = folder / "figure.pdf", folder / "figure.png"
+    out.mkdir(parents=True, exist_ok=True)
+    pdf, png = out / "figure.pdf", out / "figure.png"
     pdf.write_bytes(vl_convert.vegalite_to_pdf(charts, VEGA_LITE, config=THEME))
     png.write_bytes(vl_convert.vegalite_to_png(charts, VEGA_LITE, config=THEME, scale=PIXELS / CELL))
-    return [pdf, png]
+    print(pdf, png, sep="\n")
 
 
 def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:

@@ -12,19 +12,7 @@ from infvit.measure.attention.patch_removal import REMOVALS, shares
 
 @dataclass
 class Options:
-    """The options in conf/eval/attention.yaml.
-
-    Args:
-        methods: one or several of `METHODS`; None for all that a model supports.
-        block: index of the block, from the end if negative; None for all together.
-        images: number of images, evenly spread; None for all.
-        removal: one of `REMOVALS`.
-        step: share of the patches removed at a time.
-        boxes: a folder of ImageNet's annotations, or "ink"; None for the ink of images without files of their own.
-        upsampling: from patches to pixels, "nearest" or "bilinear".
-        threshold: for the overlap with boxes, a share of the map's largest value.
-        batch_size: images per batch.
-        device: None for a GPU if there is one.
+    """The options that conf/eval/attention.yaml explains, and `at`, the shares of removed patches.
 
     Raises:
         UsageError: for unknown names and values out of range.

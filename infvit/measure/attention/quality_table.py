@@ -72,14 +72,12 @@ def map_tables(
                 lines.append(Line(f"  {method}", {figure: over_seeds(alike, figure) for figure in headings}))
             if "roc_auc" in headings:
                 guess = Estimate.of(row["guess"] for row in of_name).mean
-                flat = dict.fromkeys(headings, guess) | {"roc_auc": 0.5}
-                lines.append(Line("  a flat map", flat))
+                lines.append(Line("  a flat map", dict.fromkeys(headings, guess) | {"roc_auc": 0.5}))
             known = {figure: published.get(name, {}).get(figure) for figure in headings}
             if any(value is not None for value in known.values()):
                 lines.append(Line("  published", known))
-        tables.append(
-            _table(title, {figure: (heading, decimals(1, 100)) for figure, heading in headings.items()}, lines)
-        )
+        columns = {figure: (heading, decimals(1, 100)) for figure, heading in headings.items()}
+        tables.append(_table(title, columns, lines))
     return tables
 
 

@@ -14,29 +14,13 @@ SYNSETS = synsets()
 
 OBJECT = """\t<object>
 \t\t<name>{name}</name>
-\t\t<pose>Unspecified</pose>
-\t\t<truncated>0</truncated>
-\t\t<difficult>0</difficult>
-\t\t<bndbox>
-\t\t\t<xmin>{0}</xmin>
-\t\t\t<ymin>{1}</ymin>
-\t\t\t<xmax>{2}</xmax>
-\t\t\t<ymax>{3}</ymax>
-\t\t</bndbox>
+\t\t<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
 \t</object>
 """
 ANNOTATION = """<annotation>
 \t<folder>val</folder>
 \t<filename>{stem}</filename>
-\t<source>
-\t\t<database>ILSVRC_2012</database>
-\t</source>
-\t<size>
-\t\t<width>{width}</width>
-\t\t<height>{height}</height>
-\t\t<depth>3</depth>
-\t</size>
-\t<segmented>0</segmented>
+\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
 {objects}</annotation>
 """
 

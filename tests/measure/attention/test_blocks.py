@@ -61,13 +61,13 @@ def held(net):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_maps_of_timms_models_equal_those_of_their_own_matrices(name):
+def test_blocks_and_maps_of_timms_models_equal_their_own_logits_and_matrices(name):
     net = timm_model(name)
     x = torch.randn(2, 3, 24, 40) if name == "another size" else torch.randn(2, 3, 32, 32)
     others = {method: layer_maps(net, x, method) for method in offered(net)}
+    torch.testing.assert_close(in_turn(net, x), net(x))
     matrices = held(net)
-    logits = net(x)
-    logits.amax(1).sum().backward()
+    net(x).amax(1).sum().backward()
     assert (len(matrices) == 4) == (name == "two attentions a block")
     prefix = net.num_prefix_tokens
     by_class_token = net.cls_token is not None and "pooled" not in name
@@ -88,12 +88,6 @@ def test_maps_of_timms_models_equal_those_of_their_own_matrices(name):
         relevance = torch.stack([(W * W.grad).clamp_min(0) for W in matrices])
         torch.testing.assert_close(others["gradient_attention"], read(relevance), rtol=1e-3, atol=1e-5)
     assert all(maps.isfinite().all() for maps in others.values())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_running_the_blocks_equals_running_the_model(name):
-    net, x = timm_model(name), torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(in_turn(net, x), net(x))
 
 
 @pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - WITHOUT_WEIGHTS))
@@ -145,7 +139,9 @@ def test_a_converted_model_supports_the_methods_of_its_new_attention():
     linear = timm_model("plain")
     convert(linear, "linear_infsa")
     maps = token_map(linear, x, "weights")
-    expected = linear.blocks[1].attn.weights(linear.blocks[1].norm1(linear.blocks[0](embedded(linear, x)))).mean(1)
+    expected = (
+        linear.blocks[1].attn.layer.weights(linear.blocks[1].norm1(linear.blocks[0](embedded(linear, x)))).mean(1)
+    )
     expected = expected[:, 1:] / expected[:, 1:].sum(1, keepdim=True)
     torch.testing.assert_close(maps.flatten(1), expected.detach())
 

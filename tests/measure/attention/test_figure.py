@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from infvit.errors import UsageError
-from infvit.measure.attention.figure import CELL, GAP, GROUP_GAP, LETTER, PIXELS, write_figure
+from infvit.measure.attention.figure import CELL, GAP, GROUP_GAP, LETTER, PIXELS, figure
 from infvit.measure.attention.gallery_input import GalleryInput, normalised
 from infvit.measure.attention.heat import over, picture, resized
 from infvit.measure.attention.maps import token_map
@@ -18,10 +18,16 @@ from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, n
 SHOWN = ["attention", "katz_in"]
 
 
+def draw(folder, networks, pixels, block=-1):
+    names = ["one", "two", "three"][: len(pixels)]
+    figure(None, folder, lambda _: GalleryInput(networks, pixels, names), SHOWN, block)
+    return folder / "figure.pdf", folder / "figure.png"
+
+
 @pytest.mark.parametrize("block", [0, None])
 def test_images_are_rows_and_models_and_methods_columns(tmp_path, block):
     networks = {"pure": network("infsa"), "linear": network("linear_infsa")}
-    pdf, png = write_figure(tmp_path, GalleryInput(networks, images(3), ["one", "two", "three"]), SHOWN, block)
+    pdf, png = draw(tmp_path, networks, images(3), block)
     drawn = Image.open(png).convert("RGB")
     scale, width, height = PIXELS / CELL, CELL, CELL * ROWS / COLUMNS
     lefts = [LETTER + 4 + CELL + GROUP_GAP + k * (CELL + GAP) + (k >= 2) * (GROUP_GAP - GAP) for k in range(4)]
@@ -42,7 +48,7 @@ def test_images_are_rows_and_models_and_methods_columns(tmp_path, block):
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext here: apt-get install poppler-utils")
 def test_text_in_the_pdf_is_text(tmp_path):
     networks = {"pure": network("infsa"), EVIL: network("linear_infsa")}
-    pdf, _ = write_figure(tmp_path, GalleryInput(networks, images(), ["one", "two"]), SHOWN)
+    pdf, _ = draw(tmp_path, networks, images())
     words = subprocess.run(["pdftotext", "-layout", pdf, "-"], capture_output=True, text=True, check=True).stdout
     for word in ("pure", "</script><script>", "one", "two", "katz in", "image", "the map's largest"):
         assert word in words
@@ -51,9 +57,8 @@ def test_text_in_the_pdf_is_text(tmp_path):
 
 def test_a_broken_model_and_a_missing_block_are_refused(tmp_path):
     broken = network("infsa")
-    shown = GalleryInput({"a": broken}, images(), ["one", "two"])
     with pytest.raises(UsageError, match="block=2 is out of range"):
-        write_figure(tmp_path, shown, SHOWN, block=2)
+        draw(tmp_path, {"a": broken}, images(), block=2)
     torch.nn.init.constant_(broken.model.blocks[0].attn.qkv.weight, torch.nan)
     with pytest.raises(UsageError, match="a: attention is not finite"):
-        write_figure(tmp_path, shown, SHOWN)
+        draw(tmp_path, {"a": broken}, images())

@@ -21,6 +21,8 @@ SMALL = (
     "logger=csv",
     "data/loader=torch",
     "~callbacks.training_stats",
+    "~callbacks.attention_maps",
+    "+trainer.limit_train_batches=2",
 )
 QUICK = ("step=0.5", "device=cpu", "threads=1")
 
