@@ -25,7 +25,7 @@ def build(cfg: DictConfig) -> tuple[Any, Classifier]:
     net = instantiate(cfg.model.net, num_classes=data.num_classes, _convert_="all")
     if cfg.compile:
         net.compile()
-    return data, Classifier(net, data.num_classes, **cli.optimization(cfg.recipe))
+    return data, Classifier(net, data.num_classes, **cli.optimization(cfg.recipe, net))
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().with_name("conf")), config_name="train")

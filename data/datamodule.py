@@ -20,7 +20,7 @@ from data.beton.encoding import BetonSettings
 from data.beton.files import beton_path
 from data.beton.loader import FFCVReader
 from data.datasets.arrays import HeldOut
-from data.datasets.source import Source, Split
+from data.datasets.source import SPLITS, Source, Split
 from data.order import EpochOrder
 from data.progressive import GrowingBatches, Ramp
 from data.torch_loader import TorchReader, Views
@@ -80,10 +80,8 @@ class ImageDataModule(LightningDataModule):
         validation_fraction: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= validation_fraction < 1:
-            raise UsageError(
-                f"data.validation_fraction={validation_fraction} is not a share: expected 0 ≤ fraction < 1"
-            )
+        share = f"data.validation_fraction={validation_fraction}"
+        expect(0 <= validation_fraction < 1, share, "a share, 0 ≤ fraction < 1")
         for size, what in ((batch_size, "batch_size"), (eval_batch_size, "eval_batch_size"), (repeats, "repeats")):
             expect(size >= 1, f"{what}={size}", "1 or more")
         expect(workers >= 0, f"workers={workers}", "0 or more")
@@ -105,7 +103,8 @@ class ImageDataModule(LightningDataModule):
         self.classes, self.num_classes = source.classes, len(source.classes)
         self.resumed = (0, 0)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
-        self.fingerprint = _short(source.split("train").fingerprint(), source.split("val").fingerprint())
+        content = " ".join(source.split(split).fingerprint() for split in SPLITS)
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         if self.train_size and batch_size > self.train_size:
             raise UsageError(
                 f"recipe.batch_size={batch_size} is more than the {self.train_size} training images of {self.name}: "
@@ -144,15 +143,15 @@ class ImageDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Writes the loader's files unless they exist; Lightning calls it in one process per node."""
         if self.trainer is not None and self.trainer.testing:
-            self._prepare(self.test_reader, "val")
+            self.test_reader.prepare(self.source.split("val"), self._beton("val"), self.beton)
             return
         if not self.train_size:
             raise UsageError(
                 f"data={self.name} has no images to train on, as train/<class>/* in data.root=DIR would be: it is for "
                 "eval.py, train on other data"
             )
-        self._prepare(self.reader, "train")
-        self._prepare(self.reader, "val")
+        for split in SPLITS:
+            self.reader.prepare(self.source.split(split), self._beton(split), self.beton)
 
     def per_device(self, trainer: Trainer) -> int:
         """Returns the images in one batch of one device; UsageError if the global batch does not divide."""
@@ -180,8 +179,7 @@ class ImageDataModule(LightningDataModule):
         return GrowingBatches(at, side, order, len(order) // batch_size)
 
     def val_dataloader(self) -> Iterable[Batch]:
-        order = self._order(self.val_size, shuffle=False)
-        return self._loader(self.reader, "val", self.view.evaluation(), order, self.eval_batch_size)
+        return self._evaluation_loader(self.reader)
 
     def test_with(self, reader: FFCVReader | TorchReader) -> "ImageDataModule":
         """Makes `reader` the test's loader; returns itself."""
@@ -189,8 +187,11 @@ class ImageDataModule(LightningDataModule):
         return self
 
     def test_dataloader(self) -> Iterable[Batch]:
+        return self._evaluation_loader(self.test_reader)
+
+    def _evaluation_loader(self, reader: FFCVReader | TorchReader) -> Iterable[Batch]:
         order = self._order(self.val_size, shuffle=False)
-        return self._loader(self.test_reader, "val", self.view.evaluation(), order, self.eval_batch_size)
+        return self._loader(reader, "val", self.view.evaluation(), order, self.eval_batch_size)
 
     def examples(self, count: int) -> Tensor:
         """Returns `count` validation images, evenly spread, by the exact pipeline: uint8 (n, 3, h, w)."""
@@ -220,15 +221,10 @@ class ImageDataModule(LightningDataModule):
     def _beton(self, split: Split) -> Path:
         return beton_path(self.source.split(split), self.name, split, self.cache_dir, self.beton)
 
-    def _prepare(self, reader: FFCVReader | TorchReader, split: Split) -> None:
-        reader.prepare(self.source.split(split), self._beton(split), self.beton)
-
     def _order(self, size: int, shuffle: bool) -> EpochOrder:
-        trainer = self.trainer
-        assert trainer is not None
-        return EpochOrder(
-            size, self.batch_size, self.seed, shuffle, trainer.global_rank, trainer.world_size, self.repeats
-        )
+        assert self.trainer is not None
+        place = self.trainer.global_rank, self.trainer.world_size
+        return EpochOrder(size, self.batch_size, self.seed, shuffle, *place, self.repeats)
 
     def _loader(
         self, reader: FFCVReader | TorchReader, split: Split, view: View, order: EpochOrder, batch_size: int
@@ -258,7 +254,3 @@ class ImageDataModule(LightningDataModule):
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, h, w) → float32, normalised by the mean and the standard deviation of the channels."""
         return images.div(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
-
-
-def _short(*fingerprints: str) -> str:
-    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()[:16]

@@ -28,11 +28,6 @@ def sample_keys(seed: int, epoch: int, images: Tensor, repeats: Tensor) -> Tenso
     return key
 
 
-def fresh_keys(n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns keys (n,) from the device's default generator, for images that have none."""
-    return torch.randint(-(2**63), 2**63 - 1, (n,), device=device)
-
-
 def uniforms(keys: Tensor, start: int, count: int) -> Tensor:
     """Returns numbers in [0, 1), multiples of 2^-24: (count, n) float32 for keys (n,), from counter `start` on."""
     counters = torch.arange(start, start + count, device=keys.device)

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.beton.encoding import BetonSettings
 from data.datasets.source import ImageSet
 from data.order import EpochOrder
 from data.view import View
 from infvit.measure.subprocess_case import end_with_parent
-
-READ_TIMEOUT = 600.0
-"""Seconds that a loader waits for a batch before it reports that a disk or a reading process hangs."""
 
 
 class Views(Dataset):
@@ -49,11 +45,11 @@ class TorchReader:
         timeout: seconds after which a missing batch is an error.
     """
 
-    timeout: float = READ_TIMEOUT
+    timeout: float = 600.0
 
     name = "torch"
 
-    def prepare(self, images: ImageSet, beton: Path, settings: BetonSettings) -> None:
+    def prepare(self, *_: object) -> None:
         """Does nothing: the images are read as they are."""
 
     def loader(

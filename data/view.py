@@ -20,6 +20,9 @@ from infvit.errors import expect
 ATTEMPTS = 10
 """Random boxes that are drawn for an image until one fits; if none does, it gets the one in its centre."""
 
+RATIO = (3 / 4, 4 / 3)
+"""Smallest and largest width / height of a random box."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -139,26 +142,20 @@ class TimmView(View):
         )
 
 
-def random_boxes(
-    keys: Tensor,
-    widths: Tensor,
-    heights: Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
+def random_boxes(keys: Tensor, widths: Tensor, heights: Tensor, scale: tuple[float, float]) -> Tensor:
     """Returns Inception's random crops by torchvision's rule: (left, top, width, height), (n, 4) int64.
 
     Each is drawn from the key of its image alone; `keys`, `widths` and `heights` are (n,) int64.
     """
     size, shape, x, y = uniforms(keys, CROP, 4 * ATTEMPTS).double().view(4, ATTEMPTS, -1)
     area = widths * heights * (scale[0] + (scale[1] - scale[0]) * size)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
     aspect = (low + (high - low) * shape).exp()
     w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
     tries = torch.stack([(x * (widths - w + 1)).long(), (y * (heights - h + 1)).long(), w, h])
     first = fits.int().argmax(0).expand(4, 1, -1)
-    w = torch.minimum(widths, (heights.double() * ratio[1]).round().long())
-    h = torch.minimum(heights, (widths.double() / ratio[0]).round().long())
+    w = torch.minimum(widths, (heights.double() * RATIO[1]).round().long())
+    h = torch.minimum(heights, (widths.double() / RATIO[0]).round().long())
     centre = torch.stack([(widths - w) // 2, (heights - h) // 2, w, h])
     return torch.where(fits.any(0), tries.gather(1, first)[:, 0], centre).T

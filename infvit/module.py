@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,17 +81,6 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) → logits (B, classes)."""
         return self.net(images)
-
-    def on_fit_start(self) -> None:
-        """Raises UsageError if weight averaging would average buffers of an attention that forbids it."""
-        averages = [c for c in self.trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-        fixed = [m for m in self.net.modules() if not getattr(m, "buffers_may_be_averaged", True)]
-        if fixed and any(average._use_buffers for average in averages):
-            raise UsageError(
-                f"recipe.ema averages buffers too, and with them those of {type(fixed[0]).__name__}, whose mean over "
-                "steps is not usable (the mean of two draws of random directions is not a draw): "
-                "add use_buffers: false to it, which takes the last ones"
-            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

@@ -66,20 +66,14 @@ def seen(cli, tmp_path):
 def test_models_of_one_seed_start_alike_and_see_the_same_images(seen):
     softmax = seen("model=vit", "seed=3")
     assert len(set(softmax["steps"])) == 8
-    others = [seen(f"model={name}", "seed=3") for name in ("infvit", "linear_infvit")]
-    others.append(seen("model=vit", "model.attention._target_=tests.test_paired_seeds.Drawing", "seed=3"))
-    for other in others:
-        assert other["steps"] == softmax["steps"]
-        assert softmax["start"].keys() <= other["start"].keys()
-        for name, weight in softmax["start"].items():
+    drawing = seen("model=vit", "model.attention._target_=tests.test_paired_seeds.Drawing", "seed=3")
+    infvit, linear = (seen(f"model={name}", "seed=3") for name in ("infvit", "linear_infvit"))
+    deep = seen("model=infvit", "size.depth=6", "seed=3")  # shares the blocks that both have
+    for one, other in ((softmax, infvit), (softmax, linear), (softmax, drawing), (infvit, deep)):
+        assert other["steps"] == one["steps"]
+        assert one["start"].keys() <= other["start"].keys()
+        for name, weight in one["start"].items():
             assert torch.equal(weight, other["start"][name]), name
     another = seen("model=vit", "seed=4")
     assert not set(another["steps"]) & set(softmax["steps"])
     assert not torch.equal(another["start"]["head.weight"], softmax["start"]["head.weight"])
-
-
-def test_a_deeper_model_shares_the_blocks_that_both_have(seen):
-    four, deep = seen("model=infvit", "seed=3"), seen("model=infvit", "size.depth=6", "seed=3")
-    assert deep["steps"] == four["steps"]
-    for name, weight in four["start"].items():
-        assert torch.equal(weight, deep["start"][name]), name

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.draws import NOISE, RECTANGLES, advance, fresh_keys, normals, uniforms
+from data.draws import NOISE, RECTANGLES, advance, normals, uniforms
 from infvit.errors import UsageError
 
 AREA, ASPECT = (0.02, 1 / 3), 0.3
@@ -45,9 +45,6 @@ class RandomErasing(nn.Module):
             raise UsageError(f"RandomErasing's probability is {probability}; expected 0 to 1.")
         self.probability = probability
 
-    def extra_repr(self) -> str:
-        return f"probability={self.probability}"
-
     def draw(self, keys: Tensor, height: int, width: int) -> Rectangles:
         """Returns the rectangles for images of `height` x `width` pixels with these keys (n,); see data/draws.py."""
         low, high = AREA
@@ -65,13 +62,12 @@ class RandomErasing(nn.Module):
         return Rectangles(top, left, h, w)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, keys: Tensor | None = None, rectangles: Rectangles | None = None) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
         """Erases in normalised floating-point images (B, C, H, W), in place, and returns them.
 
         Args:
             images: overwritten.
-            keys: (B,) int64, of the images; None draws keys from the device's default generator.
-            rectangles: what to erase instead of `self.draw(keys, H, W)`.
+            keys: (B,) int64, of the images.
 
         Raises:
             UsageError: another shape, or integers.
@@ -82,8 +78,7 @@ class RandomErasing(nn.Module):
                 "floating-point images (B, C, H, W): call it after normalisation."
             )
         n, channels, H, W = images.shape
-        keys = fresh_keys(n, images.device) if keys is None else keys
-        top, left, height, width = rectangles or self.draw(keys, H, W)
+        top, left, height, width = self.draw(keys, H, W)
         y, x = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
         rows = (y >= top.view(n, 1)) & (y < (top + height).view(n, 1))
         columns = (x >= left.view(n, 1)) & (x < (left + width).view(n, 1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.augment.operations import FULL, KERNELS, OPERATIONS, Interpolation
 from data.draws import OPERATIONS as STREAM
-from data.draws import fresh_keys, normals, uniforms
+from data.draws import normals, uniforms
 from infvit.errors import UsageError
 
 CHUNK = 4
@@ -64,17 +64,8 @@ class RandAugment(nn.Module):
             raise UsageError(f"RandAugment's probability is {probability}; expected 0 to 1.")
         if interpolation not in KERNELS:
             raise UsageError(f"RandAugment's interpolation is {interpolation!r}; expected 'bilinear' or 'bicubic'.")
-        self.num_layers = num_layers
-        self.magnitude = magnitude
-        self.magnitude_std = magnitude_std
-        self.probability = probability
-        self.interpolation = interpolation
-
-    def extra_repr(self) -> str:
-        return (
-            f"num_layers={self.num_layers}, magnitude={self.magnitude}, magnitude_std={self.magnitude_std}, "
-            f"probability={self.probability}, interpolation={self.interpolation!r}"
-        )
+        self.num_layers, self.probability, self.interpolation = num_layers, probability, interpolation
+        self.magnitude, self.magnitude_std = magnitude, magnitude_std
 
     def draw(self, keys: Tensor) -> Draw:
         """Returns the operations for images with these keys (n,); see data/draws.py."""
@@ -89,13 +80,12 @@ class RandAugment(nn.Module):
         return Draw(operation.masked_fill(skipped, -1), torch.where(negative, -magnitude, magnitude))
 
     @torch.no_grad()
-    def forward(self, images: Tensor, keys: Tensor | None = None, draw: Draw | None = None) -> Tensor:
+    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
         """Augments uint8 images (B, 3, H, W) in place and returns them; a copy if they are not contiguous.
 
         Args:
             images: overwritten.
-            keys: (B,) int64, of the images; None draws keys from the device's default generator.
-            draw: operations to apply instead of `self.draw(keys)`.
+            keys: (B,) int64, of the images.
 
         Raises:
             UsageError: another shape or dtype.
@@ -105,8 +95,7 @@ class RandAugment(nn.Module):
                 f"RandAugment got {images.dtype} images of shape {tuple(images.shape)}; expected uint8 (B, 3, H, W)."
             )
         images = images.contiguous()
-        if draw is None:
-            draw = self.draw(fresh_keys(len(images), images.device) if keys is None else keys)
+        draw = self.draw(keys)
         choices = torch.arange(-1, len(OPERATIONS), device=images.device)
         sizes = (draw.operation.unsqueeze(2) == choices).sum(1).tolist()
         for operation, magnitude, counts in zip(*draw, sizes, strict=True):

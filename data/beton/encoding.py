@@ -1,13 +1,10 @@
 """Encodes images as FFCV stores them, with one process per core."""
 
 import contextlib
-import ctypes
 import hashlib
 import io
 import os
 import re
-import signal
-import sys
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -21,15 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from data.datasets.image_files import decode
 from data.datasets.source import ImageSet, Originals
 from infvit.errors import expect
+from infvit.measure.subprocess_case import end_with_parent
 
 Pieces = list[list[int]]
 """Indices of images in the order of reading; one process takes the images of a piece together."""
 
 BAD, CMYK, OTHER_FORMAT, ROTATED = 1, 2, 4, 8
 """Oddities: cannot be decoded (and was left out), CMYK, not the format that its name says, an EXIF rotation."""
-
-PR_SET_PDEATHSIG = 1
-"""Linux's prctl: the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +65,14 @@ class Encoded(NamedTuple):
 
 
 def encode_all(images: ImageSet, settings: BetonSettings, pieces: Pieces) -> Generator[list[Encoded], None, None]:
-    """Yields the encoded images of each piece, in order."""
-    yield from map_in_processes(_Encoder(images, settings), pieces)
-
-
-def map_in_processes(items: Dataset, pieces: Pieces) -> Generator[list, None, None]:
-    """Yields the items of each piece, computed by one process per core, in order."""
+    """Yields the encoded images of each piece, computed by one process per core, in order."""
     import ffcv.fields  # noqa: F401 - once here, not in every process
 
     if not pieces:
         return
     batches: Any = iter(
         DataLoader(
-            items,
+            _Encoder(images, settings),
             batch_sampler=pieces,
             num_workers=min(len(os.sched_getaffinity(0)), len(pieces)),
             collate_fn=list,
@@ -107,8 +97,7 @@ def _begin(*_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 class _Encoder(Dataset):

@@ -5,13 +5,13 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from data.beton.encoding import BetonSettings
 from data.beton.shards import shards_of
 from data.beton.writer import write_shards
+from data.datasets.prepared import PreparedImages
 from data.datasets.source import ImageSet, Split
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write, create_once
@@ -20,16 +20,9 @@ FORMAT = 2
 """FFCV's file version; part of the name, so that another version writes its own files."""
 
 
-@runtime_checkable
-class Prewritten(Protocol):
-    """Images that are stored in a .beton file already."""
-
-    beton: Path
-
-
 def beton_path(images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> Path:
     """Returns the path of the file of these images with these settings; for prepared images the prepared file."""
-    if isinstance(images, Prewritten):
+    if isinstance(images, PreparedImages):
         return images.beton
     identity = json.dumps([images.fingerprint(), asdict(settings), FORMAT], sort_keys=True)
     return cache_dir / "beton" / f"{name}-{split}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.beton"

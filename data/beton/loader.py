@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,8 @@ from data.beton.encoding import BetonSettings
 from data.beton.files import check_beton, write_beton
 from data.datasets.source import ImageSet
 from data.order import EpochOrder
-from data.torch_loader import READ_TIMEOUT
 from data.view import View
 from infvit.errors import UsageError
-
-if TYPE_CHECKING:
-    from data.beton.decoder import BoxDecoder
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class FFCVReader:
         timeout: seconds after which a missing batch is an error.
     """
 
-    timeout: float = READ_TIMEOUT
+    timeout: float = 600.0
 
     name = "ffcv"
 
@@ -82,8 +78,8 @@ def _compiled(
     size: int,
     workers: int,
     device: torch.device,
-) -> tuple[Any, "BoxDecoder"]:
-    """Returns FFCV's loader with its compiled code, cached for the next jobs of a sweep: compiling takes seconds.
+) -> tuple[Any, Any]:
+    """Returns FFCV's loader and its BoxDecoder, cached for the next jobs of a sweep: compiling takes seconds.
 
     It can be shared: each epoch has its own order, batch size, buffers and thread.
     """
@@ -109,22 +105,20 @@ def _compiled(
     return loader, decoder
 
 
+@dataclass
 class _Batches:
+    loader: Any
+    decoder: Any
+    path: Path
+    view: View
+    sampler: EpochOrder
+    batch_size: int
+    timeout: float
+
     batch_sampler = None  # Lightning reads it wherever it finds a `sampler`
 
-    def __init__(
-        self,
-        ffcv: Any,
-        decoder: "BoxDecoder",
-        path: Path,
-        view: View,
-        order: EpochOrder,
-        batch_size: int,
-        timeout: float,
-    ) -> None:
-        self.loader, self.decoder, self.path = ffcv, decoder, path
-        self.view, self.sampler, self.batch_size = view, order, batch_size
-        self.version, self.timeout = _version(path), timeout
+    def __post_init__(self) -> None:
+        self.version = _version(self.path)
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -148,7 +142,6 @@ class _Batches:
         """Returns the next batch; raises if the reading thread has died or hangs, or the file has changed."""
         queue, start = batches.output_queue, time.perf_counter()
         announce = not self.decoder.has_run and self.sampler.rank == 0
-        announced = False
         with queue.not_empty:
             while not queue.queue:
                 queue.not_empty.wait(timeout=1)
@@ -161,11 +154,9 @@ class _Batches:
                         "its disk; resume with the same command and resume=auto, or give a slow disk more time by "
                         "+data.loader.timeout=SECONDS"
                     )
-                if announce and not announced and not queue.queue:
-                    announced = True
+                if announce and not queue.queue:
+                    announce = False
                     print("FFCV compiles its reading code; the first batch waits for it", flush=True)
-        if announced:
-            print(f"FFCV compiled its reading code in {time.perf_counter() - start:.1f} s", flush=True)
         self.decoder.has_run = True
         version = _version(self.path)
         if version is not None:  # a removed file stays until its readers close it

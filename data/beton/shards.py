@@ -22,12 +22,11 @@ ROW = np.dtype(
         ("height", "<u2"),
         ("start", "<u8"),
         ("size", "<u8"),
-        ("read", "<u8"),
         ("digest", "V32"),
         ("oddities", "<u1"),
     ]
 )
-"""The record of a written image: its place in the file, and the size and sha256 of the original."""
+"""The record of a written image: its place in the file, and the sha256 of the original."""
 
 
 class Shards:
@@ -83,7 +82,7 @@ class Shards:
             self.end = start
         self.file.write(one.content)
         place = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
-        self._new.append((*place, one.read, one.digest, one.oddities))
+        self._new.append((*place, one.digest, one.oddities))
         self.end += len(one.content)
 
     def keep(self) -> None:

@@ -6,15 +6,15 @@ images give the same bytes however often the job was stopped.
 """
 
 import contextlib
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from data.beton.encoding import BAD, BetonSettings, Pieces, encode_all
-from data.beton.progress import ImageProgress
 from data.beton.shards import PAGE, Shards
-from data.datasets.source import ImageSet, InPieces, Originals
+from data.datasets.source import ImageSet, Originals
 from infvit.errors import UsageError
 
 SHARD = 10_000
@@ -24,16 +24,9 @@ PIECE = 64
 """Images that a process takes at a time, unless the image set gives pieces of its own."""
 
 
-@dataclass(frozen=True)
-class Advice:
-    """Remedies in error messages; they differ between a training run and `python -m data.prepare`."""
-
-    room: str = "make room, or choose another folder with INFVIT_CACHE=DIR"
-    smaller: str = "give a smaller data.module.beton.max_resolution, or data.module.beton.mode=jpg"
-    bad: str = "repair or remove it"
-
-
-TRAINING = Advice()
+ROOM = "make room, or choose another folder (INFVIT_CACHE=DIR for a run, --out for data.prepare)"
+SMALLER = "give a smaller data.module.beton.max_resolution or data.module.beton.mode=jpg (--max-side or --mode jpg)"
+REPAIR = "repair or remove it, or let data.prepare leave such images out with --skip-bad"
 
 
 def write_shards(
@@ -44,7 +37,6 @@ def write_shards(
     title: str,
     shard: int = SHARD,
     skip_bad: bool = False,
-    advice: Advice = TRAINING,
 ) -> np.ndarray:
     """Writes all images to `part` and returns their (n,) of ROW, sorted by sample.
 
@@ -58,7 +50,6 @@ def write_shards(
         title: of the progress bar.
         shard: images per shard.
         skip_bad: leave out images that cannot be decoded (their rows are marked BAD) instead of stopping.
-        advice: remedies in error messages.
 
     Raises:
         UsageError: an image cannot be read or is too large, the disk is full, or a writing process was killed.
@@ -75,26 +66,26 @@ def write_shards(
         with (
             contextlib.closing(encode_all(images, settings, todo)) as stream,
             shards.opened(),
-            ImageProgress(title, len(images), shards.done) as progress,
+            progress_bar(title, len(images), shards.done) as progress,
         ):
             for batch in stream:
                 for one in batch:
                     if one.problem and not (skip_bad and one.oddities & BAD):
-                        raise UsageError(f"{cannot}: {one.problem} (at {title_of(images, one.sample)}): {advice.bad}")
+                        raise UsageError(f"{cannot}: {one.problem} (at {title_of(images, one.sample)}): {REPAIR}")
                     if len(one.content) > PAGE:
                         raise UsageError(
                             f"{cannot}: {title_of(images, one.sample)} takes more than the {PAGE >> 20} MiB that an "
-                            f"image may take here: {advice.smaller}"
+                            f"image may take here: {SMALLER}"
                         )
                     shards.add(one)
                 if shards.waiting >= shard:
                     shards.keep()
-                progress.advance(len(batch), sum(one.read for one in batch))
+                progress.update(len(batch))
             shards.keep()
             rows = shards.rows()
             shards.finish(images.labels, rows[rows["oddities"] & BAD == 0])
     except OSError as error:
-        raise UsageError(f"{cannot}: {error.strerror or error}: {advice.room}") from error
+        raise UsageError(f"{cannot}: {error.strerror or error}: {ROOM}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -102,11 +93,17 @@ def write_shards(
     return rows
 
 
+def progress_bar(title: str, total: int, done: int = 0) -> tqdm:
+    """Returns tqdm's bar on standard output; off a terminal it is printed every ten seconds."""
+    seconds = 0.1 if sys.stdout.isatty() else 10.0
+    return tqdm(desc=title, total=total, initial=done, unit=" images", mininterval=seconds, file=sys.stdout)
+
+
 def title_of(images: ImageSet, sample: int) -> str:
     return images.title(sample) if isinstance(images, Originals) else f"image {sample}"
 
 
 def _pieces(images: ImageSet) -> Pieces:
-    if isinstance(images, InPieces):
+    if hasattr(images, "pieces"):
         return images.pieces()
     return [list(range(start, min(start + PIECE, len(images)))) for start in range(0, len(images), PIECE)]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from data.datasets.source import ImageSet, Source, Split
+from data.datasets.source import ImageSet, Source
 
 SPLIT_SEED = 0
 """A split belongs to the data set: it does not change with a run's seed."""
@@ -52,7 +52,21 @@ class Part:
         return hashlib.sha256(self.images.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
 
-class HeldOut:
+class GreyDigits(Source):
+    """The ten digits as grey images in memory.
+
+    Args:
+        pixels: (n, h, w) uint8.
+        labels: (n,)
+        part: share or number of the images for validation and test, drawn class by class.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, part: float | int) -> None:
+        splits = (GreyImages(pixels[indices], labels[indices]) for indices in stratified(labels, part))
+        super().__init__([str(digit) for digit in range(10)], *splits)
+
+
+class HeldOut(Source):
     """A source that validates on a part of its training images, so that a search never sees the test images.
 
     Args:
@@ -62,10 +76,4 @@ class HeldOut:
 
     def __init__(self, source: Source, fraction: float) -> None:
         train = source.split("train")
-        kept, held = stratified(train.labels, fraction)
-        self.classes = source.classes
-        self._sets = {"train": Part(train, kept), "val": Part(train, held)}
-
-    def split(self, split: Split) -> ImageSet:
-        """Returns a part of the training images, for both splits."""
-        return self._sets[split]
+        super().__init__(source.classes, *(Part(train, indices) for indices in stratified(train.labels, fraction)))

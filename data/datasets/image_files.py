@@ -80,17 +80,16 @@ class ImageFiles:
 
     def read(self, index: int) -> bytes:
         """Returns the file as it is."""
-        path = self.root / self.paths[index]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        return _read(self.root / self.paths[index])
 
     def title(self, index: int) -> str:
         return str(self.root / self.paths[index])
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+
+NO_IMAGES = ImageFiles(Path(), [], "")
 
 
 def decode(content: bytes) -> Image.Image:
@@ -180,15 +179,19 @@ def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
 
 def _digest(path: Path) -> str | None:
     """Returns the sha256 of the file's bytes; None if they are not a whole image."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    content = _read(path)
     try:
         decode(content)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> UsageError:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.datasets.image_files import ImageFiles, common_classes, image_sets, images_in, some
-from data.datasets.source import ImageSet, Split
+from data.datasets.image_files import NO_IMAGES, common_classes, image_sets, images_in, some
+from data.datasets.source import Source
 from infvit.errors import UsageError
 
 
-class ImageFolder:
+class ImageFolder(Source):
     """A tree of images with one folder per class, the same classes in train and val; without train for evaluation only.
 
     Args:
@@ -35,28 +35,23 @@ class ImageFolder:
         skip_bad: bool = False,
         how_to_prepare: str = "",
     ) -> None:
-        self.name, self.root = name, Path(root).expanduser().resolve()
-        if not (self.root / "val").is_dir():
+        tree = Path(root).expanduser().resolve()
+        if not (tree / "val").is_dir():
             advice = how_to_prepare or "expected train/<class>/* and val/<class>/* in data.root=DIR"
-            raise UsageError(f"no images for data={name}: the folder {self.root / 'val'} does not exist; {advice}")
-        splits = [split for split in ("train", "val") if (self.root / split).is_dir()]
-        first = self.root / splits[0]
-        self.classes = common_classes(self.root, splits)
-        if num_classes is not None and len(self.classes) != num_classes:
+            raise UsageError(f"no images for data={name}: the folder {tree / 'val'} does not exist; {advice}")
+        splits = [split for split in ("train", "val") if (tree / split).is_dir()]
+        first, classes = tree / splits[0], common_classes(tree, splits)
+        if num_classes is not None and len(classes) != num_classes:
             raise UsageError(
-                f"{first} has {len(self.classes)} class folders ({some(self.classes)}), "
-                f"data.num_classes={num_classes} expects {num_classes}: give data.num_classes={len(self.classes)} "
-                "or the right data.root"
+                f"{first} has {len(classes)} class folders ({some(classes)}), data.num_classes={num_classes} expects "
+                f"{num_classes}: give data.num_classes={len(classes)} or the right data.root"
             )
-        strange = [] if known_classes is None else sorted(set(self.classes) - set(known_classes))
+        strange = [] if known_classes is None else sorted(set(classes) - set(known_classes))
         if strange:
             raise UsageError(
                 f"{first} has class folders that are not classes of {name}: {some(strange)}; expected "
                 f"names such as {known_classes[0]}, or data=imagefolder"  # type: ignore[index]
             )
-        found = {split: images_in(self.root / split, self.classes) for split in splits}
-        self._sets = {"train": ImageFiles(self.root, [], "")} | image_sets(self.root, found, cache_dir, name, skip_bad)
-
-    def split(self, split: Split) -> ImageSet:
-        """Returns the images of one split, sorted by class and path; an empty training set if there is no train/."""
-        return self._sets[split]
+        found = {split: images_in(tree / split, classes) for split in splits}
+        sets = image_sets(tree, found, cache_dir, name, skip_bad)
+        super().__init__(classes, sets.get("train", NO_IMAGES), sets["val"])

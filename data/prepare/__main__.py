@@ -72,7 +72,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _prepare(options: argparse.Namespace) -> None:
     source, out = Path(options.source).expanduser().resolve(), Path(options.out).expanduser().resolve()
-    settings = _settings(options)
+    settings = BetonSettings(options.mode, options.max_side or None, options.quality)
     FFCVReader()  # fails if it is not installed
     if not source.is_dir():
         raise UsageError(f"--source {source} is not a folder: give the one that holds the data set")
@@ -85,7 +85,9 @@ def _prepare(options: argparse.Namespace) -> None:
             lacking.append(f"{name} {split} has {', '.join(words)}")
     if options.data == "imagenet":
         lacking += [
-            recognise.expected(source, split) for split in ("train", "val") if (options.data, split) not in found
+            f"{source} holds no {words}"
+            for split, words in recognise.LOOKED_FOR.items()
+            if (options.data, split) not in found
         ]
     if not found or (lacking and not options.allow_partial):
         advice = ", or accept what there is by --allow-partial" if found else ""
@@ -105,14 +107,6 @@ def _prepare(options: argparse.Namespace) -> None:
             verify(job)
     shutil.rmtree(out / INDICES, ignore_errors=True)
     print(f"{out} is ready: data={options.data} data.root={out}")
-
-
-def _settings(options: argparse.Namespace) -> BetonSettings:
-    for name, low, high in (("quality", 1, 100), ("max_side", 0, 65535), ("shard", 1, 10**9)):
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UsageError(f"--{name.replace('_', '-')} {value} is out of range: expected {low} to {high:,}")
-    return BetonSettings(options.mode, options.max_side or None, options.quality)
 
 
 def _found(

@@ -5,6 +5,9 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
 from data.datasets.image_files import some
 from infvit.errors import UsageError
 
@@ -24,9 +27,6 @@ def validation_synsets(root: Path) -> list[str]:
     Raises:
         UsageError: no devkit, or a damaged one.
     """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     truth, meta = _read(root)
     try:
         table = loadmat(io.BytesIO(meta), squeeze_me=True, struct_as_record=True)["synsets"]
@@ -34,9 +34,8 @@ def validation_synsets(root: Path) -> list[str]:
         names = {int(number): str(name) for number, name in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
         return [names[int(number)] for number in truth.split()]
     except (MatReadError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"the devkit in {root} is damaged ({type(error).__name__}: {error}): fetch it again"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"the devkit in {root} is damaged ({reason}): fetch it again") from error
 
 
 def labels_of(names: list[str], root: Path, classes: list[str]) -> list[int]:

@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from data.beton.encoding import BetonSettings, encode, map_in_processes
-from data.datasets.image_files import decode, some
+from data.beton.encoding import BetonSettings, encode_all
+from data.datasets.image_files import some
 from data.prepare.job import Job
 from data.prepare.originals import Published
 from infvit.errors import UsageError
@@ -18,6 +19,8 @@ COUNTS = {("imagenet", "train"): 1_281_167, ("imagenet", "val"): 50_000, ("image
 
 SAMPLE = 64
 """Images that are encoded to estimate the size of the file."""
+
+format_size = partial(tqdm.format_sizeof, suffix="B")
 
 
 def missing(images: Published, kind: str, split: str, classes: list[str]) -> list[str]:
@@ -46,73 +49,41 @@ def spread(images: Published, count: int) -> list[list[int]]:
 
 
 def announce(jobs: Sequence[Job], out: Path) -> None:
-    """Prints the files that will be written, their sizes, and the sizes with other settings.
+    """Prints the files that will be written and their sizes.
 
     Raises:
         UsageError: the disk has too little room.
     """
-    lines, other_ways, needed, there = [], [], 0, 0
-    largest = max(jobs, key=lambda job: len(job.images))
+    lines, needed, there = [], 0, 0
     for job in jobs:
-        others = _other_ways(job.settings) if job is largest else []
-        read, taken, *sizes = _expected(job.images, [job.settings, *others])
+        read, taken = _expected(job.images, job.settings)
         lines.append((job.path.name, taken, _words(job.settings)))
         if job.split == "val":
             lines.append((job.originals.name, read, "the originals, for exact evaluation"))
         needed += taken + (read if job.split == "val" else 0)
         part = job.path.with_suffix(".beton.part")
         there += part.stat().st_size if part.exists() else 0
-        other_ways += [f"{_size(size):>8}  {_words(other)}" for size, other in zip(sizes, others, strict=True)]
     free, width = shutil.disk_usage(out).free, max(len(name) for name, *_ in lines)
-    print(f"expected on disk, where {_size(free)} are free:")
+    print(f"expected on disk, where {format_size(free)} are free:")
     for name, size, words in [*lines, ("together", needed, "")]:
-        print(f"  {name:<{width}}  {_size(size):>8}  {words}".rstrip())
-    print(f"{largest.path.name} with other settings (--mode, --max-side, --quality):")
-    print("\n".join(f"  {'':<{width}}  {words}" for words in other_ways), flush=True)
+        print(f"  {name:<{width}}  {format_size(size):>8}  {words}".rstrip(), flush=True)
     if needed - there > free:
         raise UsageError(
-            f"{out} has {_size(free)} free, {_size(needed - there)} are needed: make room, choose another --out, or "
-            "write smaller images with --max-side or --mode jpg"
+            f"{out} has {format_size(free)} free, {format_size(needed - there)} are needed: make room, choose another "
+            "--out, or write smaller images with --max-side or --mode jpg"
         )
 
 
-def _expected(images: Published, ways: list[BetonSettings]) -> list[int]:
-    """Returns the bytes of the originals, and of the file in each way, estimated from a sample."""
-    found = [
-        sizes for piece in map_in_processes(_Sizes(images, ways), spread(images, SAMPLE)) for sizes in piece if sizes
-    ]
+def _expected(images: Published, settings: BetonSettings) -> list[int]:
+    """Returns the bytes of the originals and of the file, estimated from a sample."""
+    sample = [one for piece in encode_all(images, settings, spread(images, SAMPLE)) for one in piece]
+    found = [(one.read, len(one.content)) for one in sample if not one.problem]  # a problem is reported on writing
     if not found:
         raise UsageError(f"none of the images can be decoded, such as {images.title(0)}")
     return (np.mean(found, axis=0) * len(images)).astype(int).tolist()
-
-
-class _Sizes(Dataset):
-    def __init__(self, images: Published, ways: list[BetonSettings]) -> None:
-        self.images, self.ways = images, ways
-
-    def __getitem__(self, index: int) -> list[int]:
-        try:
-            content = self.images.read(index)
-            image = decode(content)
-        except Exception:
-            return []  # reported with its name when it is written
-        return [len(content), *(len(encode(image, way, index).content) for way in self.ways)]
-
-
-def _other_ways(settings: BetonSettings) -> list[BetonSettings]:
-    ways = [BetonSettings("jpg", 500, settings.quality), BetonSettings("jpg", None, settings.quality)]
-    ways += [BetonSettings("raw", side, settings.quality) for side in (500, 256)]
-    return [way for way in ways if way != settings]
 
 
 def _words(settings: BetonSettings) -> str:
     side = f"≤ {settings.max_resolution} px" if settings.max_resolution else "of full size"
     quality = "" if settings.mode == "raw" else f", quality {settings.quality}"
     return f"{settings.mode}, {side}{quality}"
-
-
-def _size(size: int) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"

@@ -11,19 +11,12 @@ import numpy as np
 
 from data.beton.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
 from data.beton.files import FORMAT, describe_labels
-from data.beton.progress import ImageProgress
 from data.beton.shards import shards_of
-from data.beton.writer import Advice, write_shards
+from data.beton.writer import progress_bar, write_shards
 from data.datasets.source import Split
 from data.prepare.originals import Published
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write, create_once
-
-ADVICE = Advice(
-    room="make room, or choose another --out",
-    smaller="give a smaller --max-side, or --mode jpg",
-    bad="repair or remove it, or leave such images out with --skip-bad",
-)
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,7 @@ class Job:
                 return  # another process has written it meanwhile
             identity = json.dumps([self.images.fingerprint(), asdict(self.settings), FORMAT])
             print(f"writing {self.path}", flush=True)
-            rows = write_shards(
-                self.images, part, self.settings, identity, self.split, self.shard, self.skip_bad, ADVICE
-            )
+            rows = write_shards(self.images, part, self.settings, identity, self.split, self.shard, self.skip_bad)
             bad = rows["sample"][rows["oddities"] & BAD > 0].tolist()
             if self.split == "val":
                 self._keep_originals(set(bad))
@@ -101,17 +92,17 @@ class Job:
 
     def _keep_originals(self, bad: set[int]) -> None:
         """Stores the evaluation images as they were published, as <class>/<name>, for the exact pipeline."""
-        images, title = self.images, f"{self.split} originals"
+        images = self.images
         with create_once(self.originals) as part:
             if part is None:
                 return
-            with zipfile.ZipFile(part, "w") as kept, ImageProgress(title, len(images)) as progress:
+            with zipfile.ZipFile(part, "w") as kept, progress_bar(f"{self.split} originals", len(images)) as progress:
                 for piece in images.pieces():
-                    contents = [(index, images.read(index)) for index in piece if index not in bad]
-                    for index, content in contents:
-                        name = f"{self.classes[images.labels[index]]}/{images.names[index]}"
-                        kept.writestr(zipfile.ZipInfo(name), content)
-                    progress.advance(len(piece), sum(len(content) for _, content in contents))
+                    for index in piece:
+                        if index not in bad:
+                            name = f"{self.classes[images.labels[index]]}/{images.names[index]}"
+                            kept.writestr(zipfile.ZipInfo(name), images.read(index))
+                    progress.update(len(piece))
 
     def _about(self, rows: np.ndarray, bad: list[int]) -> dict:
         good = rows[rows["oddities"] & BAD == 0]

@@ -1,9 +1,9 @@
 """The images of a split as they were published, whatever the form, in one order: by label, then by name."""
 
-import functools
 import hashlib
-import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ class Published:
         kind: the form, in words.
         names: of the images, within their class.
         labels: (n,) int64.
-        places: (n, m) int64: the place of each image; places with an equal first column are in one file.
+        places: (n, m) int64: the place of each image, in the order of storage.
     """
 
     def __init__(self, kind: str, names: list[str], labels: list[int], places: np.ndarray) -> None:
@@ -55,57 +55,39 @@ class Published:
         raise NotImplementedError
 
 
+class Stored(NamedTuple):
+    """An image in a file: the whole file, or a member of an archive that is not compressed."""
+
+    label: int
+    name: str
+    """within its class"""
+    file: str
+    start: int = 0
+    size: int = -1
+    """bytes; -1 for all of the file"""
+    member: str = ""
+
+
 class Files(Published):
-    """Files in a folder.
+    """Images that are read in place."""
 
-    Args:
-        root: the folder.
-        samples: (path relative to it, name within the class, label).
-    """
-
-    def __init__(self, kind: str, root: Path, samples: list[tuple[str, str, int]]) -> None:
-        self.root = root
-        found = [(path, name, label, *size_and_time(root / path)) for path, name, label in samples]
-        found.sort(key=lambda sample: (sample[2], sample[1]))
-        self.paths = [sample[0] for sample in found]
-        places = np.array([(0, i, *sample[3:]) for i, sample in enumerate(found)], dtype=np.int64).reshape(-1, 4)
-        super().__init__(kind, [sample[1] for sample in found], [sample[2] for sample in found], places)
+    def __init__(self, kind: str, images: Iterable[Stored]) -> None:
+        self.images = sorted(images)
+        files = {file: i for i, file in enumerate(dict.fromkeys(one.file for one in self.images))}
+        stats = {file: size_and_time(Path(file)) for file in files}
+        places = [(files[one.file], one.start, one.size, *stats[one.file]) for one in self.images]
+        names, labels = [one.name for one in self.images], [one.label for one in self.images]
+        super().__init__(kind, names, labels, np.array(places, dtype=np.int64).reshape(-1, 5))
 
     def read(self, index: int) -> bytes:
-        """Returns the file as it is."""
-        return (self.root / self.paths[index]).read_bytes()
-
-    def title(self, index: int) -> str:
-        return str(self.root / self.paths[index])
-
-
-class Slices(Published):
-    """Members of an archive that is not compressed, read in place.
-
-    Args:
-        archive: the file.
-        members: (name in the archive, name within the class, label, start, size).
-    """
-
-    def __init__(self, kind: str, archive: Path, members: list[tuple[str, str, int, int, int]]) -> None:
-        self.archive = archive
-        self.members = {member[3]: member[0] for member in members}
-        size, written = size_and_time(archive)
-        places = np.array([(0, *member[3:], size, written) for member in members], dtype=np.int64).reshape(-1, 5)
-        super().__init__(kind, [member[1] for member in members], [member[2] for member in members], places)
-
-    def read(self, index: int) -> bytes:
-        """Returns the member's bytes, without moving a file position that other processes share."""
-        _, start, size, *_ = self.places[index].tolist()
-        content = os.pread(_opened(self.archive), size, start)
-        if len(content) != size:
-            raise OSError(f"the archive ends after {len(content):,} of its {size:,} bytes")
+        one = self.images[index]
+        with open(one.file, "rb") as file:
+            file.seek(one.start)
+            content = file.read(one.size)
+        if one.size >= 0 and len(content) != one.size:
+            raise OSError(f"the archive ends after {len(content):,} of its {one.size:,} bytes")
         return content
 
     def title(self, index: int) -> str:
-        return f"{self.archive}: {self.members[int(self.places[index][1])]}"
-
-
-@functools.lru_cache(maxsize=4)
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDONLY)
+        one = self.images[index]
+        return f"{one.file}: {one.member}" if one.member else one.file

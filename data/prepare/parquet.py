@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyarrow import parquet
 
 from data.prepare.originals import Published
 from infvit.errors import UsageError
@@ -22,7 +23,7 @@ class Rows(Published):
         classes: synsets in the order of their labels; every name that contains its synset is checked against its label.
 
     Raises:
-        UsageError: no pyarrow, files with other columns, labels that do not match the classes.
+        UsageError: files with other columns, labels that do not match the classes.
     """
 
     def __init__(self, kind: str, files: list[Path], classes: list[str]) -> None:
@@ -34,11 +35,9 @@ class Rows(Published):
             opened = _opened(file)
             for group in range(opened.num_row_groups):
                 table = _table(file, group, ["image.path", "label"])
-                paths = table["image"].combine_chunks().field("path").to_pylist()
-                given = table["label"].to_pylist()
-                names += [path or "" for path in paths]
-                labels += given
-                places += [(number, group, row, file.stat().st_mtime_ns) for row in range(len(given))]
+                names += [path or "" for path in table["image"].combine_chunks().field("path").to_pylist()]
+                labels += table["label"].to_pylist()
+                places += [(number, group, row, file.stat().st_mtime_ns) for row in range(len(table))]
         for name, label, place in zip(names, labels, places, strict=True):
             synset = SYNSET.search(name)
             named = synset and (synset[1] or synset[2])
@@ -83,10 +82,6 @@ def _table(file: Path, group: int, columns: list[str]) -> Any:
 
 @functools.lru_cache(maxsize=2)
 def _opened(file: Path) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError(f"reading {file} needs pyarrow ({error}): pip install pyarrow") from error
     try:
         opened = parquet.ParquetFile(file)
         columns = {opened.schema.column(i).path for i in range(len(opened.schema))}

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from infvit.cli.validation import check_call
 from infvit.errors import UsageError
@@ -16,8 +17,19 @@ from infvit.module import Classifier
 REFERENCE = re.compile(r"\brecipe\.([\w.]+)")
 
 
-def optimization(recipe: DictConfig) -> dict[str, Any]:
-    """Returns the Classifier's arguments among the keys of a recipe, instantiated."""
+def optimization(recipe: DictConfig, net: nn.Module) -> dict[str, Any]:
+    """Returns the Classifier's arguments among the keys of a recipe, instantiated.
+
+    Raises:
+        UsageError: a value that the Classifier refuses, or an average of the buffers of an attention that forbids it.
+    """
+    fixed = [m for m in net.modules() if not getattr(m, "buffers_may_be_averaged", True)]
+    if fixed and recipe.ema and recipe.ema.get("use_buffers", True):
+        raise UsageError(
+            f"recipe.ema averages buffers too, and with them those of {type(fixed[0]).__name__}, whose mean over "
+            "steps is not usable (the mean of two draws of random directions is not a draw): "
+            "add use_buffers: false to it, which takes the last ones"
+        )
     values = {name: recipe[name] for name in inspect.signature(Classifier).parameters if name in recipe}
     made = {k: instantiate(v, _convert_="all") if OmegaConf.is_config(v) else v for k, v in values.items()}
     check_call(Classifier, made, "recipe.{}".format)

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from torch import nn
 
+from infvit.attention import PerformerAttention
 from infvit.cli.recipe import check_recipe, optimization
 from infvit.cli.validation import check_config
 from infvit.errors import UsageError
@@ -39,9 +41,7 @@ def test_changing_any_key_of_a_recipe_changes_what_is_built(recipe):
     before = built(cfg)
     for key, value in leaves(OmegaConf.to_container(cfg.recipe)).items():
         changed = cfg.copy()
-        OmegaConf.update(
-            changed, f"recipe.{key}", "changed" if value is None or isinstance(value, str) else other(value)
-        )
+        OmegaConf.update(changed, f"recipe.{key}", other(value))
         assert built(changed) != before, key
 
 
@@ -74,11 +74,17 @@ def test_a_key_that_nothing_reads_is_refused_by_name(override, says):
 
 
 def test_an_optimizers_unknown_key_is_refused_when_it_is_made():
-    import torch
-
-    make = optimization(composed("+recipe.optimizer.gamma=1").recipe)["optimizer"]
+    net = nn.Linear(1, 1)
+    make = optimization(composed("+recipe.optimizer.gamma=1").recipe, net)["optimizer"]
     with pytest.raises(TypeError, match="gamma"):
-        make(torch.nn.Linear(1, 1), lr=0.1)
+        make(net, lr=0.1)
+
+
+def test_an_average_of_directions_that_performer_drew_is_refused():
+    net, ema = nn.Sequential(PerformerAttention(16, 2)), "lightning.pytorch.callbacks.EMAWeightAveraging"
+    assert optimization(composed(f"recipe.ema={{_target_: {ema}, use_buffers: false}}").recipe, net)
+    with pytest.raises(UsageError, match=r"those of PerformerAttention.*use_buffers: false"):
+        optimization(composed(f"recipe.ema={{_target_: {ema}}}").recipe, net)
 
 
 @pytest.mark.parametrize("override", ["recipe.model.class_token=false", "positions=std0.02"])

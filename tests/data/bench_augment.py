@@ -21,7 +21,7 @@ import torch
 
 from data.augment import RandAugment, RandomErasing
 from tests.data import timm_in_pillow
-from tests.data.photographs import photographs
+from tests.data.photographs import photographs, random_keys
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -39,11 +39,11 @@ def run(device: torch.device, threads: int, rounds: int) -> None:
     originals = [timm_in_pillow.to_pil(picture) for picture in pictures]
     policy = timm_in_pillow.rand_augment()
     batch = pictures.repeat(4, 1, 1, 1).to(device)
-    own, normal = batch.clone(), torch.randn(batch.shape, device=device)
+    own, normal, keys = batch.clone(), torch.randn(batch.shape, device=device), random_keys(256).to(device)
 
     variants: dict[str, Callable[[], object]] = {
-        "RandAugment": lambda: RandAugment()(own),
-        "RandomErasing": lambda: RandomErasing()(normal),
+        "RandAugment": lambda: RandAugment()(own, keys),
+        "RandomErasing": lambda: RandomErasing()(normal, keys),
     }
     times: dict[str, list[float]] = {name: [] for name in ["timm", *variants]}
     for round_ in range(rounds + 2):

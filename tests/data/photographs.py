@@ -11,6 +11,11 @@ from torch import Tensor
 from tests.data.timm_in_pillow import to_tensor
 
 
+def random_keys(n: int) -> Tensor:
+    """Keys of `n` images, int64 (n,)."""
+    return torch.randint(-(2**63), 2**63 - 1, (n,))
+
+
 def photographs(n: int, height: int, width: int, seed: int = 0) -> Tensor:
     """`n` different cut-outs, scaled as a training crop would be: uint8 (n, 3, height, width)."""
     rng = np.random.default_rng(seed)

@@ -11,12 +11,13 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from data.augment import RandAugment, RandomErasing
-from data.draws import CROP, NOISE, advance, fresh_keys, normals, sample_keys, uniforms
+from data.beton.encoding import BetonSettings
+from data.draws import CROP, NOISE, advance, normals, sample_keys, uniforms
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
 from data.view import View, random_boxes
 from tests.data.digits_run import loader
-from tests.data.photographs import photographs
+from tests.data.photographs import photographs, random_keys
 from tests.data.timm_in_pillow import to_pil
 
 VIEW = View(24, crop_scale=(0.08, 1.0), flip=True)
@@ -77,10 +78,12 @@ def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, ca
 def test_both_loaders_crop_and_flip_alike(ffcv, images, cache):
     order = EpochOrder(len(images), 40)
     view = View(24, crop_scale=(0.4, 1.0), flip=True)
-    pixels = []
-    for reader in (ffcv, TorchReader()):
-        pixels.append(next(iter(loader(reader, cache, images, view, order, 40)))[0].float())
-    ours, theirs = pixels
+    jpg = BetonSettings("jpg", 500)
+    batches = [
+        next(iter(loader(reader, cache, images, view, order, 40, settings=jpg))) for reader in (ffcv, TorchReader())
+    ]
+    assert torch.equal(batches[0][1], batches[1][1])
+    ours, theirs = (pixels.float() for pixels, *_ in batches)
     assert (ours - theirs).abs().mean((1, 2, 3)).max() < 8  # area against bicubic
     assert (ours - theirs.flip(3)).abs().mean((1, 2, 3)).min() > 8
 
@@ -111,7 +114,7 @@ def test_boxes_are_those_of_the_rule(scale):
 
 def test_boxes_and_flips_are_distributed_as_torchvisions():
     n = 4000
-    keys = fresh_keys(n)
+    keys = random_keys(n)
     ours = random_boxes(keys, torch.full((n,), 500), torch.full((n,), 375), (0.08, 1.0)).double()
     image = torch.empty(3, 375, 500)
     draws = [RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(n)]
@@ -143,7 +146,7 @@ def test_numbers_are_those_of_splitmix_and_keys_do_not_meet():
 
 @pytest.mark.parametrize("augment", [RandAugment(), RandomErasing(0.5)], ids=lambda a: type(a).__name__)
 def test_the_augmentation_of_an_image_does_not_depend_on_its_neighbours(augment):
-    batch, keys = photographs(70, 40, 48), fresh_keys(70)
+    batch, keys = photographs(70, 40, 48), random_keys(70)
     batch = batch if not isinstance(augment, RandomErasing) else batch / 255
     whole, some = augment(batch.clone(), keys), torch.tensor([69, 3, 12])
     assert torch.equal(augment(batch[some], keys[some]), whole[some])

@@ -1,10 +1,7 @@
 """FFCV inside a training process: it leaves the process as it was, and training on it resumes exactly."""
 
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,30 +16,15 @@ pytest.importorskip("ffcv")
 from data.beton.decoder import Epoch
 from data.beton.loader import FFCVReader
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_torch_keeps_its_threads(cache):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        batches = iter(loader(FFCVReader(), cache))
-        next(batches)
-        assert torch.get_num_threads() == 2
-        list(batches)
-        assert torch.get_num_threads() == 2
+        for _ in loader(FFCVReader(), cache):
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_its_import_compiles_no_dictionary_and_leaves_numba_on():
-    code = (
-        "from data.beton.loader import FFCVReader; FFCVReader()\n"
-        "from ffcv.fields.rgb_image import IMAGE_MODES; from numba import config\n"
-        "print(type(IMAGE_MODES) is dict, config.DISABLE_JIT)"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert printed.stdout.split() == ["True", "0"]
 
 
 @pytest.mark.parametrize("batch_size", [32, 400])  # 45 batches, and so few that all are ready at once
@@ -81,8 +63,7 @@ def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(ca
     monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *given: (time.sleep(1.3), run(*given))[1])
     order = EpochOrder(1437, 1437, shuffle=False)
     list(loader(FFCVReader(), cache, order=order, batch_size=1437, view=View(9, 1.0)))
-    printed = capfd.readouterr().out
-    assert printed.index("compiles its reading code") < printed.index("compiled its reading code in")
+    assert capfd.readouterr().out.count("compiles its reading code") == 1
 
 
 def test_a_resumed_run_sees_the_images_of_its_epoch(cache, tmp_path):

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.beton.encoding import BetonSettings
 from data.beton.files import beton_path
 from data.datasets.digits import Digits
-from data.datasets.imagefolder import ImageFolder
 from data.order import EpochOrder
 from data.torch_loader import TorchReader
 from data.view import View
@@ -65,18 +63,6 @@ def test_a_file_that_changes_while_ffcv_reads_it_is_an_error_and_one_that_is_rem
         os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
-def test_both_cut_the_same_boxes_and_mirror_the_same_images(ffcv, tree, tmp_path):
-    images = ImageFolder(str(tree), str(tmp_path)).split("train")
-    jpg = BetonSettings(mode="jpg", max_resolution=500)
-    view, order = View(16, crop_scale=(0.3, 1.0), flip=True), EpochOrder(len(images), 6, seed=1)
-    for reader in (ffcv, TorchReader()):
-        batches = list(loader(reader, tmp_path, images, view, order, batch_size=6, settings=jpg))
-        assert torch.cat([labels for _, labels, _ in batches]).tolist() == images.labels[order.indices()].tolist()
-        means = torch.cat([x.float().mean((1, 2, 3)) for x, *_ in batches])
-        brightness = torch.tensor(images.labels[order.indices()]).float() * 60 + 31  # as the tree's classes are made
-        assert (means - brightness).abs().max() < 12
-
-
 def test_the_exact_view_is_timms():
     from PIL import Image
     from timm.data import create_transform
@@ -89,24 +75,22 @@ def test_the_exact_view_is_timms():
     assert torch.equal((theirs * 255).round().to(torch.uint8), ours)
 
 
-def test_a_reading_thread_that_dies_is_an_error_not_an_endless_wait(ffcv, tmp_path, monkeypatch):
-    from ffcv.loader.epoch_iterator import EpochIterator
-
-    images = Digits().split("val")
-    batches = loader(ffcv, tmp_path, images, order=EpochOrder(len(images), 64, shuffle=False))
-    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: 1 / 0)
-    monkeypatch.setattr("threading.excepthook", lambda _: None)
-    with pytest.raises(RuntimeError, match="reading thread died"):
-        list(batches)
-
-
-def test_a_reading_thread_that_hangs_is_an_error_after_the_timeout(ffcv, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        (lambda *_: 1 / 0, RuntimeError, "reading thread died"),
+        (lambda *_: time.sleep(4), UsageError, r"FFCV's reading thread gave no batch of .*\.beton for 1 s: it hangs"),
+    ],
+    ids=["dies", "hangs"],
+)
+def test_a_reading_thread_that_dies_or_hangs_is_an_error(ffcv, tmp_path, monkeypatch, fault, error, says):
     from ffcv.loader.epoch_iterator import EpochIterator
 
     images = Digits().split("val")
     batches = loader(replace(ffcv, timeout=1), tmp_path, images, order=EpochOrder(len(images), 64, shuffle=False))
-    monkeypatch.setattr(EpochIterator, "run_pipeline", lambda *_: time.sleep(4))
-    with pytest.raises(UsageError, match=r"FFCV's reading thread gave no batch of .*\.beton for 1 s: it hangs"):
+    monkeypatch.setattr(EpochIterator, "run_pipeline", fault)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    with pytest.raises(error, match=says):
         list(batches)
 
 

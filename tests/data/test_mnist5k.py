@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.datasets.arrays import HeldOut, stratified
+from data.datasets.arrays import HeldOut
 from data.datasets.digits import Digits
 from data.datasets.mnist5k import MNIST5k
 
@@ -47,11 +47,3 @@ def test_what_is_held_out_is_a_fixed_part_of_the_training_images_class_by_class(
     assert np.array_equal(np.asarray(held[3][0]), np.asarray(whole[int(held.indices[3])][0]))
     assert held.fingerprint() == HeldOut(source, 0.2).split("val").fingerprint()
     assert len({part.fingerprint() for part in (train, held, whole, HeldOut(source, 0.3).split("val"))}) == 4
-
-
-def test_a_split_is_sorted_disjoint_and_whole():
-    labels = np.repeat(np.arange(5), 10)
-    others, part = stratified(labels, 0.2)
-    assert sorted([*others, *part]) == list(range(50))
-    assert list(part) == sorted(part)
-    assert np.bincount(labels[part]).tolist() == [2] * 5

@@ -1,18 +1,12 @@
 """Several ranks together see what one process sees: the same images, augmented alike, and the same metrics."""
 
 import multiprocessing
-import socket
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from tests.data import processes
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +20,7 @@ def test_processes_see_what_one_sees(world, alone, tmp_path):
     # another test has started torch's threads of backward passes.
     multiprocessing.set_forkserver_preload(["tests.data.processes"])
     torch.multiprocessing.start_processes(
-        processes.process, (world, free_port(), tmp_path), nprocs=world, start_method="forkserver"
+        processes.process, (world, find_free_network_port(), tmp_path), nprocs=world, start_method="forkserver"
     )
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     assert [part["rank"] for part in parts] == list(range(world))
