@@ -56,7 +56,12 @@ def test_averaged_weights_are_evaluated_with_directions_that_performer_drew():
     module, seen = classifier(), []
     module.net = VisionTransformer(partial(PerformerAttention, redraw=1), **TINY)
     block = module.net.blocks[0]
-    block.register_forward_hook(lambda *_: block.training or seen.append(block.attn.projection[:8].clone()))
+
+    def record(*_):
+        if not block.training:
+            seen.append(block.attn.projection[:8].clone())
+
+    block.register_forward_hook(record)
     data = loader(torch.randn(16, 3, 8, 8), torch.randint(3, (16,)))
     average = EMAWeightAveraging(decay=0.9, use_buffers=False)
     trainer(max_epochs=2, num_sanity_val_steps=0, callbacks=[average]).fit(module, data, data)

@@ -105,22 +105,24 @@ class _Encoder(Dataset):
         self.images, self.settings = images, settings
 
     def __getitem__(self, index: int) -> Encoded:
-        if not isinstance(self.images, Originals):
-            try:
-                return encode(self.images[index][0], self.settings, index)
-            except Exception as error:
-                return Encoded(index, problem=f"{type(error).__name__}: {error}")
+        original: bytes | None = None
+        oddities = 0
         try:
-            original = self.images.read(index)
-        except OSError as error:
-            return Encoded(index, problem=f"it cannot be read, {error.strerror or error}")
-        try:
-            image, oddities = inspect(original, self.images.title(index))
+            if isinstance(self.images, Originals):
+                original = self.images.read(index)
+                image, oddities = inspect(original, self.images.title(index))
+            else:
+                image = self.images[index][0]
             one = encode(image, self.settings, index)
         except Exception as error:
             # PIL's messages name the address of the buffer.
-            reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split())) or type(error).__name__
-            return Encoded(index, read=len(original), oddities=BAD, problem=f"not a whole image, {reason}")
+            reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
+            problem = f"{type(error).__name__}: {reason}"
+            if original is None:
+                return Encoded(index, problem=f"it cannot be read, {problem}")
+            return Encoded(index, read=len(original), oddities=BAD, problem=f"not a whole image, {problem}")
+        if original is None:
+            return one
         return one._replace(read=len(original), digest=hashlib.sha256(original).digest(), oddities=oddities)
 
 

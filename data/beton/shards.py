@@ -48,7 +48,7 @@ class Shards:
         self.about_start = HeaderType.itemsize + len(self.fields) * FieldDescType.itemsize
         self.end = _next_page(self.about_start + images * self.about.itemsize)
         self._kept = self._load(identity)
-        self._new: list[tuple] = []
+        self.waiting: list[tuple] = []  # images written since the last whole shard
         if self._kept:
             self.end = int((self._kept[-1]["start"] + self._kept[-1]["size"]).max())
 
@@ -56,11 +56,6 @@ class Shards:
     def done(self) -> int:
         """Number of images in whole shards."""
         return sum(len(rows) for rows in self._kept)
-
-    @property
-    def waiting(self) -> int:
-        """Number of images written since the last whole shard."""
-        return len(self._new)
 
     def rows(self) -> np.ndarray:
         """Returns the (n,) of ROW of all whole shards, sorted by sample."""
@@ -82,22 +77,22 @@ class Shards:
             self.end = start
         self.file.write(one.content)
         place = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
-        self._new.append((*place, one.digest, one.oddities))
+        self.waiting.append((*place, one.digest, one.oddities))
         self.end += len(one.content)
 
     def keep(self) -> None:
         """Makes the added images a whole shard: syncs them to disk, then records them."""
-        if not self._new:
+        if not self.waiting:
             return
         _sync(self.file)
         path = self.folder / f"{len(self._kept):06}.npy"
         part = path.with_suffix(".part")
+        self._kept.append(np.array(self.waiting, ROW))
         with part.open("wb") as file:
-            np.save(file, np.array(self._new, ROW))
+            np.save(file, self._kept[-1])
             _sync(file)
         part.replace(path)
-        self._kept.append(np.array(self._new, ROW))
-        self._new = []
+        self.waiting = []
 
     def finish(self, labels: np.ndarray, rows: np.ndarray) -> None:
         """Writes the header and the tables, after which FFCV can read the file.

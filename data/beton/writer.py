@@ -78,7 +78,7 @@ def write_shards(
                             f"image may take here: {SMALLER}"
                         )
                     shards.add(one)
-                if shards.waiting >= shard:
+                if len(shards.waiting) >= shard:
                     shards.keep()
                 progress.update(len(batch))
             shards.keep()

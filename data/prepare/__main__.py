@@ -20,7 +20,7 @@ from data.beton.encoding import BetonSettings
 from data.beton.loader import FFCVReader
 from data.beton.writer import SHARD
 from data.datasets.imagenet_v2 import FOLDERS, synsets
-from data.datasets.source import Split
+from data.datasets.source import SPLITS, Split
 from data.prepare import recognise
 from data.prepare.expect import announce, missing
 from data.prepare.job import Job
@@ -84,11 +84,8 @@ def _prepare(options: argparse.Namespace) -> None:
         if words := missing(images, options.data, split, classes):
             lacking.append(f"{name} {split} has {', '.join(words)}")
     if options.data == "imagenet":
-        lacking += [
-            f"{source} holds no {words}"
-            for split, words in recognise.LOOKED_FOR.items()
-            if (options.data, split) not in found
-        ]
+        absent = [split for split in SPLITS if ("imagenet", split) not in found]
+        lacking += [f"{source} holds no {recognise.LOOKED_FOR[split]}" for split in absent]
     if not found or (lacking and not options.allow_partial):
         advice = ", or accept what there is by --allow-partial" if found else ""
         raise UsageError(f"{'; '.join(lacking)}: fetch what is missing{advice}")
@@ -123,10 +120,8 @@ def _found(
     variants = [options.variant] if options.variant else list(FOLDERS)
     sets = {name: recognise.imagenet_v2(source, name, classes, indices) for name in variants}
     if not any(sets.values()):
-        names = ", ".join(
-            f"{FOLDERS[name]}/ or {FOLDERS[name].removesuffix('-format-val')}.tar.gz" for name in variants
-        )
-        raise UsageError(f"{source} holds no ImageNet-V2: looked for {names}")
+        forms = [f"{FOLDERS[name]}/ or {FOLDERS[name].removesuffix('-format-val')}.tar.gz" for name in variants]
+        raise UsageError(f"{source} holds no ImageNet-V2: looked for {', '.join(forms)}")
     return {(f"imagenet_v2_{name}", "val"): images for name, images in sets.items() if images}, classes
 
 

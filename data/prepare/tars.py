@@ -10,7 +10,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -21,16 +21,13 @@ from infvit.run.files import create_once
 
 
 class Member(NamedTuple):
-    """An image in an archive: its name, its folder (or inner tar), and its place in the file, in bytes."""
+    """An image in an archive: its full and its short name, its folder (or inner tar), and its place in bytes."""
 
     name: str
+    short: str
     folder: str
     start: int
     size: int
-
-    @property
-    def short(self) -> str:
-        return self.name.rsplit("/", 1)[-1]
 
 
 def members(archive: Path, indices: Path) -> list[Member]:
@@ -61,14 +58,15 @@ def _members(file: io.BufferedReader, start: int, end: int, archive: Path, insid
                     raise UsageError(broken)
                 if not member.isfile():
                     continue
-                suffix = Path(member.name).suffix.lower()
+                path = PurePosixPath(member.name)
+                suffix = path.suffix.lower()
                 if suffix == ".tar" and not inside:
                     stop = member.offset_data + member.size
                     yield from _members(file, member.offset_data, stop, archive, member.name)
-                elif suffix in SUFFIXES and not Path(member.name).name.startswith("."):
-                    folder = Path(inside).stem if inside else Path(member.name).parent.name
+                elif suffix in SUFFIXES and not path.name.startswith("."):
+                    folder = PurePosixPath(inside).stem if inside else path.parent.name
                     name = f"{inside}/{member.name}" if inside else member.name
-                    yield Member(name, folder, member.offset_data, member.size)
+                    yield Member(name, path.name, folder, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
         raise UsageError(broken) from error
 
