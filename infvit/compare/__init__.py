@@ -7,24 +7,16 @@
 """
 
 from infvit.compare.columns import records
-from infvit.compare.comparison import Comparison, Row, Unreadable, find_results
+from infvit.compare.comparison import Comparison, Row
 from infvit.compare.page import to_html
-from infvit.compare.pairing import Paired
 from infvit.compare.write import FILES, to_latex, to_markdown, to_text, write_comparison
-from infvit.run.result import SCHEMA, Result, UnreadableResultError
 from infvit.tables.interval import Estimate
 
 __all__ = [
     "FILES",
-    "SCHEMA",
     "Comparison",
     "Estimate",
-    "Paired",
-    "Result",
     "Row",
-    "Unreadable",
-    "UnreadableResultError",
-    "find_results",
     "records",
     "to_html",
     "to_latex",

@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from infvit.compare import FILES, find_results, to_text, write_comparison
-from infvit.compare.comparison import BASELINE
+from infvit.compare import FILES, to_text, write_comparison
+from infvit.compare.comparison import BASELINE, find_results
 from infvit.errors import UsageError
 
 

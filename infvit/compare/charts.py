@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from statistics import fmean
+from typing import Any, TypeAlias
 
 import altair as alt
 
@@ -23,79 +27,75 @@ COSTS = {
     "seconds": "Training time, seconds",
     "train_images_per_second": "Training images per second",
 }
-PICTURES = ("accuracy.png", "accuracy_vs_flops.png", "curves.png")
+PICTURES = {
+    "accuracy.png": (
+        {"accuracy": {"width": 360, "height": alt.Step(28)}, "paired": {"width": 360, "height": alt.Step(28)}},
+        alt.Title("Test top-1", subtitle="Lines: 95% intervals over seeds. The difference is paired by seed."),
+    ),
+    "accuracy_vs_flops.png": (
+        {"flops_forward": {"width": 560, "height": 340}},
+        alt.Title("Test top-1 against compute", subtitle="Bars: 95% interval over seeds. Hollow: not comparable."),
+    ),
+    "curves.png": (
+        {"val_top1": {"width": 460, "height": 300}, "train_loss": {"width": 460, "height": 300}},
+        alt.Title("Mean over finished seeds", subtitle="Band: lowest to highest seed. Dashed: not comparable."),
+    ),
+}
+"""The charts of each picture, side by side, with their sizes, and its title."""
 
 
-def write_pictures(comparison: Comparison, folder: Path) -> list[Path]:
+def write_pictures(comparison: Comparison, folder: Path) -> None:
     """Writes the `PICTURES`; removes an earlier one for which nothing was measured now."""
     drawn = charts(comparison)
-    bars = [drawn[name].properties(width=360, height=alt.Step(28)) for name in ("accuracy", "paired") if name in drawn]
-    curves = [drawn[name].properties(width=460, height=300) for name in ("val_top1", "train_loss") if name in drawn]
-    costs = [drawn[name].properties(width=560, height=340) for name in ("flops_forward",) if name in drawn]
-    titles = (
-        ("Test top-1", "Lines: 95% intervals over seeds. The difference is paired by seed."),
-        ("Test top-1 against compute", "Bars: 95% interval over seeds. Hollow: not comparable."),
-        ("Mean over finished seeds", "Band: lowest to highest seed. Dashed: not comparable."),
-    )
-    written = []
-    for name, parts, (title, subtitle) in zip(PICTURES, (bars, costs, curves), titles, strict=True):
-        path = folder / name
-        if not parts:
-            path.unlink(missing_ok=True)
-            continue
-        path.write_bytes(to_png(alt.hconcat(*parts, spacing=40, title=alt.Title(title, subtitle=subtitle))))
-        written.append(path)
-    return written
+    for name, (sizes, title) in PICTURES.items():
+        (folder / name).unlink(missing_ok=True)
+        if parts := [drawn[part].properties(**size) for part, size in sizes.items() if part in drawn]:
+            (folder / name).write_bytes(to_png(alt.hconcat(*parts, spacing=40, title=title)))
 
 
 def charts(comparison: Comparison) -> dict[str, Drawing]:
     """Every chart of the page by its name, without those that have no data."""
-    found = {
-        "accuracy": accuracy_bars(comparison),
-        "paired": paired_top1(comparison),
-        "val_top1": curves(comparison, "val/top1", "Validation top-1"),
-        "train_loss": curves(comparison, "train/loss", "Training loss"),
-        "gamma": gamma_by_block(comparison),
+    rows = [row for row in comparison.rows if row.finished]
+    names = [row.name for row in rows]
+    top1 = {row.name: _with_interval(row, row.top1) for row in rows if row.top1.n}
+    paired = [_with_interval(row, row.paired.top1, 100) for row in rows if row.paired.top1.n]
+    found: dict[str, tuple[Points, Callable[[Points, list[str]], Drawing]]] = {
+        "accuracy": ([*top1.values()], accuracy_bars),
+        "paired": (paired, partial(paired_top1, baseline=comparison.baseline)),
+        "val_top1": (_epochs(rows, "val/top1"), partial(curves, name="val_top1", title="Validation top-1")),
+        "train_loss": (_epochs(rows, "train/loss"), partial(curves, name="train_loss", title="Training loss")),
+        "gamma": (_blocks(rows), gamma_by_block),
     }
-    found |= {cost: accuracy_against(comparison, cost) for cost in COSTS}
-    return {name: chart for name, chart in found.items() if chart is not None}
+    for cost in COSTS:
+        known = [(row, value) for row in rows if row.name in top1 and (value := row.field(cost).mean)]
+        points = [top1[row.name] | {"cost": value, "differs": "; ".join(row.differs) or "✓"} for row, value in known]
+        found[cost] = (points, partial(accuracy_against, cost=cost))
+    return {name: draw(points, names) for name, (points, draw) in found.items() if points}
 
 
-def curves(comparison: Comparison, metric: str, title: str) -> Drawing | None:
+def curves(points: Points, names: list[str], name: str, title: str) -> Drawing:
     """A curve against the epoch for each row: the mean over its finished seeds in a band from lowest to highest."""
-    rows = [row for row in comparison.rows if row.counted]
-    points = [point for row in rows for point in _epochs(row, metric, max(20, MOST_POINTS // len(rows)))]
-    if not points:
-        return None
-    accuracy = metric.endswith(("top1", "top5"))
-    name = metric.replace("/", "_")
+    axis, form = ("~%", ".2%") if name == "val_top1" else ("~g", ".4f")
     pick, fade = _legend_pick(name)
     base = alt.Chart(_data(points)).encode(
-        x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1)), color=_colour(points, comparison)
+        x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1)), color=_colour(points, names)
     )
-    y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="~%" if accuracy else "~g"))
+    y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=axis))
     near = alt.selection_point(
         f"near_{name}", fields=["epoch"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     # Dashed: the row is not comparable with the others.
-    dash = alt.StrokeDash("comparable:N", legend=None, scale=alt.Scale(domain=[True, False], range=[[1, 0], [5, 4]]))
+    dash = alt.StrokeDash("comparable:N", legend=None, scale=alt.Scale(domain=[1, 0], range=[[1, 0], [5, 4]]))
     band = base.mark_area().encode(y=alt.Y("low:Q", title=title), y2="high:Q", opacity=_if(pick, 0.16, 0.02))
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, opacity=fade)
     dots = base.mark_circle(size=45).encode(
-        y=y, opacity=_if(near, 1, 0), tooltip=_tooltip(title, ".2%" if accuracy else ".4f", "epoch:Q", " seed")
+        y=y, opacity=_if(near, 1, 0), tooltip=_tooltip(title, form, "epoch:Q", " seed")
     )
     return alt.layer(band, line, dots.add_params(pick, near))
 
 
-def accuracy_against(comparison: Comparison, cost: str) -> Drawing | None:
+def accuracy_against(points: Points, names: list[str], cost: str) -> Drawing:
     """Top-1 of each row against one of `COSTS`, with its 95% interval; hollow where the row is not comparable."""
-    points = []
-    for row in comparison.rows:
-        value = _cost(row, cost)
-        if row.top1.mean is not None and value:
-            points.append(_with_interval(row, row.top1) | {"cost": value, "differs": "; ".join(row.differs) or "✓"})
-    if not points:
-        return None
     # An interval may exceed [0, 1], a chart of accuracies may not.
     ends = [point[name] for point in points for name in ("mean", "low", "high") if point[name] is not None]
     low, high = max(0.0, min(ends)), min(1.0, max(ends))
@@ -108,7 +108,7 @@ def accuracy_against(comparison: Comparison, cost: str) -> Drawing | None:
     further = [alt.Tooltip("cost:Q", title=COSTS[cost], format=".4~s"), alt.Tooltip("differs:N", title="comparable")]
     base = alt.Chart(_data(points)).encode(
         x=alt.X("cost:Q", title=COSTS[cost], scale=x_scale, axis=alt.Axis(format="~s")),
-        color=_colour(points, comparison),
+        color=_colour(points, names),
         opacity=fade,
         tooltip=[*_tooltip("top-1", ".2%"), *further],
     )
@@ -122,47 +122,37 @@ def accuracy_against(comparison: Comparison, cost: str) -> Drawing | None:
     return alt.layer(bars.transform_filter("isValid(datum.low)"), dots.add_params(pick))
 
 
-def accuracy_bars(comparison: Comparison) -> Drawing | None:
+def accuracy_bars(points: Points, names: list[str]) -> Drawing:
     """Top-1 of each row as a bar from zero, with its 95% interval."""
-    points = [_with_interval(row, row.top1) for row in comparison.rows if row.top1.mean is not None]
-    if not points:
-        return None
-    base = alt.Chart(_data(points)).encode(y=_names(points), tooltip=_tooltip("top-1", ".2%"))
+    base = _by_row(points, names, _tooltip("top-1", ".2%"))
     # An interval may exceed [0, 1], a chart of accuracies may not.
     scale = alt.Scale(domain=[0, 1])
     bars = base.mark_bar(cornerRadiusEnd=3).encode(
         x=alt.X("mean:Q", title="Test top-1", scale=scale, axis=alt.Axis(format="~%", grid=True)),
-        color=_colour(points, comparison, legend=False),
+        color=_colour(points, names, legend=False),
         opacity=_if("datum.comparable", 0.75, 0.25),
     )
     return alt.layer(bars, *_error_bars(base, scale, "Test top-1"))
 
 
-def paired_top1(comparison: Comparison) -> Drawing | None:
+def paired_top1(points: Points, names: list[str], baseline: str) -> Drawing:
     """Each row's difference to its baseline in percentage points, paired by seed, with its 95% interval around zero."""
-    rows = [(row, row.paired) for row in comparison.rows if row.paired and row.paired.top1.mean is not None]
-    if not rows:
-        return None
-    points = [_with_interval(row, paired.top1, 100) for row, paired in rows]
-    base = alt.Chart(_data(points)).encode(y=_names(points), tooltip=_tooltip("difference", "+.2f"))
+    base = _by_row(points, names, _tooltip("difference", "+.2f"))
     scale = alt.Scale(zero=True, nice=True)
-    title = f"Top-1 against {comparison.baseline}, points"
+    title = f"Top-1 against {baseline}, points"
     zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.6).encode(x="zero:Q")
     dots = base.mark_circle(size=110, opacity=1).encode(
         x=alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(grid=True)),
-        color=_colour(points, comparison, legend=False),
+        color=_colour(points, names, legend=False),
     )
     return alt.layer(zero, *_error_bars(base, scale, title), dots)
 
 
-def gamma_by_block(comparison: Comparison) -> Drawing | None:
+def gamma_by_block(points: Points, names: list[str]) -> Drawing:
     """Each block's discount at the end of training: the mean over heads and seeds, and the range over seeds."""
-    points = [point for row in comparison.rows for point in _gammas(row)]
-    if not points:
-        return None
     pick, fade = _legend_pick("gamma")
     base = alt.Chart(_data(points)).encode(
-        x=alt.X("block:O", title="Block", axis=alt.Axis(labelAngle=0)), color=_colour(points, comparison), opacity=fade
+        x=alt.X("block:O", title="Block", axis=alt.Axis(labelAngle=0)), color=_colour(points, names), opacity=fade
     )
     scale = alt.Scale(zero=False)
     ranges = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", title="gamma", scale=scale), y2="high:Q")
@@ -172,31 +162,37 @@ def gamma_by_block(comparison: Comparison) -> Drawing | None:
     return alt.layer(ranges, dots.add_params(pick))
 
 
-def _epochs(row: Row, metric: str, most: int) -> Points:
-    """The curve of a metric: mean and range over the row's seeds for at most `most` epochs, the last among them."""
-    by_epoch: dict[float, list[float]] = {}
-    for run in row.counted:
-        for entry in run.curves:
-            epoch, value = entry.get("epoch"), entry.get(metric)
-            if epoch is not None and value is not None:
-                by_epoch.setdefault(epoch, []).append(value)
-    epochs = sorted(by_epoch)[::-1][:: -(-len(by_epoch) // most) or 1][::-1]
-    return [_with_range(row, by_epoch[epoch]) | {"epoch": epoch} for epoch in epochs]
+def _epochs(rows: list[Row], metric: str) -> Points:
+    """The rows' curves of a metric; of many epochs equally spaced ones, the last among them."""
+    points = []
+    for row in rows:
+        entries = [(x.get("epoch"), x.get(metric)) for run in row.counted for x in run.curves]
+        curve = _with_ranges(row, "epoch", entries)
+        step = -(-len(curve) // max(20, MOST_POINTS // len(rows))) or 1
+        points += curve[::-1][::step][::-1]
+    return points
 
 
-def _gammas(row: Row) -> Points:
-    """The discount of each block in the last epoch: mean and range over the row's seeds."""
-    by_block: dict[int, list[float]] = {}
-    for run in row.counted:
-        for name, value in (run.curves[-1] if run.curves else {}).items():
-            kind, _, block = name.partition("/")
-            if kind == "gamma" and block.isdigit() and value is not None:
-                by_block.setdefault(int(block), []).append(value)
-    return [_with_range(row, values) | {"block": block} for block, values in sorted(by_block.items())]
+def _blocks(rows: list[Row]) -> Points:
+    """The discount of each block in the last epoch, "gamma/0", "gamma/1", ..."""
+    points = []
+    for row in rows:
+        entries = [item for run in row.counted for entry in run.curves[-1:] for item in entry.items()]
+        gammas = [(int(name[6:]), value) for name, value in entries if re.fullmatch(r"gamma/\d+", name)]
+        points += _with_ranges(row, "block", gammas)
+    return points
 
 
-def _with_range(row: Row, values: list[float]) -> dict[str, Any]:
-    return _point(row, sum(values) / len(values), min(values), max(values), len(values))
+def _with_ranges(row: Row, axis: str, values: Iterable[tuple[float | None, float | None]]) -> Points:
+    """Mean and range over the row's seeds at each place of an axis, from pairs of place and value."""
+    found: dict[float, list[float]] = {}
+    for place, value in values:
+        if place is not None and value is not None:
+            found.setdefault(place, []).append(value)
+    return [
+        _point(row, fmean(seeds), min(seeds), max(seeds), len(seeds)) | {axis: place}
+        for place, seeds in sorted(found.items())
+    ]
 
 
 def _with_interval(row: Row, estimate: Estimate, unit: float = 1.0) -> dict[str, Any]:
@@ -208,21 +204,13 @@ def _point(row: Row, mean: float | None, low: float | None, high: float | None, 
     """What every chart draws of a row, in five digits: more than a chart shows, and half the size."""
     ends = {"mean": mean, "low": low, "high": high}
     rounded = {name: None if end is None else float(f"{end:.5g}") for name, end in ends.items()}
-    return {"row": row.name, **rounded, "seeds": seeds, "comparable": row.comparable}
+    return {"row": row.name, **rounded, "seeds": seeds, "comparable": int(row.comparable)}
 
 
 def _data(points: Points) -> alt.InlineData:
     """The points as CSV text: a third of the size of JSON, and altair does not validate it cell by cell."""
-    # Vega takes any text but "false" for true, Python's "False" included.
-    text = to_csv([{k: str(v).lower() if isinstance(v, bool) else v for k, v in point.items()} for point in points])
-    kinds = {name: _kind([point[name] for point in points]) for name in points[0]}
-    return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv", parse=kinds))
-
-
-def _kind(values: list[Any]) -> Literal["boolean", "number", "string"]:
-    if all(isinstance(value, bool) for value in values):
-        return "boolean"
-    return "string" if any(isinstance(value, str) for value in values) else "number"
+    kinds: dict[str, Any] = {name: "string" if name in ("row", "differs") else "number" for name in points[0]}
+    return alt.InlineData(values=to_csv(points), format=alt.CsvDataFormat(type="csv", parse=kinds))
 
 
 def _error_bars(base: alt.Chart, scale: alt.Scale, title: str) -> list[alt.Chart]:
@@ -233,32 +221,22 @@ def _error_bars(base: alt.Chart, scale: alt.Scale, title: str) -> list[alt.Chart
     return [line, *ends]
 
 
-def _names(points: Points) -> alt.Y:
-    names = [point["row"] for point in points]
-    return alt.Y("row:N", title=None, sort=names, axis=alt.Axis(labelLimit=170, ticks=False))
+def _by_row(points: Points, names: list[str], tooltip: list[alt.Tooltip]) -> alt.Chart:
+    y = alt.Y("row:N", title=None, sort=names, axis=alt.Axis(labelLimit=170, ticks=False))
+    return alt.Chart(_data(points)).encode(y=y, tooltip=tooltip)
 
 
 def _tooltip(value: str, form: str, further: str = "", ends: str = "") -> list[alt.Tooltip]:
     """What a mark shows when pointed at: the row, the value with its low and high end, and the number of seeds."""
-    numbers = [alt.Tooltip("mean:Q", title=value, format=form)]
-    numbers += [alt.Tooltip(f"{end}:Q", title=end + ends, format=form) for end in ("low", "high")]
-    return [
-        alt.Tooltip("row:N", title="model"),
-        *([alt.Tooltip(further)] if further else []),
-        *numbers,
-        alt.Tooltip("seeds:Q"),
-    ]
+    titles = {"mean": value, "low": f"low{ends}", "high": f"high{ends}"}
+    numbers = [alt.Tooltip(f"{end}:Q", title=title, format=form) for end, title in titles.items()]
+    between = [alt.Tooltip(further)] if further else []
+    return [alt.Tooltip("row:N", title="model"), *between, *numbers, alt.Tooltip("seeds:Q")]
 
 
-def _cost(row: Row, cost: str) -> float | None:
-    value: float | None = row.field(cost).mean if cost in ("seconds", "train_images_per_second") else row.known(cost)
-    return value
-
-
-def _colour(points: Points, comparison: Comparison, legend: bool = True) -> alt.Color:
+def _colour(points: Points, names: list[str], legend: bool = True) -> alt.Color:
     """One colour for a row in every chart, in the order of the table."""
     drawn = {point["row"] for point in points}
-    names = [row.name for row in comparison.rows if row.finished]
     values = alt.Legend(values=[name for name in names if name in drawn])
     return alt.Color("row:N", scale=alt.Scale(domain=names), legend=values if legend else None)
 

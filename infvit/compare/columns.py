@@ -12,7 +12,6 @@ from typing import Any
 
 from infvit.compare.comparison import Comparison, Row
 from infvit.compare.evaluation import MAP_FIGURES
-from infvit.compare.pairing import Paired
 from infvit.compare.published import Published
 from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS
 from infvit.tables.interval import Estimate
@@ -51,16 +50,12 @@ def of_config(name: str) -> Column[Row]:
 
 
 def _difference(row: Row) -> Estimate | str | None:
-    if row.is_baseline:
-        return "baseline"
-    return row.paired.top1 if row.paired and row.paired.top1.n else None
+    return "baseline" if row.is_baseline else row.paired.top1 if row.paired.top1.n else None
 
 
 def _speed(row: Row) -> str | None:
-    if row.is_baseline:
-        return "baseline"
-    middle, low, high = row.paired.speed if row.paired else (None, None, None)
-    return None if middle is None else in_range(middle, low, high, ratio, "x")
+    middle, low, high = row.paired.speed
+    return "baseline" if row.is_baseline else None if middle is None else in_range(middle, low, high, ratio, "x")
 
 
 def _verdict(difference: Estimate) -> str:
@@ -71,7 +66,7 @@ def _verdict(difference: Estimate) -> str:
 
 
 def _paired(row: Row) -> dict[str, Any]:
-    paired = row.paired or Paired("")
+    paired = row.paired
     values = {"baseline": paired.baseline, "paired_top1": paired.top1.mean, "paired_n": paired.top1.n}
     values["paired_top1_ci95_half_width"] = paired.top1.half_width
     ends = zip(("", "_ci95_low", "_ci95_high"), paired.speed, strict=True)
@@ -130,8 +125,8 @@ FIRST: list[Column[Row]] = [
         "Δ top-1",
         _difference,
         partial(plus_minus, mean=lambda mean: signed(100 * mean)),
-        order=lambda row: 0 if row.is_baseline else row.paired and row.paired.top1.mean,
-        style=lambda row: _verdict(row.paired.top1) if row.paired else "",
+        order=lambda row: 0 if row.is_baseline else row.paired.top1.mean,
+        style=lambda row: _verdict(row.paired.top1),
         note="Paired difference to the baseline, in points",
         optional=True,
         priority=2,
@@ -162,8 +157,8 @@ COSTS: list[Column[Row]] = [
     Column(
         "speed",
         _speed,
-        order=lambda row: 1 if row.is_baseline else row.paired and row.paired.speed[0],
-        style=lambda row: _verdict(row.paired.log_speed) if row.paired else "",
+        order=lambda row: 1 if row.is_baseline else row.paired.speed[0],
+        style=lambda row: _verdict(row.paired.log_speed),
         note="Paired ratio of images/s to the baseline",
         optional=True,
         priority=5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from infvit.compare.evaluation import MAP_FIGURES, with_evaluations
 from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
-from infvit.compare.pairing import Paired
+from infvit.compare.pairing import NOT_PAIRED, Paired
 from infvit.compare.published import Published, published
 from infvit.errors import UsageError
 from infvit.run.result import CONFIG_FIELDS, RESULT_FILE, WITHOUT_NUMBERS, Result, UnreadableResultError
@@ -21,25 +20,17 @@ BASELINE = "vit"
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """A place where a result was expected and none can be read."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Row:
     """One configuration: all its runs, and means over its finished seeds.
 
     `differs` names what keeps the row from being compared with most others; `paired` is its difference to the baseline
-    that it compares with.
+    that it compares with, and of a baseline one of no pairs to itself.
     """
 
     name: str
     runs: tuple[Result, ...]
     differs: tuple[str, ...] = ()
-    paired: Paired | None = None
+    paired: Paired = NOT_PAIRED
 
     @cached_property
     def counted(self) -> tuple[Result, ...]:
@@ -51,8 +42,7 @@ class Row:
     @property
     def repeats(self) -> list[Result]:
         """Finished runs of a seed that a later run replaces: they are not independent of it and do not count."""
-        counted = {id(run) for run in self.counted}
-        return [run for run in self.runs if run.status == "finished" and id(run) not in counted]
+        return [run for run in self.runs if run.status == "finished" and run not in self.counted]
 
     @property
     def finished(self) -> int:
@@ -94,7 +84,7 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         """Whether other rows are paired with this one."""
-        return self.paired is not None and self.paired.baseline == self.name
+        return self.paired.baseline == self.name
 
     def count(self, status: str) -> int:
         """The number of runs that have the status."""
@@ -111,12 +101,12 @@ class Comparison:
     """Rows by falling top-1, the places that could not be read, and the name of the baseline."""
 
     rows: tuple[Row, ...]
-    unreadable: tuple[Unreadable, ...] = ()
+    unreadable: tuple[UnreadableResultError, ...] = ()
     baseline: str = BASELINE
 
     @classmethod
     def from_results(
-        cls, results: Iterable[Result], unreadable: Iterable[Unreadable] = (), baseline: str | None = None
+        cls, results: Iterable[Result], unreadable: Iterable[UnreadableResultError] = (), baseline: str | None = None
     ) -> Comparison:
         """Groups results by configuration, marks what differs from the most common one, pairs with the baseline.
 
@@ -128,9 +118,14 @@ class Comparison:
             Row(name, tuple(sorted(runs, key=lambda run: (run.seed, run.started))))
             for name, runs in zip(names_of(configs, shared_overrides(configs)), groups, strict=True)
         ]
-        reference = _reference(rows)
+        known = {row.name for row in rows} | {config.model for config in configs}
+        if baseline is not None and baseline not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise UsageError(f"no row or model named {baseline} to compare with; there are: {there}")
+        candidates = [row.config for row in rows if row.finished] or configs
+        signatures = [config.signature for config in candidates]
+        reference = max(candidates, key=lambda config: signatures.count(config.signature), default=None)
         rows = [replace(row, differs=differences(row.config, reference)) for row in rows if reference]
-        _check_baseline(rows, baseline)
         rows = _paired(rows, baseline or BASELINE)
         rows.sort(key=lambda row: -1.0 if row.top1.mean is None else row.top1.mean, reverse=True)
         return cls(tuple(rows), tuple(unreadable), baseline or BASELINE)
@@ -143,19 +138,17 @@ class Comparison:
         entry of `unreadable`. Only a path that does not exist raises `UsageError`.
         """
         results: list[Result] = []
-        unreadable: list[Unreadable] = []
+        unreadable: list[UnreadableResultError] = []
         found = {directory: find_results(directory) for directory in dirs}
         for path in {path.resolve(): path for paths in found.values() for path in paths}.values():
             try:
                 results.append(replace(Result.read(path), run_dir=str(path.parent)))
             except UnreadableResultError as error:
-                unreadable.append(Unreadable(error.path, error.reason))
-        unreadable += [
-            Unreadable(str(folder), f"no {RESULT_FILE} in it") for folder, paths in found.items() if not paths
-        ]
+                unreadable.append(error)
+        empty = [folder for folder, paths in found.items() if not paths]
+        unreadable += [UnreadableResultError(folder, f"no {RESULT_FILE} in it") for folder in empty]
         results, errors = with_evaluations(results)
-        unreadable += [Unreadable(error.path, error.reason) for error in errors]
-        return cls.from_results(results, unreadable, baseline)
+        return cls.from_results(results, [*unreadable, *errors], baseline)
 
     @property
     def runs(self) -> list[Result]:
@@ -190,32 +183,15 @@ def find_results(path: str | Path) -> list[Path]:
     return sorted(path.rglob(RESULT_FILE))
 
 
-def _reference(rows: Sequence[Row]) -> Result | None:
-    """The configuration that most finished rows compare with, the first of equally common ones."""
-    candidates = [row.config for row in rows if row.finished] or [row.config for row in rows]
-    if not candidates:
-        return None
-    signatures = [config.signature for config in candidates]
-    # Counter keeps the first of equally common signatures.
-    return candidates[signatures.index(Counter(signatures).most_common(1)[0][0])]
-
-
-def _check_baseline(rows: Sequence[Row], name: str | None) -> None:
-    known = {row.name for row in rows} | {row.config.model for row in rows}
-    if name is not None and name not in known:
-        there = ", ".join(sorted(known)) or "none"
-        raise UsageError(f"no row or model named {name} to compare with; there are: {there}")
-
-
 def _paired(rows: Sequence[Row], baseline: str) -> list[Row]:
-    """The rows, each with its difference to the baseline that it compares with; a baseline has none to itself."""
+    """The rows, each with its difference to the baseline that it compares with."""
     paired: dict[str, Paired] = {}
     for row in rows:
         base = _baseline_of(row, rows, baseline)
         if base is not None and base is not row:
             paired[row.name] = Paired.of(base.name, row.counted, base.counted)
-            paired[base.name] = Paired(base.name)
-    return [replace(row, paired=paired.get(row.name)) for row in rows]
+            paired[base.name] = replace(NOT_PAIRED, baseline=base.name)
+    return [replace(row, paired=paired.get(row.name, NOT_PAIRED)) for row in rows]
 
 
 def _baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:

@@ -7,18 +7,18 @@ scores of its attention maps.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from infvit.run.files import atomic_write
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
 EVALUATIONS = "evaluations"
-METRICS = ("top1", "top5", "loss")
 DIGITS = 8
 """Of a fingerprint, in names."""
 
@@ -27,24 +27,37 @@ MAP_FIGURES = {"morf_aoc": "MoRF-AOC", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC"}
 """Scores of the maps of a model's own attention, with their headings."""
 
 
+class Accuracy(BaseModel, strict=True):
+    """An evaluation on other data: accuracies are fractions; `run_started` identifies the run that was measured."""
+
+    data: str
+    fingerprint: str
+    top1: FiniteFloat
+    top5: FiniteFloat
+    loss: FiniteFloat
+    run_started: str
+
+
+class Maps(BaseModel, strict=True):
+    """The scores of a run's maps as fractions, None where one was not measured, and the settings in words."""
+
+    how: str
+    morf_aoc: FiniteFloat | None = None
+    roc_auc: FiniteFloat | None = None
+    pr_auc: FiniteFloat | None = None
+    run_started: str
+
+
 def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
     """Writes an evaluation beside the run's result, over an earlier one of the same data; returns the file.
 
     Returns None, and writes nothing, if the data are the run's own, or if the run has not finished: its checkpoint is
-    not yet the one that its row in a table stands for.
-
-    Args:
-        run_dir: the run's folder.
-        row: of the run's last checkpoint: "data" and "fingerprint", the accuracies "top1" and "top5" as fractions,
-            "loss", and any further values.
+    not yet the one that its row in a table stands for. `row` has the values of `Accuracy` but the last, and any
+    further ones, of the run's last checkpoint.
     """
-    result = _finished(run_dir)
-    if result is None or result.data_fingerprint == row["fingerprint"]:
-        return None
     # Different data may have one name, as every data=imagefolder without data.name=NAME.
-    path = run_dir / EVALUATIONS / f"{row['data'].replace('/', '_')}-{row['fingerprint'][:DIGITS]}.json"
-    path.parent.mkdir(exist_ok=True)
-    return _write(path, row, result)
+    name = f"{row['data'].replace('/', '_')}-{row['fingerprint'][:DIGITS]}.json"
+    return _keep(run_dir, f"{EVALUATIONS}/{name}", row, row["fingerprint"], of_own_data=False)
 
 
 def keep_maps(run_dir: Path, figures: dict[str, Any], fingerprint: str, how: str) -> Path | None:
@@ -58,10 +71,21 @@ def keep_maps(run_dir: Path, figures: dict[str, Any], fingerprint: str, how: str
         fingerprint: of the data.
         how: the settings of the measurement in words; scores of different settings do not compare.
     """
-    result = _finished(run_dir)
-    if result is None or result.data_fingerprint != fingerprint:
+    return _keep(run_dir, MAPS_FILE, figures | {"how": how}, fingerprint, of_own_data=True)
+
+
+def _keep(run_dir: Path, name: str, row: dict[str, Any], fingerprint: str, of_own_data: bool) -> Path | None:
+    try:
+        result = Result.read(run_dir / RESULT_FILE)
+    except UnreadableResultError:
         return None
-    return _write(run_dir / MAPS_FILE, figures | {"how": how}, result)
+    if result.status != "finished" or (result.data_fingerprint == fingerprint) != of_own_data:
+        return None
+    path = run_dir / name
+    path.parent.mkdir(exist_ok=True)
+    # A run that starts again in the same folder writes another checkpoint: `run_started` identifies the measured one.
+    atomic_write(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
+    return path
 
 
 def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[UnreadableResultError]]:
@@ -70,75 +94,44 @@ def with_evaluations(results: Iterable[Result]) -> tuple[list[Result], list[Unre
     Accuracies become "<data>/top1", with the fingerprint where different data have one name
     ("imagefolder#1a2b3c4d/top1"). Scores of maps become "attention/morf_aoc", their settings `extra["maps"]`.
     """
-    results = list(results)
     errors: list[UnreadableResultError] = []
-
-    def readable(result: Result, paths: Iterable[Path], **expected: Iterable[str]) -> Iterator[dict[str, Any]]:
-        for path in paths:
+    stored: list[tuple[Result, list[Accuracy | Maps]]] = []
+    for result in results:
+        rows: list[Accuracy | Maps] = []
+        folder = Path(result.run_dir)
+        for path in (*sorted((folder / EVALUATIONS).glob("*.json")), *folder.glob(MAPS_FILE)):
             try:
-                yield _read(path, result, **expected)
+                rows.append(_read(path, result))
             except UnreadableResultError as error:
                 errors.append(error)
-
-    evaluations, maps = [], []
-    for result in results:
-        folder = Path(result.run_dir)
-        # Of one measured twice the last counts.
-        files = sorted((folder / EVALUATIONS).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        evaluations.append([*readable(result, files, texts=("data", "fingerprint"), numbers=METRICS)])
-        files = [folder / MAPS_FILE] if (folder / MAPS_FILE).is_file() else []
-        maps.append([*readable(result, files, texts=("how",), optional=MAP_FIGURES)])
-    data = Counter(name for name, _ in {(row["data"], row["fingerprint"]) for rows in evaluations for row in rows})
+        stored.append((result, rows))
+    data = {(row.data, row.fingerprint) for _, rows in stored for row in rows if isinstance(row, Accuracy)}
+    # A run has metrics of the first three names for its own data.
+    uses = Counter(["train", "val", "test", *(name for name, _ in data)])
     together = []
-    for result, rows, of_maps in zip(results, evaluations, maps, strict=True):
+    for result, rows in stored:
         metrics, extra = dict(result.metrics), dict(result.extra)
         for row in rows:
-            name = row["data"] + (f"#{row['fingerprint'][:DIGITS]}" if data[row["data"]] > 1 else "")
-            metrics |= {f"{name}/{metric}": row[metric] for metric in METRICS}
-        for row in of_maps:
-            metrics |= {f"attention/{name}": row[name] for name in MAP_FIGURES if row.get(name) is not None}
-            extra["maps"] = row["how"]
+            if isinstance(row, Maps):
+                extra["maps"] = row.how
+                metrics |= {f"attention/{name}": x for name in MAP_FIGURES if (x := getattr(row, name)) is not None}
+            else:
+                name = f"{row.data}#{row.fingerprint[:DIGITS]}" if uses[row.data] > 1 else row.data
+                metrics |= {f"{name}/top1": row.top1, f"{name}/top5": row.top5, f"{name}/loss": row.loss}
         together.append(replace(result, metrics=metrics, extra=extra))
     return together, errors
 
 
-def _finished(run_dir: Path) -> Result | None:
+def _read(path: Path, result: Result) -> Accuracy | Maps:
+    """A measurement of the run; raises `UnreadableResultError` for one without its values, or of another run."""
+    kind = Maps if path.name == MAPS_FILE else Accuracy
     try:
-        result = Result.read(run_dir / RESULT_FILE)
-    except UnreadableResultError:
-        return None
-    return result if result.status == "finished" else None
-
-
-def _write(path: Path, row: dict[str, Any], result: Result) -> Path:
-    # A run that starts again in the same folder writes another checkpoint: `run_started` identifies the measured one.
-    atomic_write(path, json.dumps(row | {"run_started": result.started}, indent=2) + "\n")
-    return path
-
-
-def _read(
-    path: Path, result: Result, texts: Iterable[str], numbers: Iterable[str] = (), optional: Iterable[str] = ()
-) -> dict[str, Any]:
-    """A measurement of the run; raises `UnreadableResultError` for one without these values, or of another run."""
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UnreadableResultError(path, f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UnreadableResultError(path, "is not JSON: measure again with eval.py") from error
-    valid = (
-        isinstance(row, dict)
-        and all(isinstance(row.get(name), str) for name in texts)
-        and all(_is_number(row.get(name)) for name in numbers)
-        and all(row.get(name) is None or _is_number(row[name]) for name in optional)
-        and row.get("data") not in ("", "train", "val", "test")
-    )
-    if not valid:
-        raise UnreadableResultError(path, f"is not a measurement: expected {', '.join((*texts, *numbers, *optional))}")
-    if row.get("run_started") != result.started:
+    except ValidationError as error:
+        reason = f"is not a measurement: expected {', '.join(kind.model_fields)}; measure again with eval.py"
+        raise UnreadableResultError(path, reason) from error
+    if row.run_started != result.started:
         raise UnreadableResultError(path, "is of an earlier run in this folder: measure again with eval.py")
-    return dict(row)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return row

@@ -8,6 +8,9 @@ from typing import Any
 
 from infvit.run.result import CONFIG_FIELDS, SIGNATURE, Result
 
+WORDS = {"dim": "width", "recipe_hash": "recipe", "data_fingerprint": "data", "image_size": "resolution"}
+"""What a table calls fields that runs must share to be compared."""
+
 
 def group(results: Iterable[Result]) -> list[list[Result]]:
     """The runs of each configuration, in the order in which the configurations first appear."""
@@ -97,28 +100,18 @@ def differences(config: Result, reference: Result) -> tuple[str, ...]:
 
     Settings of data and trainer follow from the fields, so they are named only where all fields agree.
     """
-    ours, theirs = _described(config, reference), _described(reference, config)
     fields = [name for name in SIGNATURE if getattr(config, name) != getattr(reference, name)]
     if fields:
-        return tuple(f"{ours[name]}, not {theirs[name].partition(' ')[2]}" for name in fields)
+        words = [(WORDS.get(name, name), *_described(name, config, reference)) for name in fields]
+        return tuple(f"{word} {ours}, not {theirs}" for word, ours, theirs in words)
     mine, its = config.protocol, reference.protocol
     return tuple(f"{key} {_value(mine, key)}, not {_value(its, key)}" for key in _differing([mine, its]))
 
 
-def _described(config: Result, other: Result) -> dict[str, str]:
-    recipe = _short(config.recipe_hash, other.recipe_hash)
-    data = _short(config.data_fingerprint, other.data_fingerprint)
-    return {
-        "depth": f"depth {config.depth}",
-        "dim": f"width {config.dim}",
-        "recipe_hash": f"recipe {config.recipe}#{recipe}",
-        "data_fingerprint": f"data {config.data}#{data}",
-        "patch": f"patch {config.patch}",
-        "image_size": f"resolution {config.image_size}",
-        "epochs": f"epochs {config.epochs}",
-        "loader": f"loader {config.loader or 'unknown'}",
-    }
-
-
-def _short(digest: str, other: str) -> str:
-    return digest if digest[:8] == other[:8] else digest[:8] or "unknown"
+def _described(field: str, *configs: Result) -> list[str]:
+    """The values of two configurations; hashes with their name, and in full where they begin alike."""
+    values = [str(getattr(config, field) or "unknown") for config in configs]
+    if field not in ("recipe_hash", "data_fingerprint"):
+        return values
+    short = values if len({value[:8] for value in values}) == 1 else [value[:8] for value in values]
+    return [f"{getattr(config, WORDS[field])}#{value}" for config, value in zip(configs, short, strict=True)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from infvit.compare.columns import table
 from infvit.compare.comparison import Comparison
 from infvit.compare.evaluation import MAP_FIGURES
-from infvit.compare.provenance import EVERY_ROW
-from infvit.run.result import Result
+from infvit.run.result import Status
 from infvit.tables.interval import Estimate
 
 INTERVALS = (
@@ -19,6 +21,8 @@ PAIRED = (
     "its interval is Student's on the logarithm). Rows that do not compare with {baseline} have none. Each interval "
     "stands alone: of twenty, one misses by chance."
 )
+EVERY_ROW = "Every row"
+"""Heading of the overrides that all rows have."""
 FLOPS = "FLOPs are for the forward pass of one image, two per multiply-add."
 
 
@@ -29,19 +33,25 @@ def shared(comparison: Comparison) -> list[str]:
 
 def problems(comparison: Comparison) -> list[str]:
     """A line for each result that cannot be read, and for each run that failed or diverged with its error."""
-    lines = [f"unreadable: {bad.path}: {bad.reason}" for bad in comparison.unreadable]
-    failed = _runs(comparison, "failed", "diverged")
-    return lines + [_line(name, run, run.error_line or "no error recorded") for name, run in failed]
+    failed = _lines(comparison, "failed", "diverged")
+    return [*(f"unreadable: {bad.path}: {bad.reason}" for bad in comparison.unreadable), *failed]
 
 
 def unfinished(comparison: Comparison) -> list[str]:
     """A line for each run that is running, with the time of its last sign of life, or interrupted, with the remedy."""
+    return _lines(comparison, "running", "interrupted")
+
+
+def _lines(comparison: Comparison, *statuses: Status) -> list[str]:
     lines = []
-    for name, run in _runs(comparison, "running", "interrupted"):
-        last = f"last written {f'{run.last_written} UTC' if run.last_written else 'at an unknown time'}"
-        lines.append(
-            _line(name, run, last if run.status == "running" else run.error_line or "the same command resumes it")
-        )
+    for name, run in ((row.name, run) for row in comparison.rows for run in row.runs if run.status in statuses):
+        words = run.error_line or "no error recorded"
+        if run.status == "running":
+            words = f"last written {f'{run.last_written} UTC' if run.last_written else 'at an unknown time'}"
+        elif run.status == "interrupted":
+            words = run.error_line or "the same command resumes it"
+        where = f" ({run.run_dir})" if run.run_dir else ""
+        lines.append(f"{name} seed {run.seed} {run.status}: {words}{where}")
     return lines
 
 
@@ -49,20 +59,18 @@ def remarks(comparison: Comparison) -> list[str]:
     """A line for each repeated seed, missing value, unpaired seed, and measurement that does not compare."""
     lines = []
     unpaired: dict[str, list[str]] = {}
-    columns = table(comparison).shown("markdown")
+    columns = [column for column in table(comparison).shown("markdown") if not column.optional]
     for row in comparison.rows:
         for run in row.repeats:
             lines.append(f"{row.name} seed {run.seed}: finished twice; only the latest is counted, not {run.run_dir}")
-        values = {column.heading: column.value(row) for column in columns if not column.optional}
-        lacking = [name for name, x in values.items() if isinstance(x, Estimate) and 0 < x.n < row.finished]
-        if lacking:
-            names = ", ".join(name.removesuffix(" %") for name in lacking)
-            lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {names}")
-        if row.paired and not row.is_baseline and row.paired.top1.n < row.finished:
+        values = {column.heading.removesuffix(" %"): column.value(row) for column in columns}
+        if lacking := [name for name, x in values.items() if isinstance(x, Estimate) and 0 < x.n < row.finished]:
+            lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
+        if row.paired.baseline and not row.is_baseline and row.paired.top1.n < row.finished:
             seeds = f"of {row.finished} finished seeds, {row.paired.top1.n} paired with {row.paired.baseline}"
             unpaired.setdefault(seeds, []).append(row.name)
     lines += [f"{', '.join(names)}: {seeds}" for seeds, names in unpaired.items()]
-    if len(comparison.rows) > 1 and not any(row.paired for row in comparison.rows):
+    if len(comparison.rows) > 1 and not any(row.paired.baseline for row in comparison.rows):
         lines.append(f"no finished run of {comparison.baseline} compares with another row: no paired differences")
     if len(_map_settings(comparison)) > 1:
         lines.append("the quality of maps was measured in different ways: it does not compare")
@@ -76,7 +84,7 @@ def remarks(comparison: Comparison) -> list[str]:
 def explanations(comparison: Comparison) -> list[str]:
     """What the intervals and the paired differences are, how maps were measured, and who published what."""
     lines = [INTERVALS]
-    baselines = list(dict.fromkeys(row.paired.baseline for row in comparison.rows if row.paired))
+    baselines = list(dict.fromkeys(row.paired.baseline for row in comparison.rows if row.paired.baseline))
     if baselines:
         lines.append(PAIRED.format(baseline=baselines[0] if len(baselines) == 1 else comparison.baseline))
     if comparison.maps:
@@ -93,9 +101,27 @@ def _map_settings(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(str(run.extra["maps"]) for run in comparison.runs if "maps" in run.extra))
 
 
-def _runs(comparison: Comparison, *statuses: str) -> list[tuple[str, Result]]:
-    return [(row.name, run) for row in comparison.rows for run in row.runs if run.status in statuses]
+def provenance(comparison: Comparison) -> list[tuple[str, str]]:
+    """What all rows share, and the recipes, data sets, hardware, versions, commits, commands and dates of all runs.
+
+    Pairs of a name and its different values, one a line, the most common first.
+    """
+    runs = comparison.runs
+    dates = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
+    pairs = {
+        EVERY_ROW: [" ".join(comparison.shared)],
+        "Recipe": [f"{run.recipe} (hash {run.recipe_hash or 'unknown'}, {run.epochs} epochs)" for run in runs],
+        "Data": [f"{run.data} (fingerprint {run.data_fingerprint or 'unknown'}, {run.image_size} px)" for run in runs],
+        "Hardware": [flat(run.hardware) for run in runs],
+        "Versions": [flat(run.versions) for run in runs],
+        "Commit": [run.git_commit or "" for run in runs],
+        "Command": [run.sweep_command or run.command for run in runs],
+        "Started": [" to ".join(dict.fromkeys((dates[0], dates[-1])))] if dates else [],
+    }
+    ordered = {name: [value for value, _ in Counter(values).most_common() if value] for name, values in pairs.items()}
+    return [(name, "\n".join(values)) for name, values in ordered.items() if values]
 
 
-def _line(name: str, run: Result, words: str) -> str:
-    return f"{name} seed {run.seed} {run.status}: {words}" + (f" ({run.run_dir})" if run.run_dir else "")
+def flat(facts: Mapping[str, object]) -> str:
+    """Facts in one line, without empty ones."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, "", [], {}))

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -16,7 +16,6 @@ from infvit.compare import notes
 from infvit.compare.charts import COSTS, charts
 from infvit.compare.columns import table
 from infvit.compare.comparison import Comparison, Row
-from infvit.compare.provenance import flat, provenance
 from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
 from infvit.tables.html import environment
 from infvit.tables.numbers import duration, percent, plus_minus
@@ -29,17 +28,8 @@ MOST_INLINED = 2_000_000
 """Characters of pictures within the page: one of 200 rows stays below 5 MB, and further pictures are linked."""
 
 
-class Picture(NamedTuple):
-    """The attention picture of a row's first counted seed: the link to it, and the picture itself or ""."""
-
-    row: str
-    seed: int
-    link: str
-    inlined: str
-
-
 class Run(NamedTuple):
-    """A run as the page lists it: its row, its folder as seen from the page, and the link to it."""
+    """A run as the page lists it: its row, its folder as seen from the page or "", and the link to it or ""."""
 
     row: Row
     result: Result
@@ -64,13 +54,11 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
     templates.filters |= {"breakable": _breakable, "recipe": _recipe, "plus_minus": plus_minus}
     specifications = {name: specification(chart) for name, chart in charts(comparison).items()}
     runs = [Run(row, run, *_folder(run, page_dir)) for row in comparison.rows for run in row.runs]
-    pictures = _pictures([run for run in runs if run.result is next(iter(run.row.counted), None)])
-    pictured = {picture.row for picture in pictures}
+    pictures = _pictures([run for run in runs if run.row.counted and run.result is run.row.counted[0]])
     return templates.get_template("page.html.jinja").render(
         title=_title(comparison),
         comparison=comparison,
         counts=_counts(comparison),
-        provenance=provenance(comparison),
         notes=notes,
         results=table(comparison),
         runs=Table(RUNS, runs),
@@ -82,7 +70,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
             "runs": [_facts(run.result) + _facts_of_run(run.result) for run in runs],
         },
         pictures=pictures,
-        without_picture=[row.name for row in comparison.rows if row.finished and row.name not in pictured],
+        without_picture=[row.name for row in comparison.rows if row.finished and row.name not in pictures],
         charts=specifications,
         costs={name: title for name, title in COSTS.items() if name in specifications},
         themes=THEMES,
@@ -105,10 +93,10 @@ def _title(comparison: Comparison) -> str:
 
 def _counts(comparison: Comparison) -> list[tuple[int, str]]:
     """How many configurations and runs of each kind there are, as pairs of number and word."""
-    counts = [(len(comparison.rows), "configuration" if len(comparison.rows) == 1 else "configurations")]
-    counts += [(sum(row.count(s) for row in comparison.rows), s) for s in ("finished", *WITHOUT_NUMBERS)]
-    counts.append((len(comparison.unreadable), "unreadable"))
-    return [(n, word) for n, word in counts if n]
+    rows = comparison.rows
+    counts = {"configuration" if len(rows) == 1 else "configurations": len(rows)}
+    counts |= {status: sum(row.count(status) for row in rows) for status in ("finished", *WITHOUT_NUMBERS)}
+    return [(n, word) for word, n in (counts | {"unreadable": len(comparison.unreadable)}).items() if n]
 
 
 def _recipe(run: Result) -> str:
@@ -125,50 +113,44 @@ def _facts_of_run(run: Result) -> list[tuple[str, str]]:
     """What one run adds to its configuration."""
     facts: dict[str, object] = {name: f"{value:.4g}" for name, value in run.metrics.items() if value is not None}
     facts |= {"started": run.started, "last written (UTC)": run.last_written, "commit": run.git_commit}
-    facts |= {"hardware": flat(run.hardware), "versions": flat(run.versions), "command": run.command}
+    facts |= {"hardware": notes.flat(run.hardware), "versions": notes.flat(run.versions), "command": run.command}
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
 def _folder(run: Result, page_dir: str | Path) -> tuple[str, str]:
-    """The run's folder as seen from the page, and the link to it; both "" where no folder is known."""
     if not run.run_dir:
         return "", ""
-    try:
-        folder = Path(os.path.relpath(run.run_dir, page_dir)).as_posix()
-    except ValueError:  # another drive, on Windows
-        return run.run_dir, ""
+    folder = Path(os.path.relpath(run.run_dir, page_dir)).as_posix()
     # The dot keeps a folder named like "javascript:..." from being read as a scheme.
     return folder, quote(folder if folder.startswith("..") else f"./{folder}") + "/"
 
 
-def _pictures(runs: Sequence[Run]) -> list[Picture]:
-    """The attention pictures of the runs that have one, within the page as long as there is room."""
-    pictures = []
+def _pictures(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
+    """By row, the run that has an attention picture, and the picture itself as long as the page has room, else ""."""
+    pictures = {}
     room = MOST_INLINED
     for run in runs:
-        try:
-            content = (Path(run.result.run_dir) / ATTENTION_PICTURE).read_bytes() if run.result.run_dir else b""
-        except OSError:
+        path = Path(run.result.run_dir or ".") / ATTENTION_PICTURE
+        if not run.result.run_dir or not path.is_file():
             continue
-        if not content.startswith(b"\x89PNG"):
-            continue
-        inlined = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        fits = len(inlined) <= room
-        room -= len(inlined) if fits else 0
-        link = run.link and run.link + ATTENTION_PICTURE
-        pictures.append(Picture(run.row.name, run.result.seed, link, inlined if fits else ""))
+        inlined = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        inlined = inlined if len(inlined) <= room else ""
+        room -= len(inlined)
+        pictures[run.row.name] = (run, inlined)
     return pictures
 
 
-def _whiskers(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """For each row with a top-1, where its mean and interval are on one scale shared by all rows, in percent."""
-    drawn = {}
+def _whiskers(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
+    """For each row with a top-1, where low end, mean and high end are on one scale of all rows, in percent."""
+    ends = {}
     for row in rows:
         if (mean := row.top1.mean) is not None:
             low, high = (mean if end is None else end for end in (row.top1.low, row.top1.high))
-            drawn[row.name] = {"low": max(0.0, low), "mean": mean, "high": min(1.0, high)}
-    start = min((ends["low"] for ends in drawn.values()), default=0.0)
-    span = max((ends["high"] for ends in drawn.values()), default=0.0) - start or 1.0
-    return {
-        name: {key: round(100 * (end - start) / span, 2) for key, end in ends.items()} for name, ends in drawn.items()
-    }
+            ends[row.name] = (max(0.0, low), mean, min(1.0, high))
+    start = min((low for low, *_ in ends.values()), default=0.0)
+    span = max((high for *_, high in ends.values()), default=0.0) - start or 1.0
+
+    def place(end: float) -> float:
+        return round(100 * (end - start) / span, 2)
+
+    return {name: (place(low), place(mean), place(high)) for name, (low, mean, high) in ends.items()}

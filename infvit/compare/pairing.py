@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from infvit.run.result import Result
 from infvit.tables.interval import Estimate
@@ -24,8 +24,8 @@ class Paired:
     """
 
     baseline: str
-    top1: Estimate = field(default_factory=Estimate)
-    log_speed: Estimate = field(default_factory=Estimate)
+    top1: Estimate
+    log_speed: Estimate
 
     @classmethod
     def of(cls, baseline: str, ours: Sequence[Result], theirs: Sequence[Result]) -> Paired:
@@ -34,8 +34,8 @@ class Paired:
         pairs = [(run, by_seed[run.seed]) for run in ours if run.seed in by_seed]
         return cls(
             baseline,
-            Estimate.of(_minus(a.metrics.get("test/top1"), b.metrics.get("test/top1")) for a, b in pairs),
-            Estimate.of(_log_ratio(a, b) for a, b in pairs),
+            Estimate.of(_difference(run, base) for run, base in pairs),
+            Estimate.of(_log_ratio(run, base) for run, base in pairs),
         )
 
     @property
@@ -44,18 +44,21 @@ class Paired:
         return _exp(self.log_speed.mean), _exp(self.log_speed.low), _exp(self.log_speed.high)
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+NOT_PAIRED = Paired("", Estimate(), Estimate())
+"""Of a row without a baseline."""
+
+
+def _difference(run: Result, base: Result) -> float | None:
+    ours, theirs = run.metrics.get("test/top1"), base.metrics.get("test/top1")
+    return None if ours is None or theirs is None else ours - theirs
 
 
 def _log_ratio(run: Result, base: Result) -> float | None:
     ours, theirs = run.train_images_per_second, base.train_images_per_second
-    differs = any(getattr(run, name) != getattr(base, name) for name in SAME_SPEED)
-    if not ours or not theirs or differs or run.settings.get("compile") != base.settings.get("compile"):
-        return None
-    return math.log(ours / theirs)
+    same = all(getattr(run, name) == getattr(base, name) for name in SAME_SPEED)
+    same = same and run.settings.get("compile") == base.settings.get("compile")
+    return math.log(ours / theirs) if ours and theirs and same else None
 
 
 def _exp(x: float | None) -> float | None:
-    # The interval of two seeds far apart exceeds the largest float.
-    return None if x is None else math.exp(min(max(x, -700.0), 700.0))
+    return None if x is None else math.exp(x)

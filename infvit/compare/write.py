@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, product
 from pathlib import Path
 from string import ascii_lowercase
 
 from infvit.compare.charts import PICTURES, write_pictures
 from infvit.compare.columns import records, table
 from infvit.compare.comparison import Comparison
-from infvit.compare.notes import FLOPS, explanations, problems, remarks, shared, unfinished
+from infvit.compare.notes import FLOPS, explanations, problems, provenance, remarks, shared, unfinished
 from infvit.compare.page import to_html
-from infvit.compare.provenance import provenance
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write
 from infvit.tables import escape
@@ -72,10 +72,8 @@ def to_latex(comparison: Comparison) -> str:
 
     It needs booktabs and graphicx and no other package or font encoding.
     """
-    marks = {
-        differs: _letter(i)
-        for i, differs in enumerate(dict.fromkeys(row.differs for row in comparison.rows if row.differs))
-    }
+    letters = map("".join, chain(ascii_lowercase, product(ascii_lowercase, repeat=2)))  # a, b, ..., z, aa, ab, ...
+    marks = dict(zip(dict.fromkeys(row.differs for row in comparison.rows if row.differs), letters, strict=False))
     notes = [escape.latex(line, breakable=True) for line in shared(comparison)]
     for differs, mark in marks.items():
         notes.append(rf"$^{{{mark}}}$ not comparable: {escape.latex('; '.join(differs), breakable=True)}")
@@ -88,9 +86,3 @@ def to_latex(comparison: Comparison) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     return [*problems(comparison), *unfinished(comparison), *remarks(comparison)]
-
-
-def _letter(i: int) -> str:
-    """The marks a, b, ..., z, aa, ab, ..."""
-    n = len(ascii_lowercase)
-    return (ascii_lowercase[i // n - 1] if i >= n else "") + ascii_lowercase[i % n]

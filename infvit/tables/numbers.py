@@ -46,8 +46,7 @@ def amount(number: float | None) -> str:
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # From 999.5 on, three digits round up into the next prefix.
         if number >= 0.9995 * size:
-            value = number / size
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{prefix}"
+            return three_digits(number / size) + prefix
     return f"{number:g}"
 
 

@@ -80,7 +80,6 @@ def test_runs_of_different_settings_are_rows_that_name_the_setting(make_result: 
     assert [(row.name, row.finished) for row in comparison.rows] == [(name, 1) for name in names]
     assert all(row.comparable for row in comparison.rows)
     compiled = comparison.rows[2].paired
-    assert compiled is not None
     assert (compiled.top1.n, compiled.log_speed.n) == (1, 0)
 
 
@@ -93,9 +92,7 @@ def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result: Make
     assert set(rows) == {short, "vit (trainer.limit_train_batches=unset)", "linear_infvit", "infvit", "performer"}
     assert rows["performer"].differs == rows[short].differs == ("trainer.limit_train_batches 0.05, not unset",)
     assert rows["infvit"].comparable
-    paired = rows["performer"].paired
-    assert paired is not None
-    assert paired.baseline == short
+    assert rows["performer"].paired.baseline == short
 
 
 def test_of_the_same_seed_twice_only_the_latest_counts(make_result: MakeResult) -> None:

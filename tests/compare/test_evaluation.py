@@ -42,9 +42,12 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(
 
 def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeResult, make_sweep: MakeSweep) -> None:
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
-    keep(folders[0], row(0.5, "imagefolder", "1a2b3c4d5e6f"))
+    for name in ("imagefolder", "test"):  # the run's own metrics are of "test"
+        keep(folders[0], row(0.5, name, "1a2b3c4d5e6f"))
     keep(folders[1], row(0.6, "imagefolder", "99887766aabb"))
-    assert Comparison.from_dirs(folders).test_sets == ["imagefolder#1a2b3c4d", "imagefolder#99887766"]
+    comparison = Comparison.from_dirs(folders)
+    assert comparison.test_sets == ["imagefolder#1a2b3c4d", "imagefolder#99887766", "test#1a2b3c4d"]
+    assert comparison.rows[0].top1.mean == 0.9
 
 
 def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
@@ -115,12 +118,11 @@ MAPS_EXPECTED = "is not a measurement: expected how, morf_aoc, roc_auc, pr_auc"
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        (ACCURACY, '{"data": "imagenet_', "is not JSON"),
+        (ACCURACY, '{"data": "imagenet_', "is not a measurement"),
         (ACCURACY, "[1]", "is not a measurement: expected data, fingerprint, top1, top5, loss"),
         (ACCURACY, json.dumps(row(0.5) | {"top1": "high"}), "is not a measurement"),
-        (ACCURACY, json.dumps(row(0.5) | {"data": "test"}), "is not a measurement"),  # would replace the run's own
         (ACCURACY, json.dumps(row(0.5) | {"run_started": "2020"}), "is of an earlier run in this folder"),
-        ("attention.json", "{", "is not JSON"),
+        ("attention.json", "{", MAPS_EXPECTED),
         ("attention.json", json.dumps(MAPS), MAPS_EXPECTED),
         ("attention.json", json.dumps(MAPS | {"how": "", "roc_auc": "good"}), MAPS_EXPECTED),
         ("attention.json", json.dumps(MAPS | {"how": "", "run_started": "2020"}), "is of an earlier run"),

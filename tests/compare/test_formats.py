@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from infvit.compare import Comparison, Unreadable, columns, records, to_latex, to_markdown, to_text, write_comparison
+from infvit.compare import Comparison, columns, records, to_latex, to_markdown, to_text, write_comparison
 from infvit.compare.__main__ import main
-from infvit.compare.notes import remarks
+from infvit.compare.notes import provenance, remarks
+from infvit.run.result import UnreadableResultError
 from infvit.tables.table import to_csv
 from tests.compare.conftest import MakeResult, MakeSweep, Printed, write_results
 
@@ -35,7 +36,7 @@ def comparison(make_result: MakeResult) -> Comparison:
     )
     results.append(make_result("vit", 4, None, status="running"))
     results.append(make_result(LONG, 0, 0.99, depth=24, recipe="deit", recipe_hash="ab12cd34"))
-    return Comparison.from_results(results, [Unreadable("runs/" + "deep/" * 30 + "result.json", "is empty")])
+    return Comparison.from_results(results, [UnreadableResultError("runs/" + "deep/" * 30 + "result.json", "is empty")])
 
 
 def test_every_format_has_numbers_differences_and_failures(comparison: Comparison, printed: Printed) -> None:
@@ -103,7 +104,7 @@ def test_no_line_is_longer_than_the_terminal(comparison: Comparison, width: int)
 
 def test_markdown_keeps_its_columns_and_names_as_they_are_without_control_characters(make_result: MakeResult) -> None:
     evil = make_result("<script>alert(1)</script>|b`*\x1b[2J\r\n", error="bell\x07", status="failed")
-    comparison = Comparison.from_results([evil], [Unreadable("a|b", "is\nempty")])
+    comparison = Comparison.from_results([evil], [UnreadableResultError("a|b", "is\nempty")])
     text = to_markdown(comparison)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 3
@@ -114,10 +115,19 @@ def test_markdown_keeps_its_columns_and_names_as_they_are_without_control_charac
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output)
 
 
-def test_markdown_has_what_was_compared(comparison: Comparison) -> None:
+def test_what_was_compared_has_no_empty_facts_and_the_most_common_first(make_result: MakeResult) -> None:
+    sweep = "python train.py -m model=vit,infvit seed=0,1"
+    jobs = [make_result(m, s, command="of a job", sweep_command=sweep) for m in ("vit", "infvit") for s in (0, 1)]
+    single = make_result("d", 7, command="python train.py", recipe="other", hardware={"cpu": "x", "gpus": []})
+    comparison = Comparison.from_results([single, *jobs])
+    facts = dict(provenance(comparison))
+    assert facts["Command"].splitlines() == [sweep, "python train.py"]
+    assert facts["Hardware"].splitlines()[1] == "cpu x"
+    recipes = [f"{name} (hash 34cd90ab12ef5678, 12 epochs)" for name in ("digits", "other")]
+    assert facts["Recipe"].splitlines() == recipes
     text = to_markdown(comparison)
     assert "- Data: digits (fingerprint 9f3ac2d417b0, 8 px)" in text
-    assert "- Command: python train.py -m" in text
+    assert f"- Command: {sweep}; python train.py" in text
 
 
 def test_csv_gives_every_row_back_in_raw_numbers(comparison: Comparison) -> None:
