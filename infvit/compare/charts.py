@@ -27,7 +27,7 @@ COSTS = {
     "seconds": "Training time, seconds",
     "train_images_per_second": "Training images per second",
 }
-PICTURES = {
+PICTURES: dict[str, tuple[dict[str, dict[str, Any]], alt.Title]] = {
     "accuracy.png": (
         {"accuracy": {"width": 360, "height": alt.Step(28)}, "paired": {"width": 360, "height": alt.Step(28)}},
         alt.Title("Test top-1", subtitle="Lines: 95% intervals over seeds. The difference is paired by seed."),
