@@ -70,6 +70,7 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
             "runs": [_facts(run.result) + _facts_of_run(run.result) for run in runs],
         },
         pictures=pictures,
+        picture_name=ATTENTION_PICTURE,
         without_picture=[row.name for row in comparison.rows if row.finished and row.name not in pictures],
         charts=specifications,
         costs={name: title for name, title in COSTS.items() if name in specifications},

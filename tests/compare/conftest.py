@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from infvit.compare import Comparison, to_html, to_latex, to_markdown, to_text
+from infvit.compare import Comparison, to_html, to_latex, to_markdown, to_text, write_comparison
 from infvit.run.result import Result
 
 Printed = Callable[[Comparison], str]
@@ -24,6 +25,10 @@ FORMATS: dict[str, Printed] = {
 MakeResult = Callable[..., Result]
 MakeSweep = Callable[..., list[Path]]
 
+IMAGENET = {"data": "imagenet", "depth": 4, "dim": 1024, "heads": 16, "patch": 16, "image_size": 224}
+IMAGENET |= {"num_classes": 1000, "recipe": "deit", "epochs": 300}
+"""What the published models have."""
+EVIL = "<script>document.title='broken into'</script>"
 COSTS = {"vit": (1.31e6, 84e6), "infvit": (1.30e6, 81e6), "linear_infvit": (1.05e6, 68e6)}
 
 
@@ -86,13 +91,7 @@ def make_result() -> MakeResult:
             "curves": curves,
             "train_images_per_second": 1800 + noise.uniform(-60, 60),
             "hardware": {"cpu": "AMD EPYC 7B13", "cores": 2, "gpu": "none", "memory_gb": 24},
-            "versions": {
-                "python": "3.11.7",
-                "torch": "2.14.1",
-                "lightning": "2.6.6",
-                "timm": "1.0.28",
-                "infvit": "0.1.0",
-            },
+            "versions": {"python": "3.11.7", "torch": "2.14.1", "infvit": "0.1.0"},
             "git_commit": "0123abcd",
             "command": "python train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1",
             "started": f"2025-11-24T02:0{seed % 10}:00+00:00",
@@ -102,6 +101,29 @@ def make_result() -> MakeResult:
         return Result(**(given | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def page_file(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep on disk: three models comparable, one by another recipe, one deeper, one run failed."""
+    sweep = tmp_path_factory.mktemp("sweep")
+    accuracies = {"vit": 0.96, "infvit": 0.97, "linear_infvit": 0.95}
+    results = [make_result(model, s, top1 + s / 100) for model, top1 in accuracies.items() for s in (0, 1)]
+    results.append(make_result("vit", 2, None, status="failed", error=f"ValueError: {EVIL}"))
+    results.append(make_result(EVIL, 0, 0.5, depth=24))
+    results.append(make_result("vit", 0, 0.7, recipe="mine", recipe_hash="0" * 16))
+    for folder, result in zip(write_results(sweep, results), results, strict=True):
+        if result.model.endswith("infvit"):
+            picture(folder)
+    write_comparison([sweep], sweep)
+    return sweep / "comparison.html"
+
+
+def picture(folder: Path, size: int = 0) -> None:
+    """A small real picture as a run leaves one, `size` bytes longer."""
+    Image.new("RGB", (40, 20), "orange").save(folder / "attention.png")
+    with (folder / "attention.png").open("ab") as file:
+        file.write(b"\0" * size)
 
 
 @pytest.fixture

@@ -10,24 +10,10 @@ from urllib.parse import unquote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from infvit.compare import write_comparison
 from tests.chromium import needs_chromium, opened_page
-from tests.compare.conftest import MakeResult, write_results
-from tests.compare.test_page import EVIL, picture, some_results
+from tests.compare.conftest import EVIL
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def page_file(make_result: MakeResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a sweep on disk: three models comparable, one by another recipe, one deeper, one run failed."""
-    sweep = tmp_path_factory.mktemp("sweep")
-    results = [*some_results(make_result), make_result("vit", 0, 0.7, recipe="mine", recipe_hash="0" * 16)]
-    for folder, result in zip(write_results(sweep, results), results, strict=True):
-        if result.model.endswith("infvit"):
-            picture(folder)
-    write_comparison([sweep], sweep)
-    return sweep / "comparison.html"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from infvit.compare import Comparison, records, to_text
 from infvit.compare.evaluation import keep, keep_maps
 from infvit.run.result import Result
-from tests.compare.conftest import MakeResult, MakeSweep, Printed
+from tests.compare.conftest import IMAGENET, MakeResult, MakeSweep, Printed
 
 V2 = "imagenet_v2_matched-frequency"
 
@@ -63,23 +63,13 @@ def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
     assert top1 == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7}
 
 
-def test_the_runs_own_data_and_an_unfinished_run_are_not_kept(make_result: MakeResult, make_sweep: MakeSweep) -> None:
-    done, running = make_sweep([make_result(seed=0), make_result(seed=1, status="running")])
-    own = Result.read(done / "result.json").data_fingerprint
-    assert keep(done, row(0.5, "digits", own)) is None
-    assert keep(running, row(0.5)) is None
-    assert not (done / "evaluations").exists()
-
-
 MAPS = {"morf_aoc": 0.6, "roc_auc": 0.75, "pr_auc": None}
 
 
 def test_the_scores_of_maps_are_columns_beside_what_is_published(
     make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
 ) -> None:
-    paper = {"data": "imagenet", "dim": 1024, "heads": 16, "patch": 16, "image_size": 224, "num_classes": 1000}
-    paper |= {"recipe": "deit", "epochs": 300}
-    folders = make_sweep([make_result(model, seed, **paper) for model in ("vit", "infvit") for seed in (0, 1)])
+    folders = make_sweep([make_result(model, seed, **IMAGENET) for model in ("vit", "infvit") for seed in (0, 1)])
     for folder, aoc in zip(folders, (0.60, 0.64), strict=False):
         path = keep_maps(folder, MAPS | {"morf_aoc": aoc}, "9f3ac2d417b0", "patches blurred away")
         assert path == folder / "attention.json"
@@ -102,13 +92,14 @@ def test_the_scores_of_maps_are_columns_beside_what_is_published(
     assert "the quality of maps was measured in different ways" in printed(Comparison.from_dirs(folders))
 
 
-def test_maps_of_other_data_and_of_an_unfinished_run_are_not_kept(
+def test_accuracies_on_the_runs_own_data_maps_of_other_data_and_an_unfinished_run_are_not_kept(
     make_result: MakeResult, make_sweep: MakeSweep
 ) -> None:
     done, running = make_sweep([make_result(seed=0), make_result(seed=1, status="running")])
-    assert keep_maps(done, MAPS, "f00d", "") is None
-    assert keep_maps(running, MAPS, "9f3ac2d417b0", "") is None
-    assert not (done / "attention.json").exists()
+    own = Result.read(done / "result.json").data_fingerprint
+    assert keep(done, row(0.5, "digits", own)) is keep(running, row(0.5)) is None
+    assert keep_maps(done, MAPS, "f00d", "") is keep_maps(running, MAPS, own, "") is None
+    assert [path.name for folder in (done, running) for path in folder.iterdir()] == ["result.json"] * 2
 
 
 ACCURACY = f"evaluations/{V2}.json"
