@@ -14,6 +14,8 @@ from callbacks.loggers import ResumableCSVLogger
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
 QUICK = ["experiment=digits", "recipe.epochs=3", "recipe.warmup_epochs=1"]
 ALONE = [*QUICK, "data/loader=torch", "logger=csv"]
 

@@ -26,11 +26,9 @@ class TrainingData(Protocol):
     """The data module of a run, as the command line uses it (`data.datamodule.ImageDataModule`).
 
     Attributes:
-        name, fingerprint: of the data set.
         loader_name: of the reader that trains.
         batch_size: images per optimizer step, over all devices and accumulated batches.
-        train_size, val_size: numbers of images.
-        num_classes: number of classes.
+        eval_batch_size: images in one evaluation batch of one device.
         repeats: of an image in one epoch.
         progressive: sides of the training images that grow with the epochs; None if they do not.
         view: with `size`, pixels of an image's side.
@@ -40,6 +38,7 @@ class TrainingData(Protocol):
     fingerprint: str
     loader_name: str
     batch_size: int
+    eval_batch_size: int
     train_size: int
     val_size: int
     num_classes: int
@@ -67,8 +66,20 @@ def check_devices(trainer: DictConfig) -> None:
     Several devices mean GPUs unless the accelerator is given: eight slow CPU processes instead of eight GPUs would be a
     surprise.
     """
+    hydra, environment = HydraConfig.get(), launcher()
+    if hydra.mode != RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] not in ("basic", "joblib"):
+        raise UsageError(
+            "hydra/launcher submits the jobs of a sweep, and this is a single run: add -m; one job is a sweep of one, "
+            "e.g. -m hydra/launcher=slurm model=vit seed=0"
+        )
     devices = _count(trainer.devices)
-    _check_launcher(trainer, devices * trainer.num_nodes)
+    processes = devices * trainer.num_nodes
+    if processes and environment is not None and environment.world_size() != processes:
+        raise UsageError(
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} are {processes} processes, found "
+            f"{environment.world_size()}: start as many with torchrun --nproc_per_node or srun --ntasks-per-node; a "
+            "sweep on SLURM takes both values from its command, not from what it sweeps over"
+        )
     if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and devices > 1):
         found = torch.cuda.device_count()
         if found < max(devices, 1):
@@ -79,29 +90,13 @@ def check_devices(trainer: DictConfig) -> None:
             )
 
 
-def _check_launcher(trainer: DictConfig, processes: int) -> None:
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN and hydra.runtime.choices["hydra/launcher"] not in ("basic", "joblib"):
-        raise UsageError(
-            "hydra/launcher submits the jobs of a sweep, and this is a single run: add -m; one job is a sweep of one, "
-            "e.g. -m hydra/launcher=slurm model=vit seed=0"
-        )
-    environment = launcher()
-    if processes and environment is not None and environment.world_size() != processes:
-        raise UsageError(
-            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} are {processes} processes, found "
-            f"{environment.world_size()}: start as many with torchrun --nproc_per_node or srun --ntasks-per-node; a "
-            "sweep on SLURM takes both values from its command, not from what it sweeps over"
-        )
-
-
 def _count(devices: Any) -> int:
     """Number of devices; 0 if the trainer chooses it."""
-    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
-        return 0 if devices == "auto" else len([d for d in devices.split(",") if d])
-    if isinstance(devices, int | str):
-        return max(int(devices), 0)
-    return len(devices)
+    if devices == "auto" or str(devices) == "-1":
+        return 0
+    if isinstance(devices, str) and not devices.isdigit():
+        return len(devices.strip(",").split(","))
+    return int(devices) if isinstance(devices, int | str) else len(devices)
 
 
 def check_batch(trainer: Trainer, module: Classifier, data: TrainingData) -> None:
@@ -139,16 +134,15 @@ def check_batch(trainer: Trainer, module: Classifier, data: TrainingData) -> Non
 def use_threads(threads: int | None) -> None:
     """Sets the CPU threads of torch; None keeps torch's default."""
     if threads is not None:
-        valid = isinstance(threads, int) and not isinstance(threads, bool) and 1 <= threads < 2**16
+        valid = type(threads) is int and 1 <= threads < 2**16  # true is not 1
         expect(valid, f"threads={threads}", "a number of CPU threads, or null for torch's default")
         torch.set_num_threads(threads)
 
 
-def seed_run(seed: object) -> None:
+def seed_run(seed: int) -> None:
     """Seeds Python, numpy and torch before the model is made: all ranks start with the same weights."""
-    valid = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32
-    expect(valid, f"seed={seed}", f"a whole number from 0 to {2**32 - 1}")
-    seed_everything(cast(int, seed), workers=True, verbose=False)
+    expect(type(seed) is int and 0 <= seed < 2**32, f"seed={seed}", f"a whole number from 0 to {2**32 - 1}")
+    seed_everything(seed, workers=True, verbose=False)
 
 
 @contextlib.contextmanager

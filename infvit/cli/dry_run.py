@@ -1,5 +1,6 @@
 """The dry run: three real steps of a run, and an estimate of what the whole takes (`python train.py +dry_run=true`)."""
 
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -31,8 +32,6 @@ LOADER_BATCHES = 8
 WITHOUT = ("hang_watchdog", "learning_rate", "checkpointing", "attention_maps", "progress")
 """Keys of conf/callbacks that write, show or watch; all other callbacks are part of a step."""
 
-WIDTH = 80
-
 
 class StepTimer(Callback):
     """Times the first steps of a run, then stops it and measures the loader, the memory and a checkpoint.
@@ -49,7 +48,6 @@ class StepTimer(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seconds = [0.0]
         self.since = 0.0
         self.steps: list[float] = []
         self.loader_rate = 0.0
@@ -64,24 +62,21 @@ class StepTimer(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         now, self.side = time.perf_counter(), batch[0].shape[-1]
-        self.seconds[-1] += now - self.since
-        self.since = now
-        if trainer.global_step == len(self.seconds):  # the step is complete, with all its accumulated batches
-            self.seconds.append(0.0)
-        if trainer.global_step == STEPS:
-            trainer.should_stop = True
+        if trainer.global_step > len(self.steps):  # the step is complete, with all its accumulated batches
+            self.steps.append(now - self.since)
+            self.since = now
+        trainer.should_stop = trainer.global_step == STEPS
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         on_cuda = pl_module.device.type == "cuda"
         paths = [getattr(loader, "path", None) for loader in (trainer.train_dataloader, trainer.val_dataloaders)]
         self.files_size = sum(path.stat().st_size for path in paths if path)
         self.batches = int(trainer.num_training_batches)
-        own = [_seconds_per_image(trainer.train_dataloader), float(peak_memory())]
-        own += [float(torch.cuda.max_memory_reserved()) if on_cuda else 0.0, *self.seconds[: trainer.global_step]]
-        largest = trainer.strategy.reduce(
-            torch.tensor(own, dtype=torch.float64, device=pl_module.device), reduce_op="max"
-        )
-        per_image, memory, device_memory, *self.steps = largest.tolist()
+        reserved = torch.cuda.max_memory_reserved() if on_cuda else 0
+        own = [_seconds_per_image(trainer.train_dataloader), peak_memory(), reserved, *self.steps]
+        own_values = torch.tensor(own, dtype=torch.float64, device=pl_module.device)
+        largest = trainer.strategy.reduce(own_values, reduce_op="max").tolist()
+        per_image, memory, device_memory, *self.steps = largest
         self.memory, self.device_memory = int(memory), int(device_memory)
         self.loader_rate = trainer.world_size / per_image
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
@@ -92,11 +87,8 @@ class StepTimer(Callback):
 
 def _seconds_per_image(loader: Any) -> float:
     """Seconds to read an image without training on it; the loader has been compiled and started before."""
-    count, since = 0, time.perf_counter()
-    for done, batch in enumerate(loader, 1):
-        count += len(batch[0])
-        if done == LOADER_BATCHES:
-            break
+    since = time.perf_counter()
+    count = sum(len(batch[0]) for batch in itertools.islice(loader, LOADER_BATCHES))
     return (time.perf_counter() - since) / count
 
 
@@ -110,14 +102,8 @@ def estimate_run(cfg: DictConfig, data: TrainingData, module: Classifier, folder
         instantiate(logger)  # reports its errors; nothing is logged
     ramp, data.progressive = data.progressive, None  # a step takes longest at the full side
     timer = StepTimer(folder)
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[*callbacks, timer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        limit_val_batches=1,
-    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 1}
+    trainer = instantiate(cfg.trainer, callbacks=[*callbacks, timer], **quiet)
     check_batch(trainer, module, data)
     counted = cost(module.net, data.view.size)  # before the strategy shards the model, which then cannot be copied
     if trainer.is_global_zero:
@@ -125,7 +111,7 @@ def estimate_run(cfg: DictConfig, data: TrainingData, module: Classifier, folder
     trainer.fit(module, datamodule=data)
     if trainer.is_global_zero:
         for name, text in estimate(cfg, data, module, trainer, timer, counted, ramp):
-            print(textwrap.fill(f"{name:<9}{text}", WIDTH, subsequent_indent=" " * 9, break_on_hyphens=False))
+            print(textwrap.fill(f"{name:<9}{text}", 80, subsequent_indent=" " * 9, break_on_hyphens=False))
 
 
 def estimate(

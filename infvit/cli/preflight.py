@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from infvit.cli.config_errors import format_config_error
+from infvit.cli.targets import values
 
 SECRET_NAME = re.compile(r"(api_?key|secret|password|passwd|credentials?|(access|auth|hf|hub)_?token)$", re.IGNORECASE)
 
@@ -60,20 +61,14 @@ def secrets_in(config: DictConfig) -> Iterator[str]:
     """The keys of secrets, known by the key's name or because a secret of the environment has that value."""
     known = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET}
     known |= {key for key in [wandb_api_key()] if key}
-
-    def walk(node: Any, key: str) -> Iterator[str]:
-        if isinstance(node, dict | list):
-            for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-                yield from walk(value, f"{key}.{name}" if key else str(name))
-        elif isinstance(node, str) and node:
+    for key, value in values(OmegaConf.to_container(config, resolve=False)):
+        if isinstance(value, str):
             if key.startswith("hydra.overrides."):
-                key, _, node = node.partition("=")
-            variables = re.findall(r"\$\{oc\.env:\s*([^},]+)", node)
-            named = SECRET_NAME.search(key) and node not in ("", "null", "???")
-            if named or any(map(SECRET_NAME.search, variables)) or any(secret in node for secret in known):
+                key, _, value = value.partition("=")
+            variables = re.findall(r"\$\{oc\.env:\s*([^},]+)", value)
+            named = SECRET_NAME.search(key) and value not in ("", "null", "???")
+            if named or any(map(SECRET_NAME.search, variables)) or any(secret in value for secret in known):
                 yield key
-
-    return walk(OmegaConf.to_container(config, resolve=False), "")
 
 
 def wandb_api_key() -> str | None:

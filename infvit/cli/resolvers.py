@@ -63,10 +63,8 @@ def job_label() -> str:
 
 def cores_per_device(devices: int | str | Sequence[int]) -> int:
     """Threads or processes that read images for each device of this machine: its share of the cores."""
-    if isinstance(devices, str):
-        count = torch.cuda.device_count()
-    else:
-        count = devices if isinstance(devices, int) else len(devices)
+    listed = len(devices) if isinstance(devices, Sequence) else devices
+    count = torch.cuda.device_count() if isinstance(devices, str) else listed
     return max(len(os.sched_getaffinity(0)) // jobs_at_once() // max(count, 1), 1)
 
 
@@ -107,11 +105,6 @@ def config_groups() -> str:
     return "\n".join(lines)
 
 
-def attentions() -> str:
-    """The table of attention operators, for --help."""
-    return overview()
-
-
 def register() -> None:
     """Registers all resolvers of conf/ with OmegaConf."""
     for resolver in (
@@ -128,11 +121,11 @@ def register() -> None:
         source_root,
         tokens,
         config_groups,
-        attentions,
         run_folder,
         broadcast_from_rank_zero,
     ):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+    OmegaConf.register_new_resolver("attentions", overview, replace=True)
 
 
 register()  # on import: the processes of a parallel sweep compose their jobs without running train.py

@@ -29,7 +29,7 @@ TRUSTED = (
 )
 """Prefixes of what the config of a stored run may call: what builds models, data and recipes, and loads no files."""
 
-DEFINED_IN = (*OURS, *(name for name in TRUSTED if name.startswith(("timm.", "torch"))), "lightning.pytorch.")
+DEFINED_IN = (*TRUSTED, "lightning.pytorch.")
 """Prefixes of where the object must be defined: infvit.module.torch.load has a trusted name, too."""
 
 DECODERS = ("oc.decode", "oc.create")
@@ -39,7 +39,7 @@ DECODERS = ("oc.decode", "oc.create")
 def check_targets(cfg: DictConfig) -> None:
     """Raises UsageError if the config calls Python's standard library: `os.system` does not build a model."""
     for key, target in _targets(cfg):
-        if _is_standard_library(target) or _is_standard_library(_definition(target)):
+        if {target.partition(".")[0], _definition(target).partition(".")[0]} & sys.stdlib_module_names:
             raise UsageError(f"{key}={target} is in Python's standard library: expected a class that builds this part")
 
 
@@ -61,19 +61,18 @@ def _is_trusted(target: str) -> bool:
 
 def _targets(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     """(key, value) of every `_target_`, and of every value that could hide one."""
-
-    def walk(node: Any, key: str) -> Iterator[tuple[str, str]]:
-        if isinstance(node, dict | list):
-            for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-                yield from walk(value, f"{key}.{name}" if key else str(name))
-        elif key.rpartition(".")[2] == "_target_" or any(name in str(node) for name in DECODERS):
-            yield key, " ".join(str(node).split())
-
-    return walk(OmegaConf.to_container(cfg, resolve=False), "")
+    for key, value in values(OmegaConf.to_container(cfg, resolve=False)):
+        if key.rpartition(".")[2] == "_target_" or any(name in str(value) for name in DECODERS):
+            yield key, " ".join(str(value).split())
 
 
-def _is_standard_library(name: str) -> bool:
-    return name.partition(".")[0] in sys.stdlib_module_names
+def values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every value of nested dicts and lists."""
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from values(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
 
 
 def find_object(target: str) -> Any:

@@ -10,6 +10,8 @@ from tests.chaos import slurm
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM here: {slurm.missing()}")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from infvit.attention import ATTENTIONS
 from infvit.cli import resolvers
+from infvit.cli.validation import check_config
 from infvit.run.identity import config_hash, recipe_hash, settings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -68,13 +69,32 @@ def test_a_model_of_timm_takes_the_recipes_stochastic_depth_and_the_size_of_the_
     assert net.layers[-1].blocks[-1].drop_path1.drop_prob == pytest.approx(cfg.recipe.model.drop_path)
 
 
+CHOSEN = {
+    group
+    for entry in OmegaConf.load(CONF / "train.yaml").defaults
+    if entry not in ("backbone", "_self_")
+    for group in entry
+}
+GROUPS = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {".", "eval", "hydra/launcher"}
+OTHERS = sorted(GROUPS - {"model", "size", "recipe"})
+
+
 @pytest.mark.parametrize(
-    "override", [f"{group}={name}" for group in ("experiment", "trainer", "logger") for name in options(group)]
+    "override",
+    [f"{'' if group in CHOSEN or '/' in group else '+'}{group}={name}" for group in OTHERS for name in options(group)],
 )
-def test_every_experiment_trainer_and_logger(override):
+def test_every_option_of_every_other_group_composes_and_its_values_have_the_right_types(override):
     cfg = composed(override)
     assert cfg.name == (override.removeprefix("experiment=") if override.startswith("experiment=") else "train")
     assert cfg.trainer.max_epochs == cfg.recipe.epochs
+    check_config(cfg, "model.net", "recipe")
+
+
+@pytest.mark.parametrize("measurement", options("eval"))
+def test_every_measurement_composes(measurement):
+    resolvers.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("eval", [f"eval={measurement}"]).measure._target_.startswith("infvit.measure.")
 
 
 TABLES = [name for name in options("experiment") if name != "search"]

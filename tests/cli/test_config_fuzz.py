@@ -1,67 +1,87 @@
-"""Every combination of conf/ is built or refused in one line, and so is every mistake on a command line."""
+"""Random choices and random mistakes end in objects or in one line; fixed mistakes are in test_bad_input."""
 
-import json
+import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from tests.cli.broken_overrides import TRAIN, outcome, tried
-from tests.cli.config_grid import NAMED, chosen_by_default, options, some_images, verdict, words
+import train as train_script
+from infvit.cli import check_batch
+from tests.cli.test_conf import composed, options
 
-EVERY = list(HealthCheck)
-SLICE = settings(max_examples=8, derandomize=True, deadline=None, database=None, suppress_health_check=EVERY)
-MISTAKES = 30
-"""`python -m tests.cli.broken_overrides --count N --seed M` tries more of them."""
+BASE = ("experiment=digits", "logger=csv", "data/loader=torch", "dry_run=true", "trainer.accelerator=cpu")
+GROUPS = ("model", "size", "recipe", "trainer", "+gamma", "+positions", "+progressive", "+scale")
 
-
-@pytest.fixture(scope="module")
-def places():
-    with some_images() as found:
-        yield found
-
-
-def choices():
-    """Of the groups that every run has one option each, of the others some or none."""
-    groups = options()
-    always = {name: st.sampled_from(groups[name]) for name in NAMED}
-    perhaps = {name: st.sampled_from(found) for name, found in groups.items() if name not in NAMED}
-    return st.fixed_dictionaries(always, optional=perhaps)
-
-
-def test_the_groups_are_those_of_conf():
-    assert set(NAMED) <= chosen_by_default() <= set(options())
-    assert {"gamma", "positions", "progressive", "scale"} <= set(options()) - chosen_by_default()
+VALUES = ["-1", "0", "1.5", "nan", "-inf", "1e400", "9" * 23, "0x10", "abc", "true", "???", "null", "''", "' '", "[]"]
+VALUES += [
+    "[1,2]",
+    "{}",
+    "{a:1}",
+    "[[nan]]",
+    "{_target_:int}",
+    "ä" * 20,
+    "x" * 5000,
+    "'\x1b[31mred'",
+    "1,2",
+    "range(3)",
+]
+VALUES += ["${nothing}", "${oc.env:NOPE}", "${no_such_resolver:1}", "${model.nothing}", "${", "${tokens:a,b,c}"]
+VALUES += ["os.system", "infvit.nothing", "infvit.__doc__"]
 
 
-@SLICE
-@given(choices())
-def test_what_is_chosen_is_made_or_refused_in_one_line(places, chosen):
-    got = verdict(chosen, *places)
-    assert got.bug is None, words(chosen)
-    assert all("\n" not in line for _, line in got.refused)
+def leaves(node: object, key: str = "") -> list[str]:
+    """Returns the full keys of all values of a config."""
+    if not isinstance(node, dict) or not node:
+        return [key]
+    return [leaf for name, value in node.items() for leaf in leaves(value, f"{key}.{name}" if key else str(name))]
+
+
+def mistake(draw: random.Random, keys: list[str]) -> str:
+    """Returns an override with another value, another prefix, or a misspelt key."""
+    key, value = draw.choice(keys), draw.choice(VALUES)
+    at = draw.randrange(len(key))
+    misspelt = draw.choice([key[:at] + key[at + 1 :], key[:at] + key[at:].swapcase(), key + "_", key + ".x"])
+    prefixed = draw.choice(["+", "++", "~", "~~", "-"]) + key
+    return f"{draw.choice([key, key, key, misspelt, prefixed])}={value}"
+
+
+@pytest.fixture
+def built_alone(monkeypatch):
+    """Ends a dry run once its objects are made, the model without memory."""
+    build = train_script.build
+
+    def without_memory(cfg):
+        with torch.device("meta"):
+            return build(cfg)
+
+    def check(cfg, data, module, _):
+        check_batch(instantiate(cfg.trainer, callbacks=[], logger=False), module, data)
+
+    monkeypatch.setattr(train_script, "build", without_memory)
+    monkeypatch.setattr("infvit.cli.estimate_run", check)
 
 
 @pytest.mark.slow
-def test_each_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, data_cache):
-    monkeypatch.setenv("INFVIT_CACHE", str(data_cache))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    refused, accepted = [], []
-
-    def look(_kinds, overrides):
-        if len(refused) == MISTAKES:
-            return
-        got = outcome("train", overrides, tmp_path / "trial", seconds=10)
-        assert got.wrong is None, (overrides[len(TRAIN) :], got.code, got.err[-2000:])
-        (refused if got.code == 2 else accepted).append(overrides)
-        if got.code == 2:
-            check_results(tmp_path / "trial")
-
-    tried("train", TRAIN, 2 * MISTAKES, 0, look)
-    assert len(refused) == MISTAKES
-
-
-def check_results(folder):
-    """A refused command leaves no result.json, or one whose status is failed."""
-    for path in folder.rglob("result.json"):
-        assert json.loads(path.read_text())["status"] == "failed"
+@pytest.mark.usefixtures("built_alone")
+def test_random_choices_and_mistakes_are_accepted_or_one_line_and_exit_code_2(cli):
+    draw = random.Random(0)
+    keys = [key for key in leaves(OmegaConf.to_container(composed(*BASE), resolve=False)) if key != "dry_run"]
+    commands = [[mistake(draw, keys)] for _ in range(40)]
+    commands += [
+        [f"{group}={draw.choice(options(group.lstrip('+')))}" for group in draw.sample(GROUPS, 4)] for _ in range(8)
+    ]
+    refused = 0
+    for overrides in commands:
+        outcome = cli("train", *BASE, *overrides)
+        if outcome.code != 0:
+            refused += 1
+            lines = [line for line in outcome.err.split("\n") if line.startswith("error: ")]
+            assert outcome.code == 2, (overrides, outcome.err)
+            assert "Traceback" not in outcome.err, overrides
+            assert len(lines) == 1, (overrides, outcome.err)
+            assert lines[0].isprintable(), overrides
+            assert len(lines[0]) < 1000, overrides
+        assert not outcome.runs(), overrides
+    assert refused > 20

@@ -16,6 +16,7 @@ from data.progressive import Ramp
 from infvit.cli import resolvers
 from infvit.cli.dry_run import StepTimer, estimate
 from infvit.measure.cost import cost
+from infvit.run.identity import recipe_hash
 from train import build
 
 ROOT = Path(__file__).parents[2]
@@ -42,12 +43,12 @@ def test_it_prints_what_the_run_takes_and_leaves_no_result(cli):
     assert outcome.code == 0, outcome.err
     printed = outcome.out
     assert max(map(len, printed[printed.index("model ") :].splitlines())) <= 80
-    _, data, module = digits()
+    cfg, data, module = digits()
     counted = cost(module.net, 8)
     for words in (
         f"linear_infvit: 4 layers, {counted.parameters:,} parameters",
         "4.23M forward (2.11M MACs), 12.7M training, per image of 8 px",
-        "digits#5ad88995: 30 epochs",
+        f"digits#{recipe_hash(cfg.recipe)}: 30 epochs",
         "128 = 1 × CPU × 2 accumulated × 64, 32-true",
         "0.004 (0.016 × 128 / 512)",
         f"#{data.fingerprint}: 1,437 images, 10 classes",
@@ -81,7 +82,7 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
 
     fast, slow = printed(1e6), printed(64.0)
     training, validation = 11 * 10, 10 * 360 / 128 * counted.flops_forward / counted.flops_training
-    assert "speed 128 images/s by steps of 0.75 and 1.25 s, after a first of 9 s" in fast
+    assert "speed 128 images/s by steps of 0.750 and 1.25 s, after a first of 9.00 s" in fast
     assert "not the bottleneck" in fast
     assert f"about 1 min {training + validation - 60:.0f} s, {validation:.1f} s of it" in fast
     assert ": the bottleneck" in slow
