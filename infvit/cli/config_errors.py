@@ -29,14 +29,17 @@ REWORDED = (
     ),
     (r"Sweep parameters '(.*)' requires --multirun", r"\1 is a sweep: add -m for a run with each value"),
     (
-        r"Could not override '(.*)'\.\nNo match in the defaults list\..* (\+.*)",
+        r"Could not override '(.*)'\.\s+No match in the defaults list\..* (\+.*)",
         r"\1 is not among the groups that are chosen so far: write \2 to add it",
     ),
     (
         r"Could not append to config\. An item is already at '(.*?)'\..*",
         r"\1 exists already: write \1=VALUE without +",
     ),
-    (r"Could not delete '(.*)'\. No match.*", r"~\1 removes what is not chosen: leave it out"),
+    (
+        r"Could not delete (?:from config\. )?'(.*)'(?:\. No match| does not exist).*",
+        r"~\1 removes what is not chosen: leave it out",
+    ),
 )
 """Hydra's messages as regular expressions, and the same with the remedy."""
 
