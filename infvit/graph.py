@@ -180,7 +180,10 @@ def eigenvector_centrality(
     A = A if side == "right" else A.mT
     with without_autocast(A):
         with torch.no_grad():
-            v, eigenvalue, residual = _iterated(A, tolerance, max_iterations)
+            flat = A.reshape(-1, *A.shape[-2:])
+            start = A.new_full((*flat.shape[:-1], 1), 1 / A.shape[-1])
+            found = _iterated(flat, start, tolerance, max_iterations)
+            v, eigenvalue, residual = (t.reshape(*A.shape[:-2], *t.shape[1:]) for t in found)
             if (residual > tolerance).any():
                 warnings.warn(
                     "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
@@ -307,30 +310,20 @@ def _residual(A: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return Av, eigenvalue, torch.where(eigenvalue == 0, 0, residual / eigenvalue)
 
 
-def _iterated(A: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Power iteration: (..., N, N) → v (..., N, 1), its eigenvalue and residual, both (..., 1, 1)."""
-    leading, A = A.shape[:-2], A.reshape(-1, *A.shape[-2:])
-    v = A.new_full((*A.shape[:-1], 1), 1 / A.shape[-1])
+def _iterated(A: Tensor, v: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Power iteration from v: (M, N, N), (M, N, 1) → v (M, N, 1), its eigenvalue and residual, both (M, 1, 1)."""
     Av, eigenvalue, residual = _residual(A, v)
-    found = [v.clone(), eigenvalue.clone(), residual.clone()]
-    at = torch.arange(len(A), device=A.device)
-    for _ in range(max_iterations):
+    for left in range(iterations, 0, -1):
         # Converged matrices are no longer updated, so that they do not depend on their batch. NaN counts as converged.
         going = residual > tolerance
-        if 2 * int(going.sum()) <= len(at):  # drop the converged ones from the computation
-            for target, source in zip(found, (v, eigenvalue, residual), strict=True):
-                target[at] = source
-            A, v, Av, eigenvalue, residual, at, going = (
-                t[going.flatten()] for t in (A, v, Av, eigenvalue, residual, at, going)
-            )
-        if not len(at):
+        if 2 * int(going.sum()) <= len(A):  # the others continue without them
+            rest = going.flatten()
+            if rest.any():
+                v[rest], eigenvalue[rest], residual[rest] = _iterated(A[rest], v[rest], tolerance, left)
             break
         v = torch.where(going, Av / eigenvalue + v / 2, v)
         v = v / v.sum(-2, keepdim=True)
         Av, eigenvalue, residual = _residual(A, v)
-    for target, source in zip(found, (v, eigenvalue, residual), strict=True):
-        target[at] = source
-    v, eigenvalue, residual = (t.reshape(*leading, *t.shape[1:]) for t in found)
     return v, eigenvalue, residual
 
 

@@ -6,26 +6,14 @@ one gamma per head and layer; `extra_proj=True` gives the counts published for s
 
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.vit import VisionTransformer
 
-_CFG = {
-    "url": "",
-    "num_classes": 1000,
-    "input_size": (3, 224, 224),
-    "pool_size": None,
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-    "license": "mit",
-}
+# The view of the images is timm's default: 224 × 224, crop 0.875, bicubic, ImageNet's mean and deviation.
+_CFG = {"first_conv": "patch_embed.proj", "classifier": "head", "license": "mit"}
 _NAMES = ("vit_4l_patch16_224", "infvit_4l_patch16_224", "infvit_24l_patch16_224", "linear_infvit_4l_patch16_224")
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _NAMES})
 

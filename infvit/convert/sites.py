@@ -32,23 +32,18 @@ class Site:
 def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ...] = ()) -> Iterator[Site]:
     """Every attention below `module`, in order, including those that cannot be converted."""
     site = Site(name, module, ancestors)
-    if isinstance(module, AdaptedAttention):
-        site.reason = f"already converted to {type(module.layer).__name__}"
-        yield site
-        return
     try:
+        if isinstance(module, AdaptedAttention):
+            raise LeftAlone(f"already converted to {type(module.layer).__name__}")
         site.projections = read_projections(module)
     except LeftAlone as reason:
         site.reason = str(reason)
     if site.projections is not None or site.reason:
         yield site
         return
-    inside = False
-    for child_name, child in module._modules.items():
-        if child is not None:
-            for found in find_sites(child, f"{name}.{child_name}" if name else child_name, (*ancestors, module)):
-                inside = True
-                yield found
+    parts = [(f"{name}.{part}".lstrip("."), child) for part, child in module._modules.items() if child is not None]
+    inside = [found for part, child in parts for found in find_sites(child, part, (*ancestors, module))]
+    yield from inside
     if not inside and _looks_like_attention(module):
         children = ", ".join(module._modules) or "no submodules"
         site.reason = f"{type(module).__name__} ({children}) has an unknown layout"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,17 +31,6 @@ class Prediction(NamedTuple):
 
     logits: Tensor
     centrality: Tensor | None
-
-
-class States(Protocol):
-    """The tokens at the current layer: in chunks (1, n, D), the class token (1, 1, D) first in the model's order.
-
-    `advance` moves on to the output of `block`, whose attention adds the row `added` to every token.
-    """
-
-    def visit(self) -> Iterator[Tensor]: ...
-    def advance(self, block: Block, added: Tensor) -> None: ...
-    def class_token(self) -> Tensor: ...
 
 
 def chunked(tokens: Tokens, progress: Progress = lambda _: None, centrality: bool = False) -> Prediction:
@@ -86,7 +75,11 @@ def bar(tokens: Tokens, title: str, streaming: bool = False) -> Iterator[Progres
 
 
 class StoredStates:
-    """Token states in memory, updated in place at the first visit after a layer."""
+    """Token states in memory, updated in place at the first visit after a layer.
+
+    `visit` yields the tokens at the current layer in chunks (1, n, D), the class token first. `advance` moves on to the
+    output of `block`, whose attention adds the row `added`, (1, 1, D), to every token.
+    """
 
     def __init__(self, tokens: Tokens, progress: Progress) -> None:
         self.progress, first = progress, tokens.class_token()
@@ -120,7 +113,7 @@ class StoredStates:
 
 
 class RecomputedStates:
-    """Token states recomputed from the image at every visit; only the rows added so far are stored."""
+    """`StoredStates` recomputed from the image at every visit; only the rows added so far are stored."""
 
     def __init__(self, tokens: Tokens, progress: Progress) -> None:
         self.tokens, self.progress = tokens, progress
@@ -149,7 +142,7 @@ class RecomputedStates:
 
 @torch.inference_mode()
 def _predicted(
-    tokens: Tokens, kind: Callable[[Tokens, Progress], States], progress: Progress, centrality: bool
+    tokens: Tokens, kind: type[StoredStates | RecomputedStates], progress: Progress, centrality: bool
 ) -> Prediction:
     model, blocks = tokens.model, stages.blocks_of(tokens.model)
     states, last = kind(tokens, progress), len(blocks) - 1

@@ -34,10 +34,14 @@ def runs_in_pieces(model: nn.Module) -> TypeGuard[VisionTransformer]:
     return isinstance(model, VisionTransformer) and all(isinstance(b.attn, SummedAttention) for b in model.blocks)
 
 
-def advance(block: Block, x: Tensor, added: Tensor) -> Tensor:
-    """Tokens after the block, (B, n, D), from those before it and what its attention adds to each, (B, 1, D)."""
+def advance(block: Block, x: Tensor, added: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Tokens after the block, (B, n, D), from those before it and what its attention adds to each, (B, 1, D).
+
+    The output of the MLP is multiplied by `kept`, (B, 1, 1): its stochastic depth.
+    """
     x = x + added
-    return x + block.mlp(block.norm2(x))
+    expanded = block.mlp(block.norm2(x))
+    return x + (expanded if kept is None else kept * expanded)
 
 
 def check_finite(values: Tensor, where: str) -> None:

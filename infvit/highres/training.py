@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from infvit.errors import expect
 from infvit.highres import stages
-from infvit.vit import Block, VisionTransformer
+from infvit.vit import VisionTransformer
 
 
 class ChunkedTraining(nn.Module):
@@ -43,12 +43,6 @@ class ChunkedTraining(nn.Module):
             kept = block.drop_path(x.new_ones(x.shape[0], 1, 1))
             if i == len(blocks) - 1 and model.cls_token is not None:
                 x = x[:, :1]
-            advance = partial(checkpoint, _advance, block, use_reentrant=False, preserve_rng_state=False)
+            advance = partial(checkpoint, stages.advance, block, use_reentrant=False, preserve_rng_state=False)
             x = torch.cat([advance(piece, added, kept) for piece in x.split(self.chunk, dim=1)], dim=1)
         return model.forward_head(model.norm(x))
-
-
-def _advance(block: Block, x: Tensor, added: Tensor, kept: Tensor) -> Tensor:
-    """`stages.advance` with stochastic depth."""
-    x = x + added
-    return x + kept * block.mlp(block.norm2(x))

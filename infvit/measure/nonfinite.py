@@ -1,5 +1,6 @@
 """Finds the layer of a network at which a batch stops being finite."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,16 +17,12 @@ def first_nonfinite(net: nn.Module, images: Tensor, labels: Tensor) -> str | Non
         return "the images of the batch"
     outputs: list[tuple[str, Tensor]] = []
 
-    def record(name: str, layer: nn.Module) -> Any:
+    def record(name: str, layer: nn.Module, _inputs: Any, output: Any) -> None:
         named = f"{name} ({type(layer).__name__})" if name else type(layer).__name__
+        parts = output if isinstance(output, list | tuple) else [output]
+        outputs.extend((named, part) for part in parts if isinstance(part, Tensor) and part.is_floating_point())
 
-        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-            parts = output if isinstance(output, list | tuple) else [output]
-            outputs.extend((named, part) for part in parts if isinstance(part, Tensor) and part.is_floating_point())
-
-        return layer.register_forward_hook(hook)
-
-    hooks = [record(name, layer) for name, layer in net.named_modules()]
+    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in net.named_modules()]
     try:
         with torch.enable_grad():
             loss = F.cross_entropy(net.forward(images).float(), labels)  # the compiled call would skip the hooks

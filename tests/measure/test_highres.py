@@ -131,4 +131,4 @@ def test_sides_that_do_not_fit_are_refused_padded_or_resized(cli, checkpoint, tm
     assert "not a multiple of the patch size 2" in refused.err
     assert "16 × 10" in cli(*command, "pad=true").out
     assert "8 × 8" in cli(*command, "resize=true").out
-    assert "no file and no folder" in cli(*command[:-1], "image=nowhere").err
+    assert "neither a file nor a folder" in cli(*command[:-1], "image=nowhere").err

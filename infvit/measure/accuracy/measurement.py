@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infvit.compare.evaluation import keep
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.measure.accuracy import bootstrap, table
 from infvit.measure.accuracy.real import Real
 from infvit.measure.accuracy.records import Records, record
@@ -55,8 +55,7 @@ def accuracy(
         pipeline: a key of `PIPELINES`.
         readers: constructors of the readers of the images, by pipeline; UsageError if one is not installed.
     """
-    if pipeline not in PIPELINES:
-        raise UsageError(f"pipeline={pipeline} is unknown: expected one of {', '.join(PIPELINES)}")
+    expect(pipeline in PIPELINES, f"pipeline={pipeline} is unknown", f"one of {', '.join(PIPELINES)}")
     runs = _load(source, _listed(checkpoints), _listed(models), _listed(weights))
     # Whatever is missing, of the data or of the readers, is reported before anything is measured.
     fingerprints = {run.data.fingerprint for run in runs}

@@ -78,11 +78,10 @@ def best_and_worst(of: str, names: Sequence[str], classes: Classes) -> str:
 def write_classes(path: Path, names: Sequence[str], classes: Classes) -> None:
     """Writes a line of CSV for each class that has images; accuracies are fractions."""
     words = readable_names(names)
-    scores = zip(classes.images, classes.top1, classes.low, classes.high, classes.top5, strict=True)
     headings = ("class", "name", "images", "top1", "top1_low", "top1_high", "top5")
     records = [
-        dict(zip(headings, (names[label], words[label], *(score.item() for score in row)), strict=True))
-        for label, row in zip(classes.label, scores, strict=True)
+        dict(zip(headings, (names[label], words[label], *(score.item() for score in scores)), strict=True))
+        for label, *scores in zip(*vars(classes).values(), strict=True)
     ]
     path.write_text(to_csv(records), encoding="utf-8")
 

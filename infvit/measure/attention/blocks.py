@@ -74,8 +74,7 @@ class Backbone:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image."""
-        rows, columns = self.model.grid(height, width)
-        return rows, columns
+        return self.model.grid(height, width)
 
     def embed(self, images: Tensor) -> Tensor:
         """Input of the first block, (B, N, D)."""
@@ -130,8 +129,7 @@ class _Timm(Backbone):
         self.by_class_token &= model.global_pool in ("token", "prr", "")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        rows, columns = self.model.patch_embed.dynamic_feat_size((height, width))
-        return rows, columns
+        return self.model.patch_embed.dynamic_feat_size((height, width))
 
     def embed(self, images: Tensor) -> Tensor:
         model = self.model

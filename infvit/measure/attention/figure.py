@@ -77,7 +77,8 @@ def figure(
         end = x - GAP
         if several:
             words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, fontWeight="bold"))
-            lines.append(_line(start, end, LETTER + 3))
+            rule = _at(start, LETTER + 3).mark_rule(strokeWidth=0.5, color="black")
+            lines.append(rule.encode(x2=alt.datum(end)))
         x = end + GROUP_GAP
     below = rows[-1] + tall + GAP + LETTER / 2
     pictures.append(_picture(coloured(torch.linspace(0, 1, 256)[None]), end - 120, below - 3, 50, 6))
@@ -95,25 +96,15 @@ def figure(
 
 
 def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:
-    mark: dict[str, Any] = {
-        "width": width,
-        "height": height,
-        "align": "left",
-        "baseline": "top",
-        "aspect": False,
-        "smooth": False,
-    }
-    return _at(x, y).mark_image(url=inlined(content), **mark)
+    return _at(x, y).mark_image(
+        url=inlined(content), width=width, height=height, align="left", baseline="top", aspect=False, smooth=False
+    )
 
 
 def _words(text: str, x: float, y: float, room: float, **options: Any) -> alt.Chart:
     """Text at (x, y), centred, truncated to `room` points; options as of `mark_text`."""
     options = {"align": "center"} | options
     return _at(x, y).mark_text(text=text, limit=room, baseline="middle", fontSize=LETTER, color="black", **options)
-
-
-def _line(start: float, end: float, y: float) -> alt.Chart:
-    return _at(start, y).mark_rule(strokeWidth=0.5, color="black").encode(x2=alt.datum(end))
 
 
 def _at(x: float, y: float) -> alt.Chart:

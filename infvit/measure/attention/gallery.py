@@ -13,9 +13,9 @@ from torch import Tensor
 from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.measure.attention.blocks import backbone
-from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, normalised
+from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
 from infvit.measure.attention.heat import HEAT, OPACITY, inlined, picture
-from infvit.measure.attention.maps import layer_maps, token_map
+from infvit.measure.attention.maps import METHODS, layer_maps, token_map
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.tables.html import environment
 
@@ -80,7 +80,7 @@ def write_gallery(file: Path, content: GalleryInput, methods: Sequence[str] | No
             pixelated=small,
             blocks=max(model["depth"] for model in models),
             opacity=round(100 * OPACITY),
-            words={method: WORDS[method] for methods in shown.values() for method in methods},
+            words={method: METHODS[method] for methods in shown.values() for method in methods},
             heat=", ".join(f"rgb({r} {g} {b})" for r, g, b in HEAT),
             content={"models": models, "heat": HEAT, "lowest": LOWEST, "strongest": STRONGEST, "names": list(names)},
         )

@@ -14,19 +14,6 @@ from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.measure.predict import image_files, in_view
 
-WORDS = {
-    "attention": "The weights of the patches for the class token or, without one, for the mean of all patches.",
-    "rollout": "The same through this and all earlier blocks, half of each step the identity (Abnar and Zuidema).",
-    "katz_in": "Katz centrality: the discounted paths of the walk on tokens that end at a token.",
-    "katz_out": "Katz centrality: the discounted paths that start at a token.",
-    "visits": "Expected visits of a walk from the class token, or from a patch at random, before it is absorbed.",
-    "eigenvector": "The left Perron vector of the weights: where a walk that is never absorbed is in the long run.",
-    "weights": "Linear-InfSA's one weight per token, the same for all tokens.",
-    "gradient_attention": "The weights times the positive part of the predicted class's gradient with respect to them.",
-    "random": "Uniform numbers: the lower bound for a map.",
-}
-"""Explanations of `METHODS` for readers of the maps."""
-
 
 class GalleryInput(NamedTuple):
     """Models and the images that they are shown with.

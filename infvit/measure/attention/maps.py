@@ -40,17 +40,18 @@ from infvit.graph import absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
 from infvit.measure.attention.relevance import relevances
 
-METHODS = (
-    "attention",
-    "rollout",
-    "katz_in",
-    "katz_out",
-    "visits",
-    "eigenvector",
-    "weights",
-    "gradient_attention",
-    "random",
-)
+METHODS = {
+    "attention": "The weights of the patches for the class token or, without one, for the mean of all patches.",
+    "rollout": "The same through this and all earlier blocks, half of each step the identity (Abnar and Zuidema).",
+    "katz_in": "Katz centrality: the discounted paths of the walk on tokens that end at a token.",
+    "katz_out": "Katz centrality: the discounted paths that start at a token.",
+    "visits": "Expected visits of a walk from the class token, or from a patch at random, before it is absorbed.",
+    "eigenvector": "The left Perron vector of the weights: where a walk that is never absorbed is in the long run.",
+    "weights": "Linear-InfSA's one weight per token, the same for all tokens.",
+    "gradient_attention": "The weights times the positive part of the predicted class's gradient with respect to them.",
+    "random": "Uniform numbers: the lower bound for a map.",
+}
+"""Each method with its explanation for readers of the maps."""
 
 DISCOUNT = 0.95
 """gamma for operators without a discount of their own."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from infvit.errors import UsageError
+from infvit.errors import expect
 from infvit.measure.attention.maps import METHODS
 from infvit.measure.attention.patch_removal import REMOVALS, shares
 
@@ -36,12 +36,10 @@ class Options:
             ("upsampling", self.upsampling, ("nearest", "bilinear")),
             *(("methods", method, METHODS) for method in self.methods or ()),
         ):
-            if value not in options:
-                raise UsageError(f"{name}={value} is unknown: expected one of {', '.join(options)}")
-        if not 0 <= self.threshold <= 1:
-            raise UsageError(f"threshold={self.threshold} is not a share of a map's largest value: expected 0 to 1")
+            expect(value in options, f"{name}={value} is unknown", f"one of {', '.join(options)}")
+        share = f"threshold={self.threshold} is not a share of a map's largest value"
+        expect(0 <= self.threshold <= 1, share, "0 to 1")
         for name, number in (("images", self.images), ("batch_size", self.batch_size)):
-            if number is not None and number < 1:
-                raise UsageError(f"{name}={number} is not a number of images: expected 1 or more")
+            expect(number is None or number >= 1, f"{name}={number} is not a number of images", "1 or more")
         self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.at = shares(self.step)

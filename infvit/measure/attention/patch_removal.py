@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.measure.attention.blocks import backbone
 
 Remove = Callable[[Tensor], Tensor]
@@ -23,7 +23,6 @@ REMOVALS = {
     "blur": "blurred away",
     "tokens": "dropped as tokens",
 }
-"""Ways to remove patches, each with its description."""
 
 
 class Faithfulness(NamedTuple):
@@ -95,25 +94,23 @@ def _token_remover(model: nn.Module, images: Tensor) -> Remove:
 
 def shares(step: float) -> list[float]:
     """0, step, 2 step, ..., 1, the last step possibly shorter; UsageError unless 0 < step ≤ 1."""
-    if not 0 < step <= 1:
-        raise UsageError(f"step={step} is not a share of the patches: expected 0 < step ≤ 1, such as 0.1")
+    expect(0 < step <= 1, f"step={step} is not a share of the patches", "0 < step ≤ 1, such as 0.1")
     count = int(1 / step + 1e-9)
     inner = [round(i * step, 9) for i in range(count + 1)]
     return inner if inner[-1] > 1 - 1e-9 else [*inner, 1.0]
 
 
 @torch.no_grad()
-def faithfulness(remove: Remove, relevance: Tensor, labels: Tensor, at: Sequence[float], seed: int = 0) -> Faithfulness:
-    """Removes patches by their relevance, in both orders.
+def faithfulness(remove: Remove, relevance: Tensor, labels: Tensor, at: Sequence[float]) -> Faithfulness:
+    """Removes patches by their relevance, in both orders; patches of equal relevance in a random order, seed 0.
 
     Args:
         remove: from `remover`.
         relevance: a map over the patches, (B, h, w).
         labels: (B,).
         at: shares of removed patches from 0 to 1, each rounded to a number of patches.
-        seed: of the random order among patches of equal relevance.
     """
-    ranks = _ranks(relevance, seed)
+    ranks = _ranks(relevance)
     N = ranks[0].numel()
     counts = [round(share * N) for share in at]
     # No patch and all patches are the same in both orders.
@@ -157,10 +154,10 @@ def enlarged(maps: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor
     return F.interpolate(like, list(size), mode=mode)[:, 0].to(maps.dtype)
 
 
-def _ranks(relevance: Tensor, seed: int) -> Tensor:
+def _ranks(relevance: Tensor) -> Tensor:
     """The rank of each patch, 0 for the most relevant: (B, h, w)."""
     values = relevance.flatten(1)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     shuffled = torch.rand(values.shape, generator=draw).argsort(1).to(values.device)
     order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     return order.argsort(1).view(relevance.shape)

@@ -35,8 +35,6 @@ from infvit.run.files import atomic_write
 from infvit.run.result import RESULT_FILE, Result
 
 IN_GALLERY = 8
-"""Number of images in the gallery."""
-
 OWN = "attention"
 """The method that every model with weights supports."""
 
@@ -110,7 +108,7 @@ def _measured(
     model, start = studied.model.to(device), initial.to(device)
     parts: dict[str, dict[str, list[Tensor]]] = {method: defaultdict(list) for method in methods}
     healths: dict[str, list[Health]] = {"start": [], "trained": []}
-    total, boxed_images = min(options.images or data.val_size, data.val_size), 0
+    total = min(options.images or data.val_size, data.val_size)
     with (
         warnings.catch_warnings(record=True) as caught,
         tqdm(total=total, desc=label[:32], unit="image", ncols=79, leave=False, disable=None) as bar,
@@ -121,7 +119,6 @@ def _measured(
             if boxes is not None:
                 inside = boxes(images, places).to(device)
                 boxed = inside.flatten(1).any(1) & ~inside.flatten(1).all(1)
-                boxed_images += int(boxed.sum())
             for method in methods:
                 maps = token_map(model, pixels, method, options.block)
                 remove = remove or remover(options.removal, model, pixels, (maps.shape[-2], maps.shape[-1]))
@@ -155,6 +152,7 @@ def _measured(
     if boxes is None:
         notes.append("no localisation: boxes=DIR names the folder of ImageNet's XML annotations")
         return Measured(run, rows, "", notes)
+    boxed_images = rows[MAPS][0]["boxed_images"]
     if not boxed_images:
         raise UsageError(f"boxes={options.boxes}: no image has pixels in a box and others outside")
     if boxed_images < total:

@@ -8,8 +8,8 @@ from infvit.measure.efficiency.passes import PassSetting
 from infvit.measure.efficiency.timing import Spread, exponent, ratio
 from infvit.measure.subprocess_case import DONE
 
-BASELINES = ("vit", "vit_unfused")
-"""Softmax by the fused kernel and as written: a speed-up over the second alone would flatter."""
+BASELINES = {"vit": "softmax through the fused kernel", "vit_unfused": "softmax that holds its N × N matrix"}
+"""Speed-ups are over both: one over the second alone would flatter."""
 
 PRODUCT = "(matrix product)"
 
@@ -47,13 +47,9 @@ class Case:
     joules: list[float] = field(default_factory=list)
 
     @property
-    def timed(self) -> bool:
-        return self.status == DONE and bool(self.seconds)
-
-    @property
     def time(self) -> Spread | None:
-        """Seconds of a pass."""
-        return Spread.of(self.seconds) if self.timed else None
+        """Seconds of a pass; None if it was not timed."""
+        return Spread.of(self.seconds) if self.status == DONE and self.seconds else None
 
     @property
     def images_per_second(self) -> Spread | None:
@@ -67,7 +63,7 @@ class Case:
     @property
     def share_of_peak(self) -> Spread | None:
         """FLOP/s over those of the fastest matrix product in the same round."""
-        if self.flops is None or not self.timed:
+        if self.flops is None or not self.time:
             return None
         return ratio([self.flops * self.batch_size / s for s in self.seconds], self.peak_flops_per_second)
 
@@ -81,7 +77,7 @@ class Case:
 
     def faster_than(self, other: "Case | None") -> Spread | None:
         """How many times as fast as the other case: the ratio of times within each round."""
-        return ratio(other.seconds, self.seconds) if other and other.timed and self.timed else None
+        return ratio(other.seconds, self.seconds) if other and other.time and self.time else None
 
     def baselines(self, cases: Sequence["Case"]) -> dict[str, "Case | None"]:
         """The softmax cases of the same pass and resolution."""
@@ -130,7 +126,7 @@ def exponents(cases: Sequence[Case], kind: str) -> dict[str, float]:
     """p of time ∝ tokens^p by model, over the resolutions at which it was timed; of pixels if it has no tokens."""
     found = {}
     for model in dict.fromkeys(case.model for case in cases):
-        timed = [c for c in cases if c.model == model and c.kind == kind and c.timed]
+        timed = [c for c in cases if c.model == model and c.kind == kind and c.time]
         p = exponent([c.tokens or c.resolution**2 for c in timed], [c.time.median for c in timed if c.time])
         if p is not None:
             found[model] = p

@@ -15,7 +15,6 @@ from infvit.tables.table import Column, Table, wrapped
 
 PUBLISHED_FILE = Path(__file__).with_name("published_efficiency.yaml")
 TITLES = {FORWARD: "Forward pass", TRAINING: "Training step: forward, backward, AdamW"}
-SOFTMAX = {"vit": "softmax through the fused kernel", "vit_unfused": "softmax that holds its N × N matrix"}
 
 
 def to_text(result: Efficiency) -> str:
@@ -35,7 +34,7 @@ def _document(result: Efficiency, form: Callable[[list[str]], str], show: Callab
     for kind in _kinds(result):
         times, comparison, title = time_columns(result), comparison_columns(result, kind), TITLES[kind]
         if markdown:
-            shown = any(case.timed for case in result.cases if case.kind == kind)
+            shown = any(case.time for case in result.cases if case.kind == kind)
             picture = f"\n\n![{title}: time and memory](efficiency_{kind}.png)" if shown else ""
             tables.append(_pass_table(result, kind, [*times, *comparison], f"## {title}{picture}"))
         else:
@@ -68,13 +67,13 @@ def about(result: Efficiency) -> list[str]:
 def explanations(result: Efficiency) -> list[str]:
     """What the numbers mean."""
     covered = 100 * (1 - 2 ** (1 - result.rounds))
-    timed = {case.model for case in result.cases if case.timed}
+    timed = {case.model for case in result.cases if case.time}
     return [
         f"Times: the median of {result.rounds} rounds in which all take turns (smallest – largest). Independent rounds "
         f"enclose the true median so with probability {covered:.1f}%. Ratios and shares are taken within each round.",
         "Counts are for one image: FLOPs are 2 per multiply-add, of products, convolutions and fused attention alone; "
         "those of a training step are of both passes. The share of the peak is of these FLOPs in the whole time.",
-        *(f"vs {name}: how many times as fast as {SOFTMAX[name]}." for name in BASELINES if name in timed),
+        *(f"vs {name}: how many times as fast as {BASELINES[name]}." for name in BASELINES if name in timed),
         "Memory: the peak of the tensors on the GPU."
         if result.setting.device == "cuda"
         else "Memory: the peak resident memory of a process of its own; in brackets without its libraries.",
@@ -105,7 +104,7 @@ def comparison_columns(result: Efficiency, kind: str) -> list[Column[Case]]:
             return "1"
         return _spread(case.faster_than(case.baselines(result.cases)[baseline]), ratio, "x")
 
-    timed = {case.model for case in result.cases if case.kind == kind and case.timed}
+    timed = {case.model for case in result.cases if case.kind == kind and case.time}
     return [
         Column("GFLOP/s", lambda case: case.flops_per_second, lambda rate: three_digits(rate.median / 1e9)),
         Column("of peak", lambda case: case.share_of_peak, lambda share: f"{100 * share.median:.0f}%"),

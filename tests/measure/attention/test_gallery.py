@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page
 from infvit.errors import UsageError
 from infvit.measure.attention import gallery
 from infvit.measure.attention.gallery import LOWEST, codes, write_gallery
-from infvit.measure.attention.gallery_input import WORDS, GalleryInput, columns, gallery_input
-from infvit.measure.attention.maps import METHODS, offered, token_map
+from infvit.measure.attention.gallery_input import GalleryInput, columns, gallery_input
+from infvit.measure.attention.maps import offered, token_map
 from tests.chromium import needs_chromium, opened_page
 from tests.measure.attention.gallery_cases import COLUMNS, EVIL, ROWS, images, inputs, network
 
@@ -255,7 +255,3 @@ def test_models_for_images_of_different_sizes_share_no_page():
 
     with pytest.raises(UsageError, match=r"different sizes \(softmax \(.*\) 1 8 × 12, softmax \(.*\) 2 16 × 12\)"):
         gallery_input(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")
-
-
-def test_every_method_is_explained():
-    assert tuple(WORDS) == METHODS
