@@ -215,7 +215,6 @@ class ImageDataModule(LightningDataModule):
         return self.view.evaluation().boxes_in_view(boxes, width, height)
 
     def _spread(self, count: int) -> list[int]:
-        """Returns the indices of `count` validation images, evenly spread."""
         return np.linspace(0, self.val_size - 1, min(count, self.val_size)).round().astype(int).tolist()
 
     def _beton(self, split: Split) -> Path:

@@ -1,6 +1,7 @@
 """The order of the images of an epoch, over steps and processes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from data.draws import sample_keys
 
 
+@dataclass(eq=False)
 class EpochOrder:
     """The images that one process sees in an epoch, in order; a sampler for a DataLoader.
 
@@ -31,20 +33,15 @@ class EpochOrder:
         repeats: how often each chosen image is seen in a training epoch.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-        repeats: int = 1,
-    ) -> None:
-        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
-        self.rank, self.world_size, self.repeats = rank, world_size, repeats
-        self.epoch = 0
-        self.resumed = (0, 0)
+    size: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1
+    epoch: int = field(default=0, init=False)
+    resumed: tuple[int, int] = field(default=(0, 0), init=False)
 
     def resume(self, epoch: int, images: int) -> None:
         """Skips the first `images` of this rank in `epoch`, which a resumed run has trained on already."""

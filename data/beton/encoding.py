@@ -106,14 +106,13 @@ class _Encoder(Dataset):
 
     def __getitem__(self, index: int) -> Encoded:
         original: bytes | None = None
-        oddities = 0
         try:
-            if isinstance(self.images, Originals):
-                original = self.images.read(index)
-                image, oddities = inspect(original, self.images.title(index))
-            else:
-                image = self.images[index][0]
-            one = encode(image, self.settings, index)
+            if not isinstance(self.images, Originals):
+                return encode(self.images[index][0], self.settings, index)
+            original = self.images.read(index)
+            image, oddities = inspect(original, self.images.title(index))
+            digest = hashlib.sha256(original).digest()
+            return encode(image, self.settings, index)._replace(read=len(original), digest=digest, oddities=oddities)
         except Exception as error:
             # PIL's messages name the address of the buffer.
             reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
@@ -121,9 +120,6 @@ class _Encoder(Dataset):
             if original is None:
                 return Encoded(index, problem=f"it cannot be read, {problem}")
             return Encoded(index, read=len(original), oddities=BAD, problem=f"not a whole image, {problem}")
-        if original is None:
-            return one
-        return one._replace(read=len(original), digest=hashlib.sha256(original).digest(), oddities=oddities)
 
 
 def inspect(content: bytes, name: str) -> tuple[Image.Image, int]:

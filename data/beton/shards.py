@@ -1,15 +1,16 @@
 """A file in FFCV's format that grows shard by shard, and the record of its whole shards."""
 
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from data.beton.encoding import Encoded
+from infvit.run.files import atomic_write
 
 PAGE = 8 << 20
 """Bytes of a page; FFCV's default. No image crosses the border of two pages."""
@@ -47,15 +48,15 @@ class Shards:
         self.about = get_metadata_type(list(self.fields.values()))
         self.about_start = HeaderType.itemsize + len(self.fields) * FieldDescType.itemsize
         self.end = _next_page(self.about_start + images * self.about.itemsize)
-        self._kept = self._load(identity)
+        stored = self.folder / "identity"
+        if not (stored.exists() and part.exists() and stored.read_text() == identity):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            stored.write_text(identity)
+        self._kept = [np.load(path) for path in sorted(self.folder.glob("*.npy"))]
         self.waiting: list[tuple] = []  # images written since the last whole shard
         if self._kept:
             self.end = int((self._kept[-1]["start"] + self._kept[-1]["size"]).max())
-
-    @property
-    def done(self) -> int:
-        """Number of images in whole shards."""
-        return sum(len(rows) for rows in self._kept)
 
     def rows(self) -> np.ndarray:
         """Returns the (n,) of ROW of all whole shards, sorted by sample."""
@@ -84,14 +85,12 @@ class Shards:
         """Makes the added images a whole shard: syncs them to disk, then records them."""
         if not self.waiting:
             return
-        _sync(self.file)
-        path = self.folder / f"{len(self._kept):06}.npy"
-        part = path.with_suffix(".part")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        path, record = self.folder / f"{len(self._kept):06}.npy", io.BytesIO()
         self._kept.append(np.array(self.waiting, ROW))
-        with part.open("wb") as file:
-            np.save(file, self._kept[-1])
-            _sync(file)
-        part.replace(path)
+        np.save(record, self._kept[-1])
+        atomic_write(path, record.getvalue())
         self.waiting = []
 
     def finish(self, labels: np.ndarray, rows: np.ndarray) -> None:
@@ -123,15 +122,6 @@ class Shards:
         self.file.seek(0)
         self.file.write(header.tobytes() + described.tobytes() + about.tobytes())
 
-    def _load(self, identity: str) -> list[np.ndarray]:
-        stored = self.folder / "identity"
-        if stored.exists() and self.part.exists() and stored.read_text() == identity:
-            return [np.load(path) for path in sorted(self.folder.glob("*.npy"))]
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        stored.write_text(identity)
-        return []
-
 
 def shards_of(part: Path) -> Path:
     """Returns the folder that records the whole shards of an unfinished file."""
@@ -140,8 +130,3 @@ def shards_of(part: Path) -> Path:
 
 def _next_page(place: int) -> int:
     return -(-place // PAGE) * PAGE
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

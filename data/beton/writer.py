@@ -23,7 +23,6 @@ SHARD = 10_000
 PIECE = 64
 """Images that a process takes at a time, unless the image set gives pieces of its own."""
 
-
 ROOM = "make room, or choose another folder (INFVIT_CACHE=DIR for a run, --out for data.prepare)"
 SMALLER = "give a smaller data.module.beton.max_resolution or data.module.beton.mode=jpg (--max-side or --mode jpg)"
 REPAIR = "repair or remove it, or let data.prepare leave such images out with --skip-bad"
@@ -56,17 +55,14 @@ def write_shards(
     """
     cannot = f"{part.with_suffix('')} cannot be written"
     shards = Shards(part, f"{identity} {shard} {PAGE}", len(images))
-    done, todo = shards.done, []
-    for piece in _pieces(images):
-        if done >= len(piece):
-            done -= len(piece)
-        else:
-            todo.append(piece)
+    written = np.zeros(len(images), bool)
+    written[shards.rows()["sample"]] = True
+    todo = [piece for piece in _pieces(images) if not written[piece[0]]]
     try:
         with (
             contextlib.closing(encode_all(images, settings, todo)) as stream,
             shards.opened(),
-            progress_bar(title, len(images), shards.done) as progress,
+            progress_bar(title, len(images), int(written.sum())) as progress,
         ):
             for batch in stream:
                 for one in batch:

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.datasets.source import ImageSet
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.run.files import create_once
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -43,7 +43,13 @@ def image_sets(
     Raises:
         UsageError: an image that cannot be read or decoded.
     """
-    known = _inspected(root, found, Path(cache_dir).expanduser(), name)
+    stats = [(path, *size_and_time(root / path)) for samples in found.values() for path, _ in samples]
+    signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
+    stored = Path(cache_dir).expanduser() / "imagefolder" / f"{signature}.json"
+    with create_once(stored) as part:
+        if part is not None:
+            part.write_text(json.dumps(_inspect(root, found, name)))
+    known = json.loads(stored.read_text())
     bad = known["bad"]
     if bad and not skip_bad:
         raise UsageError(
@@ -110,8 +116,7 @@ def common_classes(root: Path, splits: list[str]) -> list[str]:
 def class_folders(root: Path) -> list[str]:
     """Returns the sorted names of the class folders; UsageError if there are none."""
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UsageError(f"{root} has no class folders: expected {root}/<class>/<image>")
+    expect(bool(names), f"{root} has no class folders", f"{root}/<class>/<image>")
     return names
 
 
@@ -125,8 +130,7 @@ def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
             for file in files
             if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
         )
-        if not paths:
-            raise UsageError(f"{root / name} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
+        expect(bool(paths), f"{root / name} holds no images", f"files ending in {', '.join(sorted(SUFFIXES))}")
         samples += [(path, label) for path in paths]
     return samples
 
@@ -134,17 +138,6 @@ def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
 def some(names: list[str]) -> str:
     """Returns the first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _inspected(root: Path, found: dict[str, list[Sample]], cache_dir: Path, name: str) -> dict:
-    """Returns {"bad": paths, set name: its fingerprint, ...}, from the cache if the tree is known."""
-    stats = [(path, *size_and_time(root / path)) for samples in found.values() for path, _ in samples]
-    signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
-    stored = cache_dir / "imagefolder" / f"{signature}.json"
-    with create_once(stored) as path:
-        if path is not None:
-            path.write_text(json.dumps(_inspect(root, found, name)))
-    return json.loads(stored.read_text())
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
@@ -157,6 +150,7 @@ def size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
+    """Returns {"bad": paths, set name: its fingerprint, ...}."""
     known: dict = {"bad": []}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split, samples in found.items():

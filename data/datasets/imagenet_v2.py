@@ -6,7 +6,7 @@ from timm.data import ImageNetInfo
 
 from data.datasets.image_files import NO_IMAGES, class_folders, image_sets, images_in, some
 from data.datasets.source import Source
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 FOLDERS = {
     "matched-frequency": "imagenetv2-matched-frequency-format-val",
@@ -38,10 +38,8 @@ class ImageNetV2(Source):
     """
 
     def __init__(self, root: str, cache_dir: str, variant: str = "matched-frequency", skip_bad: bool = False) -> None:
-        if variant not in FOLDERS:
-            raise UsageError(
-                f"data.variant={variant} is not a variant of ImageNet-V2: expected one of {', '.join(FOLDERS)}"
-            )
+        named = f"data.variant={variant} is not a variant of ImageNet-V2"
+        expect(variant in FOLDERS, named, f"one of {', '.join(FOLDERS)}")
         folder = Path(root).expanduser().resolve() / FOLDERS[variant]
         if not folder.is_dir():
             archive = FOLDERS[variant].removesuffix("-format-val")

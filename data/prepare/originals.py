@@ -10,9 +10,10 @@ from PIL import Image
 
 from data.beton.writer import PIECE
 from data.datasets.image_files import decode, size_and_time
+from data.datasets.source import Originals
 
 
-class Published:
+class Published(Originals):
     """The images of a split. The same images have the same order, and so the same listing, in every form.
 
     Args:
@@ -47,12 +48,6 @@ class Published:
         """Returns the indices in the order of storage: archives are read front to back."""
         order = np.lexsort(self.places.T[::-1]).tolist()
         return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
-
-    def read(self, index: int) -> bytes:
-        raise NotImplementedError
-
-    def title(self, index: int) -> str:
-        raise NotImplementedError
 
 
 class Stored(NamedTuple):

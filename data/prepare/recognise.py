@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.datasets.image_files import class_folders, common_classes, images_in, some
@@ -14,9 +14,6 @@ from data.prepare.originals import Files, Published, Stored
 from data.prepare.parquet import Rows
 from data.prepare.tars import Member, members, unzipped
 from infvit.errors import UsageError
-
-Form = Callable[[], Published | None]
-"""Returns the images in one form; None if the folder does not hold it."""
 
 LOOKED_FOR: dict[Split, str] = {
     "train": "training images: looked for train/<synset>/*.JPEG, ILSVRC2012_img_train.tar or data/train-*.parquet",
@@ -36,21 +33,16 @@ def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Pub
     Raises:
         UsageError: a form that was recognised is incomplete, or has other classes.
     """
-    forms: dict[Split, list[Form]] = {
-        "train": [
-            lambda: _synset_folders(source / "train", classes),
-            lambda: _train_tar(source / "ILSVRC2012_img_train.tar", classes, indices),
-            lambda: _parquet(source, "train", classes),
-        ],
-        "val": [
-            lambda: _synset_folders(source / "val", classes),
-            lambda: _flat(source / "val", source, classes),
-            lambda: _flat(source, source, classes),
-            lambda: _val_tar(source / "ILSVRC2012_img_val.tar", classes, indices),
-            lambda: _parquet(source, "validation", classes),
-        ],
+    found: dict[Split, Published | None] = {
+        "train": _synset_folders(source / "train", classes)
+        or _train_tar(source / "ILSVRC2012_img_train.tar", classes, indices)
+        or _parquet(source, "train", classes),
+        "val": _synset_folders(source / "val", classes)
+        or _flat(source / "val", source, classes)
+        or _flat(source, source, classes)
+        or _val_tar(source / "ILSVRC2012_img_val.tar", classes, indices)
+        or _parquet(source, "validation", classes),
     }
-    found = {split: next((images for form in each if (images := form())), None) for split, each in forms.items()}
     return {split: images for split, images in found.items() if images}
 
 
