@@ -238,14 +238,10 @@ def wandb_mode() -> Mode:
 @functools.cache
 def wandb_problem(url: str, key: str) -> str | None:
     """The reason why W&B at `url` cannot be used with this key; None if it can."""
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/graphql",
-        data=json.dumps({"query": "query { viewer { id } }"}).encode(),
-        headers={
-            "Content-Type": "application/json",
-            "Authorization": "Basic " + base64.b64encode(f"api:{key}".encode()).decode(),
-        },
-    )
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    query = json.dumps({"query": "query { viewer { id } }"}).encode()
+    request = urllib.request.Request(f"{url.rstrip('/')}/graphql", query, headers)
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:
             viewer = (json.load(answer).get("data") or {}).get("viewer")

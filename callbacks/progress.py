@@ -38,7 +38,7 @@ class RunProgress(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The few values that fit beside the bar in 80 columns."""
         values = trainer.callback_metrics
-        shown: dict[str, Any] = {"ETA": self.eta(trainer)} if trainer.training else {}
+        shown: dict[str, Any] = {"ETA": self.eta(trainer, self._epochs_done(trainer))} if trainer.training else {}
         if "train/loss_step" in values:
             shown["loss"] = f"{float(values['train/loss_step']):.2f}"
         if "val/top1" in values:
@@ -56,9 +56,8 @@ class RunProgress(RichProgressBar):
             shown.append(f"ETA {self.eta(trainer, done)}")
             print_line(" · ".join([self.label, *shown] if self.label else shown))
 
-    def eta(self, trainer: Trainer, done: float | None = None) -> str:
+    def eta(self, trainer: Trainer, done: float) -> str:
         """The time left of the run, h:mm:ss, from the epochs and parts of epochs that this process trained."""
-        done = self._epochs_done(trainer) if done is None else done
         trained = done - self.first_epoch
         if not trained or not trainer.max_epochs:
             return "-:--:--"

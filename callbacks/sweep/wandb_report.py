@@ -1,5 +1,6 @@
 """The W&B report of a sweep: the comparison's table and live panels of its runs."""
 
+from typing import Any
 from urllib.parse import unquote
 
 import wandb
@@ -13,7 +14,7 @@ from infvit.compare.page import ATTENTION_PICTURE
 ATTENTION = ATTENTION_PICTURE.removesuffix(".png")  # the key of the runs' pictures
 MAX_TITLE = 128  # characters of a report's title
 # `RunRecord` logs these to each run's W&B config.
-ROW = wr.Config("row")
+BY_ROW: dict[str, Any] = {"groupby": wr.Config("row"), "groupby_aggfunc": "mean"}
 COSTS = {"flops_forward": "FLOPs forward, per image", "parameters": "parameters"}
 
 
@@ -73,14 +74,7 @@ def save(new: wr.Report) -> str:
 
 
 def _bars(title: str, metric: wr.SummaryMetric, column: int) -> wr.BarPlot:
-    return wr.BarPlot(
-        title=title,
-        metrics=[metric],
-        groupby=ROW,
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stderr",
-        layout=_at(column, 0),
-    )
+    return wr.BarPlot(title=title, metrics=[metric], groupby_rangefunc="stderr", layout=_at(column, 0), **BY_ROW)
 
 
 def _curves(title: str, metrics: list[str], column: int, pattern: str | None = None) -> wr.LinePlot:
@@ -89,10 +83,9 @@ def _curves(title: str, metrics: list[str], column: int, pattern: str | None = N
         x="epoch",
         y=[*metrics],
         metric_regex=pattern,
-        groupby=ROW,
-        groupby_aggfunc="mean",
         groupby_rangefunc="minmax",
         layout=_at(column, 0),
+        **BY_ROW,
     )
 
 
