@@ -5,8 +5,6 @@ its augmentation on the device are drawn from its key alone. The numbers are tho
 "Fast splittable pseudorandom number generators", OOPSLA 2014), started at the key.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Source: Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896, by t
 in mode `pixel` with one rectangle, as DeiT uses it.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.draws import NOISE, RECTANGLES, advance, normals, uniforms
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 AREA, ASPECT = (0.02, 1 / 3), 0.3
 """Smallest and largest share of the area, and smallest height / width, that a rectangle has; timm's defaults."""
@@ -41,8 +39,7 @@ class RandomErasing(nn.Module):
 
     def __init__(self, probability: float = 0.25) -> None:
         super().__init__()
-        if not 0 <= probability <= 1:
-            raise UsageError(f"RandomErasing's probability is {probability}; expected 0 to 1.")
+        expect(0 <= probability <= 1, f"RandomErasing's probability is {probability}", "0 to 1")
         self.probability = probability
 
     def draw(self, keys: Tensor, height: int, width: int) -> Rectangles:

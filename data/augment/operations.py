@@ -7,8 +7,6 @@ interpolation. Images are uint8 tensors (n, 3, H, W), arguments are tensors (n,)
 Sources: timm/data/auto_augment.py; Pillow's ImageOps, ImageEnhance and libImaging/Geometry.c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

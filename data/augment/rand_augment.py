@@ -4,8 +4,6 @@ Source: Cubuk et al., "RandAugment", arXiv:1909.13719, by the rules of timm/data
 `rand-m9-mstd0.5-inc1` is DeiT's and the default here.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from data.augment.operations import FULL, KERNELS, OPERATIONS, Interpolation
 from data.draws import OPERATIONS as STREAM
 from data.draws import normals, uniforms
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 CHUNK = 4
 """Images that a CPU changes together: more would not fit into its caches."""
@@ -58,12 +56,10 @@ class RandAugment(nn.Module):
         interpolation: Interpolation = "bicubic",
     ) -> None:
         super().__init__()
-        if not 0 <= magnitude <= FULL:
-            raise UsageError(f"RandAugment's magnitude is {magnitude}; expected 0 to 10: set magnitude=9 as DeiT does.")
-        if not 0 <= probability <= 1:
-            raise UsageError(f"RandAugment's probability is {probability}; expected 0 to 1.")
-        if interpolation not in KERNELS:
-            raise UsageError(f"RandAugment's interpolation is {interpolation!r}; expected 'bilinear' or 'bicubic'.")
+        expect(0 <= magnitude <= FULL, f"RandAugment's magnitude is {magnitude}", "0 to 10; DeiT's is magnitude=9")
+        expect(0 <= probability <= 1, f"RandAugment's probability is {probability}", "0 to 1")
+        found = f"RandAugment's interpolation is {interpolation!r}"
+        expect(interpolation in KERNELS, found, "'bilinear' or 'bicubic'")
         self.num_layers, self.probability, self.interpolation = num_layers, probability, interpolation
         self.magnitude, self.magnitude_std = magnitude, magnitude_std
 

@@ -24,8 +24,6 @@ from infvit.timm_models import pretrained, published_view
 EXACT = {"_target_": "data.torch_loader.TorchReader"}
 """Reads the images themselves, so that a machine without FFCV can measure what was trained with it."""
 
-TIMM_VIEW = "data.view.TimmView"
-
 
 class ConfigModelSource:
     """The `infvit.measure.model_source.ModelSource` of a config.
@@ -63,7 +61,7 @@ class ConfigModelSource:
         return LoadedRun(
             name=run.model.name,
             model=model,
-            classes=_classes(content),
+            classes=content["ImageDataModule"]["classes"],
             mean=images.mean,
             std=images.std,
             view=instantiate(images.view).evaluation(),
@@ -87,7 +85,7 @@ class ConfigModelSource:
         run.data = self.cfg.data
         run.data.loader = EXACT
         how = published_view(name)
-        run.data.module.update(how | {"view": {"_target_": TIMM_VIEW} | how["view"]})
+        run.data.module.update(how | {"view": {"_target_": "data.view.TimmView"} | how["view"]})
         data = instantiate(run.data.module, batch_size=1, _convert_="all")
         return LoadedRun(
             name=name,
@@ -122,12 +120,9 @@ class ConfigModelSource:
         return "source" in self.cfg.data.module
 
 
-def _classes(content: dict[str, Any]) -> list[str]:
-    return content["ImageDataModule"]["classes"]
-
-
 def _model(run: DictConfig, content: dict[str, Any]) -> nn.Module:
-    return instantiate(run.model.net, num_classes=len(_classes(content)), _convert_="all").eval()
+    classes = content["ImageDataModule"]["classes"]
+    return instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -59,9 +58,8 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
         if newest is None and cfg.resume == "auto" and is_global_zero():
             print(f"resume=auto: no run of this configuration to resume in {run_dir.parent}", flush=True)
         if newest is not None and is_global_zero() and (folder / LAST).resolve() != newest.resolve():
-            with tolerate_write_errors(
-                LAST, "it links to an older checkpoint"
-            ):  # the run was killed before it wrote the link
+            # The run was killed before it wrote the link.
+            with tolerate_write_errors(LAST, "it links to an older checkpoint"):
                 link_last(newest)
         checkpoint = None if newest is None else str(newest)
     elif cfg.resume is None and newest_first(folder):
@@ -92,7 +90,9 @@ def _check_same_run(checkpoint: str, run: Result) -> None:
     earlier = _result(Path(checkpoint).resolve().parent.parent / RESULT_FILE)
     if earlier is None:
         return
-    found, expected = _identity(earlier), _identity(run)
+    found, expected = (
+        {"model": one.model, "recipe": f"{one.recipe}#{one.recipe_hash}", "seed": one.seed} for one in (earlier, run)
+    )
     differing = [name for name in expected if found[name] != expected[name]]
     if differing:
         raise UsageError(
@@ -100,10 +100,6 @@ def _check_same_run(checkpoint: str, run: Result) -> None:
             f"{', '.join(f'{name} {expected[name]}' for name in differing)}; repeat the overrides of its command "
             f"({earlier.command}), or leave out resume= to start from scratch"
         )
-
-
-def _identity(run: Result) -> dict[str, Any]:
-    return {"model": run.model, "recipe": f"{run.recipe}#{run.recipe_hash}", "seed": run.seed}
 
 
 def _result(path: Path, config_hash: str | None = None) -> Result | None:

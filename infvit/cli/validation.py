@@ -138,7 +138,6 @@ def _words(hint: Any) -> str:
 
 
 def _members(hint: Any) -> list[Any]:
-    """The alternatives of a union."""
     if get_origin(hint) in (Union, types.UnionType):
         return [member for part in get_args(hint) for member in _members(part)]
     return [hint]

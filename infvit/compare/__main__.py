@@ -1,7 +1,5 @@
 """`python -m infvit.compare RUN_DIRS...`: prints the table of these runs and writes its files."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import shutil

@@ -1,7 +1,5 @@
 """The charts of a comparison, as Vega-Lite for the page and as PNG; `infvit.tables.theme` gives their colours."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -3,8 +3,6 @@
 To add a metric that runs log, add a line to `METRICS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -151,7 +149,6 @@ METRICS: list[Column[Row]] = [
     metric("top-5 %", "test/top5", formats=WIDE, priority=12, place=4),
     metric("test loss", "test/loss", "{:.3f}".format, ascending=True, formats=WIDE, priority=11, place=4),
 ]
-"""Further metrics of a run."""
 COSTS: list[Column[Row]] = [
     mean("images/s", "train_images_per_second", rate, priority=9, place=3),
     Column(

@@ -1,7 +1,5 @@
 """Groups results into rows: seeds of one configuration, their means, and what does not compare."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -107,7 +105,7 @@ class Comparison:
     @classmethod
     def from_results(
         cls, results: Iterable[Result], unreadable: Iterable[UnreadableResultError] = (), baseline: str | None = None
-    ) -> Comparison:
+    ) -> "Comparison":
         """Groups results by configuration, marks what differs from the most common one, pairs with the baseline.
 
         `baseline` names a model or a row (`UsageError` if there is none); by default it is softmax, `BASELINE`.
@@ -131,7 +129,7 @@ class Comparison:
         return cls(tuple(rows), tuple(unreadable), baseline or BASELINE)
 
     @classmethod
-    def from_dirs(cls, dirs: Iterable[str | Path], baseline: str | None = None) -> Comparison:
+    def from_dirs(cls, dirs: Iterable[str | Path], baseline: str | None = None) -> "Comparison":
         """Reads every `result.json` in and below the folders, with the measurements stored beside it.
 
         `run_dir` becomes the folder where it was found. A file that cannot be read, or a folder without any, becomes an

@@ -4,8 +4,6 @@
 scores of its attention maps.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable

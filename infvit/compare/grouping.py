@@ -1,7 +1,5 @@
 """Which runs are seeds of one configuration, what configurations are called, and what makes two incomparable."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

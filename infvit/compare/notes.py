@@ -1,7 +1,5 @@
 """What must be known beside the numbers of a comparison, as lines that every format prints."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 

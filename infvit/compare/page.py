@@ -1,7 +1,5 @@
 """A comparison as one HTML page that needs nothing beside it and no network."""
 
-from __future__ import annotations
-
 import base64
 import os
 import re
@@ -141,7 +139,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
     return pictures
 
 
-def _whiskers(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
+def _whiskers(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
     """For each row with a top-1, where low end, mean and high end are on one scale of all rows, in percent."""
     ends = {}
     for row in rows:
@@ -150,8 +148,4 @@ def _whiskers(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
             ends[row.name] = (max(0.0, low), mean, min(1.0, high))
     start = min((low for low, *_ in ends.values()), default=0.0)
     span = max((high for *_, high in ends.values()), default=0.0) - start or 1.0
-
-    def place(end: float) -> float:
-        return round(100 * (end - start) / span, 2)
-
-    return {name: (place(low), place(mean), place(high)) for name, (low, mean, high) in ends.items()}
+    return {name: tuple(round(100 * (x - start) / span, 2) for x in marks) for name, marks in ends.items()}

@@ -1,7 +1,5 @@
 """The difference of two configurations, seed by seed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ class Paired:
     log_speed: Estimate
 
     @classmethod
-    def of(cls, baseline: str, ours: Sequence[Result], theirs: Sequence[Result]) -> Paired:
+    def of(cls, baseline: str, ours: Sequence[Result], theirs: Sequence[Result]) -> "Paired":
         """Pairs runs by seed, one for each seed; a pair without the number, or timed differently, is left out."""
         by_seed = {run.seed: run for run in theirs}
         pairs = [(run, by_seed[run.seed]) for run in ours if run.seed in by_seed]
@@ -45,7 +43,6 @@ class Paired:
 
 
 NOT_PAIRED = Paired("", Estimate(), Estimate())
-"""Of a row without a baseline."""
 
 
 def _difference(run: Result, base: Result) -> float | None:

@@ -1,7 +1,5 @@
 """Published numbers for a row's data set, model and size, with their sources: `published.yaml`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A comparison as text, Markdown, LaTeX and CSV, and all files of a comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain, product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`result.json`: everything that one run leaves for a comparison, schema version 1."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timedelta, timezone
@@ -15,7 +13,6 @@ from infvit.errors import UsageError
 from infvit.run.files import atomic_write
 
 RESULT_FILE = "result.json"
-SCHEMA: Literal[1] = 1
 Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
 """An interrupted run wrote a checkpoint when it received a signal: the same command resumes it."""
 
@@ -46,7 +43,7 @@ class Result:
     the file that this version does not know; they survive reading and writing.
     """
 
-    schema: Literal[1] = SCHEMA
+    schema: Literal[1] = 1
     status: Status
     error: str | None = None
     model: str
@@ -126,7 +123,7 @@ class Result:
         atomic_write(Path(path), text + b"\n")
 
     @classmethod
-    def read(cls, path: str | Path) -> Result:
+    def read(cls, path: str | Path) -> "Result":
         """Reads the file; raises UnreadableResultError if it is damaged, incomplete or of another schema."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,7 +1,5 @@
 """The mean over seeds with its 95% interval."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable
@@ -26,7 +24,7 @@ class Estimate:
     half_width: float | None = None
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Estimate:
+    def of(cls, values: Iterable[float | None]) -> "Estimate":
         """Estimates from one value per seed; a seed without a finite value does not count."""
         known = [float(value) for value in values if value is not None and math.isfinite(value)]
         if not known:

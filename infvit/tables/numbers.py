@@ -1,7 +1,5 @@
 """Numbers as tables print them, with their intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from infvit.tables.interval import Estimate

@@ -1,7 +1,5 @@
 """A table whose columns are declared once and printed as text, Markdown, LaTeX, HTML and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import textwrap

@@ -1,7 +1,5 @@
 """The colours of charts in light, dark and print, and charts as Vega-Lite and PNG."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 
