@@ -1,5 +1,6 @@
 """Runs the command lines in this process: the same entry points, arguments, output and exit codes as in a shell."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -15,12 +16,29 @@ from infvit import cli as command_line
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
 
+def result(folder: Path) -> dict:
+    """The result.json of a run's folder."""
+    return json.loads((folder / "result.json").read_text())
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int
     out: str
     err: str
     folder: Path
+
+    def ok(self) -> "Outcome":
+        """Itself, after checking that the command succeeded."""
+        assert self.code == 0, self.err
+        return self
+
+    def error(self) -> str:
+        """The one line that refuses the command, after checking exit code 2 and that there is no traceback."""
+        assert self.code == 2, self.out + self.err
+        assert "Traceback" not in self.err
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
 
     def runs(self) -> list[Path]:
         """The folders of the runs, oldest first."""

@@ -87,7 +87,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return strong(FAMILIES[request.param]())
 
 
-def test_softmax_to_softmax_changes_nothing(model: nn.Module) -> None:
+def test_softmax_to_softmax_changes_nothing(model):
     with torch.no_grad():
         before = run(model)
         report = convert(model, "softmax")
@@ -97,7 +97,7 @@ def test_softmax_to_softmax_changes_nothing(model: nn.Module) -> None:
     assert (after - before).abs().max() <= 1e-5 * before.abs().max().clamp_min(1)
 
 
-def test_every_layer_of_a_converted_model_computes_and_learns(model: nn.Module) -> None:
+def test_every_layer_of_a_converted_model_computes_and_learns(model):
     with torch.no_grad():
         before = run(model)
     report = convert(model, "linear_infsa")
@@ -119,7 +119,7 @@ def test_every_layer_of_a_converted_model_computes_and_learns(model: nn.Module) 
             assert gradient.abs().max() > 0
 
 
-def test_the_fused_path_of_the_encoder_is_off() -> None:
+def test_the_fused_path_of_the_encoder_is_off():
     """In eval mode without gradients torch computes softmax from the weights, past every submodule."""
     model = strong(nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True), 2))
     convert(model, "infsa")
@@ -131,7 +131,7 @@ def test_the_fused_path_of_the_encoder_is_off() -> None:
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("causal", [False, True])
-def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
+def test_masks_reach_the_layer(batch_first, causal):
     """As torch gives them to its own attention: padding as 0 and -inf, causality as a mask and a hint."""
     block = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=batch_first)
     model = strong(nn.TransformerEncoder(block, 2, enable_nested_tensor=batch_first))
@@ -155,7 +155,7 @@ def test_masks_reach_the_layer(batch_first: bool, causal: bool) -> None:
         ("infsa", r"self_attn: PureInfSA cannot honour is_causal: .*one number"),
     ],
 )
-def test_an_encoder_takes_padding_and_refuses_a_causal_mask(attention: str, message: str, hint: bool | None) -> None:
+def test_an_encoder_takes_padding_and_refuses_a_causal_mask(attention, message, hint):
     model = strong(encoder())
     convert(model, attention)
     padding = torch.zeros(2, 7, dtype=torch.bool)
@@ -177,9 +177,7 @@ def in_a_box(**options: object) -> tuple[nn.MultiheadAttention, nn.ModuleDict]:
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("x", [TOKENS, TOKENS[0]], ids=["batched", "unbatched"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_multihead_keeps_its_calling_convention(
-    options: dict[str, bool], average: bool, x: Tensor, masked: bool
-) -> None:
+def test_multihead_keeps_its_calling_convention(options, average, x, masked):
     original, box = in_a_box(**options)
     convert(box, "softmax")
     # The first axis of TOKENS is the tokens where the batch does not come first.
@@ -196,7 +194,7 @@ def test_multihead_keeps_its_calling_convention(
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_multihead_returns_the_weights_of_linear_infsa_one_row_per_token() -> None:
+def test_multihead_returns_the_weights_of_linear_infsa_one_row_per_token():
     _, box = in_a_box(batch_first=True)
     convert(box)
     _, weights = box["attn"](TOKENS, TOKENS, TOKENS)
@@ -205,7 +203,7 @@ def test_multihead_returns_the_weights_of_linear_infsa_one_row_per_token() -> No
     assert box["attn"](TOKENS, TOKENS, TOKENS, average_attn_weights=False)[1].shape == (2, 4, 7, 7)
 
 
-def test_unsupported_arguments_are_refused_by_name() -> None:
+def test_unsupported_arguments_are_refused_by_name():
     _, box = in_a_box(batch_first=True)
     convert(box, "softmax")
     attn, x = box["attn"], TOKENS
@@ -221,7 +219,7 @@ def test_unsupported_arguments_are_refused_by_name() -> None:
             block(torch.randn(1, 7, 32), **{argument: value})
 
 
-def test_output_attentions_of_transformers_is_refused() -> None:
+def test_output_attentions_of_transformers_is_refused():
     model = transformers_model("ViT", "eager")
     convert(model)
     with pytest.raises(UsageError, match="output_attentions"):
@@ -300,7 +298,7 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 
 
 @pytest.mark.parametrize(("make", "count", "reason"), LEFT_ALONE.values(), ids=LEFT_ALONE)
-def test_other_attentions_are_left_alone_and_listed(make: Callable[[], nn.Module], count: int, reason: str) -> None:
+def test_other_attentions_are_left_alone_and_listed(make, count, reason):
     model = make()
     before = dict(model.named_modules())
     report = convert(model)
@@ -312,14 +310,14 @@ def test_other_attentions_are_left_alone_and_listed(make: Callable[[], nn.Module
         assert why in str(report)
 
 
-def test_the_rest_of_a_mixed_model_is_converted() -> None:
+def test_the_rest_of_a_mixed_model_is_converted():
     assert convert(TwoStreams()).converted == ["own"]
     report = convert(clip())
     assert report.converted == [name for name in report.converted if name.startswith("vision_model")]
     assert len(report.converted) == 2
 
 
-def test_patterns_match_names_of_modules_and_of_their_ancestors() -> None:
+def test_patterns_match_names_of_modules_and_of_their_ancestors():
     model = timm_model("vit_tiny_patch16_224", depth=4)
     report = convert(model, include="blocks.[0-2]", exclude=["*.1.*"])
     assert report.converted == ["blocks.0.attn", "blocks.2.attn"]
@@ -329,7 +327,7 @@ def test_patterns_match_names_of_modules_and_of_their_ancestors() -> None:
     assert again.left_alone["blocks.0.attn"] == "already converted to LinearInfSA"
 
 
-def test_layers_take_over_weights_options_dtype_and_mode() -> None:
+def test_layers_take_over_weights_options_dtype_and_mode():
     model = timm_model("vit_tiny_patch16_224", attn_drop_rate=0.1, proj_drop_rate=0.2).to(torch.bfloat16).eval()
     model.blocks[0].attn.requires_grad_(False)
     weights = [block.attn.qkv.weight.clone() for block in model.blocks]
@@ -345,7 +343,7 @@ def test_layers_take_over_weights_options_dtype_and_mode() -> None:
     assert copied == [True, False]
 
 
-def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
+def test_the_layers_of_infvit_are_replaced_without_an_adapter():
     model = VisionTransformer(SoftmaxAttention, img_size=SIZE, patch_size=8, dim=16, depth=2, num_heads=4)
     weight = model.blocks[1].attn.qkv.weight
     assert convert(model).converted == ["blocks.0.attn", "blocks.1.attn"]
@@ -353,7 +351,7 @@ def test_the_layers_of_infvit_are_replaced_without_an_adapter() -> None:
     assert torch.equal(model.blocks[1].attn.qkv.weight, weight)
 
 
-def test_beit_has_no_bias_of_keys() -> None:
+def test_beit_has_no_bias_of_keys():
     model = strong(timm_model("beit_base_patch16_224", use_rel_pos_bias=False))
     q_bias, v_bias = model.blocks[0].attn.q_bias.clone(), model.blocks[0].attn.v_bias.clone()
     convert(model, "infsa")
@@ -373,7 +371,7 @@ def test_beit_has_no_bias_of_keys() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
-def test_mistakes_are_reported_in_one_line_and_change_nothing(options: dict[str, object], message: str) -> None:
+def test_mistakes_are_reported_in_one_line_and_change_nothing(options, message):
     model = timm_model("vit_tiny_patch16_224")
     before = list(model.modules())
     with pytest.raises(UsageError, match=message) as error:
@@ -382,12 +380,12 @@ def test_mistakes_are_reported_in_one_line_and_change_nothing(options: dict[str,
     assert list(model.modules()) == before
 
 
-def test_a_model_that_is_itself_an_attention_cannot_be_replaced_in_place() -> None:
+def test_a_model_that_is_itself_an_attention_cannot_be_replaced_in_place():
     with pytest.raises(UsageError, match="ModuleDict"):
         convert(nn.MultiheadAttention(16, 4))
 
 
-def test_an_attention_shared_by_two_blocks_stays_shared() -> None:
+def test_an_attention_shared_by_two_blocks_stays_shared():
     attn = nn.MultiheadAttention(16, 4)
     model = nn.ModuleDict({"a": attn, "b": attn})
     assert convert(model).converted == ["a", "b"]
@@ -403,7 +401,7 @@ def published(rho: Tensor | float = 1.5, prefix: str = "") -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("cls", [PureInfSA, LinearInfSA])
 @pytest.mark.parametrize("rho", [torch.tensor(1.5), torch.tensor([1.5]), torch.arange(4.0)], ids=["0-d", "one", "four"])
-def test_state_dicts_of_the_published_layer_load(cls: type, rho: Tensor) -> None:
+def test_state_dicts_of_the_published_layer_load(cls, rho):
     layer, state = cls(16, 4), published(rho=rho)
     load_published(layer, state)
     q, k, v = layer.heads(TOKENS)
@@ -416,7 +414,7 @@ def test_state_dicts_of_the_published_layer_load(cls: type, rho: Tensor) -> None
     assert state.keys() == published().keys()
 
 
-def test_published_layers_inside_a_model_are_found_by_prefix() -> None:
+def test_published_layers_inside_a_model_are_found_by_prefix():
     model = nn.ModuleDict({"a": PureInfSA(16, 4), "b": LinearInfSA(16, 2), "head": nn.Linear(16, 3)})
     head = nn.ModuleDict({"head": nn.Linear(16, 3)}).state_dict()
     load_published(model, {**published(prefix="a."), **published(prefix="b."), **head})
@@ -434,6 +432,6 @@ def test_published_layers_inside_a_model_are_found_by_prefix() -> None:
     ],
     ids=["heads unknown", "heads differ", "another layer", "incomplete"],
 )
-def test_published_state_that_cannot_be_used(state: dict[str, Tensor], num_heads: int | None, message: str) -> None:
+def test_published_state_that_cannot_be_used(state, num_heads, message):
     with pytest.raises(UsageError, match=message):
         from_published(state, num_heads)

@@ -56,8 +56,7 @@ def seen(cli, tmp_path):
     def run(*arguments: str) -> dict:
         short = ["recipe.epochs=2", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=4", "logger=csv"]
         watch = f"+callbacks.seen={{_target_: tests.test_paired_seeds.Seen, path: '{tmp_path / 'seen.pt'}'}}"
-        outcome = cli("train", "experiment=digits", "data/loader=torch", *short, watch, *RANDOM, *arguments)
-        assert outcome.code == 0, outcome.err
+        cli("train", "experiment=digits", "data/loader=torch", *short, watch, *RANDOM, *arguments).ok()
         return torch.load(tmp_path / "seen.pt", weights_only=True)
 
     return run

@@ -76,8 +76,7 @@ def test_training_flops_of_a_grouped_convolution_are_counted_by_group():
 def test_a_model_of_timm_trains_and_its_row_is_its_own(cli, name, depth):
     quick = ["recipe.epochs=1", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=2", "logger=csv"]
     whole = ["model=timm", f"model.name={name}", "size.image_size=32"]
-    outcome = cli("train", "experiment=digits", "data/loader=torch", *quick, *whole)
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "experiment=digits", "data/loader=torch", *quick, *whole).ok()
     (folder,) = outcome.runs()
     row = json.loads((folder / "result.json").read_text())
     assert row["status"] == "finished"
@@ -89,7 +88,6 @@ def test_a_model_of_timm_trains_and_its_row_is_its_own(cli, name, depth):
 
 def test_an_unknown_model_is_one_line_and_its_row_has_no_shape(cli):
     outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", "model=timm", "model.name=deit_tiny")
-    assert outcome.code == 2
-    assert "error: model.name=deit_tiny is not a model of timm" in outcome.err
+    assert outcome.error().startswith("error: model.name=deit_tiny is not a model of timm")
     row = json.loads((outcome.runs()[0] / "result.json").read_text())
     assert (row["status"], row["model"], row["depth"], row["heads"]) == ("failed", "deit_tiny", None, None)

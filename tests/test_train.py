@@ -1,6 +1,5 @@
 """The command line: a run and what it leaves, exact repetition and resumption, sweeps that survive a failure."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,18 +9,13 @@ import pytest
 import torch
 
 from callbacks.loggers import ResumableCSVLogger
-
-pytestmark = pytest.mark.slow
+from tests.conftest import result
 
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
 QUICK = ["experiment=digits", "recipe.epochs=3", "recipe.warmup_epochs=1"]
 ALONE = [*QUICK, "data/loader=torch", "logger=csv"]
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,8 +33,7 @@ def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader, monkeyp
         pytest.importorskip("ffcv")
     hyperparameters: dict = {}
     monkeypatch.setattr(ResumableCSVLogger, "log_hyperparams", lambda _, params: hyperparameters.update(params))
-    outcome = cli("train", *QUICK, f"data/loader={loader}")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", *QUICK, f"data/loader={loader}").ok()
     (folder,) = outcome.runs()
     left = result(folder)
     assert left["status"] == "finished"
@@ -65,8 +58,7 @@ def test_a_run_leaves_its_result_config_checkpoint_and_logs(cli, loader, monkeyp
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
 
     monkeypatch.setitem(sys.modules, "ffcv", None)  # evaluation needs no FFCV, whatever trained the model
-    measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
-    assert measured.code == 0, measured.err
+    measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}").ok()
     assert f"top-1 {100 * left['metrics']['test/top1']:.2f}%" in measured.out
 
 
@@ -80,8 +72,7 @@ def test_a_seed_gives_equal_weights_also_where_it_is_stopped_and_resumed_and_ano
         "resumed": ["resume=stopped/checkpoints/last.ckpt"],
     }
     for name, arguments in runs.items():
-        done = cli("train", *ALONE, mixup, "recipe.model.drop_path=0.2", f"hydra.run.dir={name}", *arguments)
-        assert done.code == 0, done.err
+        cli("train", *ALONE, mixup, "recipe.model.drop_path=0.2", f"hydra.run.dir={name}", *arguments).ok()
     whole, again, other, stopped, resumed = (weights(Path(name)) for name in runs)
     assert same(whole, again)
     assert same(whole, resumed)

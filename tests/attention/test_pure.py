@@ -50,18 +50,6 @@ def test_padding_beside_other_masks(hops):
     assert (padded[:, :real] - alone).abs().max() <= 1e-12
 
 
-def test_causality_is_refused_because_all_rows_share_the_norm():
-    layer, x = layer_and_input("infsa")
-    with pytest.raises(UsageError, match=r"cannot honour is_causal: .*one number for all rows.*SoftmaxAttention"):
-        layer(x, is_causal=True)
-    future = torch.ones(13, 13, dtype=torch.bool).triu(1)
-    changed = torch.cat([x[:, :-1], 10 * x[:, -1:]], dim=1)
-    before, after = (layer.weights(t, attn_mask=future)[:, :, :-1, :-1] for t in (x, changed))
-    ratio = after / before
-    assert (before - after).abs().max() > 1e-3  # causality would be violated, by one factor for all weights of a head
-    assert (ratio - ratio.nanmean((-2, -1), keepdim=True)).nan_to_num().abs().max() <= 1e-10
-
-
 @pytest.mark.parametrize("hops", [1, 3, math.inf])
 @pytest.mark.usefixtures("path")
 def test_the_first_token_alone(hops):

@@ -45,8 +45,7 @@ def test_each_of_several_maps_has_a_row():
 
 @pytest.mark.slow
 def test_runs_leave_pictures_of_the_same_images_in_their_folders_and_on_wandb(cli):
-    outcome = cli("train", "-m", *QUICK, "model=vit,linear_infvit,none", "seed=0")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "-m", *QUICK, "model=vit,linear_infvit,none", "seed=0").ok()
     runs = {json.loads((run / "result.json").read_text())["model"]: run for run in outcome.runs()}
     pictures = {name: run / "attention.png" for name, run in runs.items()}
     assert not pictures.pop("none").exists()
@@ -76,8 +75,7 @@ def test_maps_every_k_epochs_do_not_change_the_weights(cli):
     lasting += ["recipe.epochs=3", "recipe.warmup_epochs=0"]
     for k, logger in ((2, "default"), (0, "csv")):
         every = [f"callbacks.attention_maps.every_n_epochs={k}", f"logger={logger}", f"name=every{k}"]
-        outcome = cli("train", *lasting, *every)
-        assert outcome.code == 0, outcome.err
+        outcome = cli("train", *lasting, *every).ok()
     at_end, run = outcome.runs()
     assert [path.name for path in at_end.glob("maps/*")] == ["epoch_0003.png"]
     pictures = sorted(run.glob("maps/*"))
@@ -103,17 +101,14 @@ def test_maps_every_k_epochs_do_not_change_the_weights(cli):
 @pytest.mark.slow
 def test_a_model_without_maps_and_a_failing_picture_leave_a_finished_run(cli, monkeypatch):
     timm = ["model=timm", "size.image_size=32", "logger=csv", "callbacks.attention_maps.every_n_epochs=1"]
-    outcome = cli("train", *QUICK, *timm, "model.name=test_resnet", "recipe.epochs=2")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", *QUICK, *timm, "model.name=test_resnet", "recipe.epochs=2").ok()
     (reported,) = [line for line in outcome.out.splitlines() if line.startswith("no attention picture")]  # once
     assert reported.endswith("expected the VisionTransformer of infvit or of timm")
     monkeypatch.setattr(attention_maps, "layer_maps", lambda *_: 1 / 0)
-    outcome = cli("train", *QUICK, "logger=csv", "model=vit")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", *QUICK, "logger=csv", "model=vit").ok()
     assert "ZeroDivisionError" in outcome.out
     monkeypatch.setattr(attention_maps, "MAX_WEIGHTS", 1000)
-    outcome = cli("train", *QUICK, "logger=csv", "model=vit")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", *QUICK, "logger=csv", "model=vit").ok()
     assert "the weights of 17 tokens would take" in outcome.out
     statuses = [json.loads((run / "result.json").read_text())["status"] for run in outcome.runs()]
     assert statuses == ["finished"] * 3

@@ -32,9 +32,7 @@ RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1", "trainer.log_every_n
 
 def error_line(outcome) -> str:
     """The only line of the error, which result.json holds, too."""
-    assert outcome.code == 2, outcome.err
-    assert "Traceback" not in outcome.err
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    line = outcome.error()
     assert result()["status"] == "failed"
     assert result()["error"] == line.removeprefix("error: ")
     return line
@@ -79,8 +77,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cli, at_batch):
 
     at_batch(4, poison, last=4)
     at_batch(5, look)
-    done = cli("train", *RUN)
-    assert done.code == 0, done.err
+    done = cli("train", *RUN).ok()
     assert "step 4: loss or gradient is not finite, the step is skipped" in done.out
     assert seen[0]
     assert not any(seen[1:])
@@ -160,16 +157,6 @@ def test_a_full_disk_costs_checkpoints_but_neither_the_run_nor_earlier_checkpoin
         checkpoint.read_checkpoint(path)
     assert Path("run/checkpoints/last.ckpt").resolve() == before[0].resolve()
     assert not list(Path("run/checkpoints").glob("*.part"))
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_until_the_end_leaves_the_earlier_files_and_the_same_command_resumes():
-    command = [sys.executable, "-m", "tests.chaos", "disk", "--only", "end"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if "disk: skipped: " in done.stdout:
-        pytest.skip(done.stdout.strip().splitlines()[0])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "| all |  | 1 | 1 | 0 |" in done.stdout
 
 
 @pytest.mark.slow

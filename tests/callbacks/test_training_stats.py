@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import checkpointing, training_stats
 from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.training_stats import TrainingStats
 from infvit.run.checkpoint import AtomicCheckpointIO, newest_first
+from tests.data.digits_run import trainer
 
 STEP, ELSEWHERE, IMAGES = 0.05, 0.8, 4
 LOADER = DataLoader(TensorDataset(torch.randn(10 * IMAGES, 2)), batch_size=IMAGES)
@@ -62,17 +63,10 @@ class Slow(LightningModule):
 
 def speed(*callbacks, module=None, checkpoint=None, **options):
     """Images per second that a run of one epoch logs, as a fraction of what its steps alone allow."""
-    off = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    }
-    callbacks = [TrainingStats(), *callbacks]
-    trainer = Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=1, callbacks=callbacks, **off, **options)
-    trainer.fit(module or Slow(), LOADER, LOADER, ckpt_path=checkpoint, weights_only=True)
-    return float(trainer.callback_metrics["images_per_second"]) * STEP / IMAGES
+    options |= {"limit_val_batches": 1, "num_sanity_val_steps": 0, "callbacks": [TrainingStats(), *callbacks]}
+    run = trainer(max_epochs=1, **options)
+    run.fit(module or Slow(), LOADER, LOADER, ckpt_path=checkpoint, weights_only=True)
+    return float(run.callback_metrics["images_per_second"]) * STEP / IMAGES
 
 
 @pytest.mark.parametrize("every", [10, 2])

@@ -26,10 +26,10 @@ def options(group: str) -> list[str]:
 
 
 @functools.cache
-def composed(*overrides: str):
+def composed(*overrides: str, script: str = "train"):
     resolvers.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*overrides])
+        return compose(script, [*overrides])
 
 
 ATTENTION_MODELS = [model for model in options("model") if model != "timm"]
@@ -92,9 +92,7 @@ def test_every_option_of_every_other_group_composes_and_its_values_have_the_righ
 
 @pytest.mark.parametrize("measurement", options("eval"))
 def test_every_measurement_composes(measurement):
-    resolvers.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("eval", [f"eval={measurement}"]).measure._target_.startswith("infvit.measure.")
+    assert composed(f"eval={measurement}", script="eval").measure._target_.startswith("infvit.measure.")
 
 
 TABLES = [name for name in options("experiment") if name != "search"]

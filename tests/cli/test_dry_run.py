@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from lightning.pytorch import Trainer
 
 from data.progressive import Ramp
-from infvit.cli import resolvers
 from infvit.cli.dry_run import StepTimer, estimate
 from infvit.measure.cost import cost
 from infvit.run.identity import recipe_hash
+from tests.cli.test_conf import composed
+from tests.data.digits_run import trainer
 from train import build
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +28,7 @@ def left(folder: Path) -> set[str]:
 
 def digits(*overrides: str):
     """The composed run on digits, its data and its model."""
-    resolvers.register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["experiment=digits", "data/loader=torch", *overrides])
+    cfg = composed("experiment=digits", "data/loader=torch", *overrides).copy()
     return cfg, *build(cfg)
 
 
@@ -39,8 +36,7 @@ def digits(*overrides: str):
 def test_it_prints_what_the_run_takes_and_leaves_no_result(cli):
     loader = "ffcv" if importlib.util.find_spec("ffcv") else "torch"
     accumulated = "trainer.accumulate_grad_batches=2"
-    outcome = cli("train", "experiment=digits", f"data/loader={loader}", accumulated, "+dry_run=true")
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "experiment=digits", f"data/loader={loader}", accumulated, "+dry_run=true").ok()
     printed = outcome.out
     assert max(map(len, printed[printed.index("model ") :].splitlines())) <= 80
     cfg, data, module = digits()
@@ -67,9 +63,6 @@ def test_it_prints_what_the_run_takes_and_leaves_no_result(cli):
 
 def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
     cfg, data, module = digits("recipe.epochs=10")
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=10, logger=False, enable_progress_bar=False, enable_checkpointing=False
-    )
     done = StepTimer(tmp_path)
     done.side = 8
     done.steps, done.batches, done.memory, done.checkpoint_size = [9.0, 0.75, 1.25], 11, 10**9, 10**6
@@ -78,7 +71,9 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
 
     def printed(loaded: float, ramp: Ramp | None = None) -> str:
         done.loader_rate = loaded
-        return "\n".join(" ".join(row) for row in estimate(cfg, data, module, trainer, done, counted, ramp))
+        return "\n".join(
+            " ".join(row) for row in estimate(cfg, data, module, trainer(max_epochs=10), done, counted, ramp)
+        )
 
     fast, slow = printed(1e6), printed(64.0)
     training, validation = 11 * 10, 10 * 360 / 128 * counted.flops_forward / counted.flops_training
@@ -96,8 +91,7 @@ def test_the_slower_of_steps_and_loader_makes_the_time(tmp_path):
 def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_comparison(cli):
     grows = ["+progressive=from160", "recipe.augmentation.progressive.start=4"]
     alone = ["data/loader=torch", "logger=csv", "model=vit", "seed=0", "dry_run=true"]
-    outcome = cli("train", "-m", "experiment=digits", *grows, *alone)
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "-m", "experiment=digits", *grows, *alone).ok()
     assert "per image of 8 px" in outcome.out
     assert "from 4 to 8 px" in outcome.out
     assert left(outcome.folder) <= LEFT | {".ended", ".lock", "multirun.yaml"}

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize
 
 from infvit.cli.targets import check_stored_targets
+from tests.cli.test_conf import composed
 
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16"]
 RUN = [*SMALL, "recipe.warmup_epochs=0", "recipe.epochs=1"]
@@ -16,19 +16,11 @@ def files_with(folder: Path, text: str) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
-def refused(outcome) -> str:
-    assert outcome.code == 2, outcome.err
-    assert "Traceback" not in outcome.err
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    return line
-
-
 @pytest.mark.slow
 def test_the_users_key_is_in_no_file_of_a_sweep(cli, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    done = cli("train", "-m", *RUN, "model=vit", "seed=0", "name=swept")
-    assert done.code == 0, done.err
+    done = cli("train", "-m", *RUN, "model=vit", "seed=0", "name=swept").ok()
     assert list(tmp_path.rglob("*.wandb"))
     assert list(tmp_path.rglob("comparison.html"))
     assert files_with(tmp_path, "swept")
@@ -52,14 +44,14 @@ def test_a_secret_in_the_config_is_refused_before_anything_is_written(
     if place == "name":
         monkeypatch.setenv("WANDB_API_KEY", KEY)
     outcome = cli("train", *sweep, *RUN, override)
-    assert place in refused(outcome)
+    assert place in outcome.error()
     assert KEY not in outcome.out + outcome.err
     assert not files_with(tmp_path, KEY)
 
 
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "data.datasets.image_files.os.system"])
 def test_a_command_that_calls_the_standard_library_is_refused(cli, tmp_path, target):
-    line = refused(cli("train", *RUN, "logger=csv", f"recipe.mixup={{_target_: {target}, _args_: [touch ran]}}"))
+    line = cli("train", *RUN, "logger=csv", f"recipe.mixup={{_target_: {target}, _args_: [touch ran]}}").error()
     assert f"recipe.mixup._target_={target}" in line
     assert not (tmp_path / "ran").exists()
 
@@ -83,7 +75,7 @@ def test_the_config_of_a_stored_run_calls_only_trusted_targets(cli, tmp_path, ma
     (run / ".hydra").mkdir(parents=True)
     (run / ".hydra" / "config.yaml").write_text(f"x: os.system\nmodel:\n  net: {malice}\n")
     (run / "last.ckpt").write_bytes(b"")
-    line = refused(cli("eval", f"ckpt={run / 'last.ckpt'}"))
+    line = cli("eval", f"ckpt={run / 'last.ckpt'}").error()
     for words in (str(run / ".hydra" / "config.yaml"), "model.net", "may not call"):
         assert words in line
     assert not (tmp_path / "ran").exists()
@@ -91,6 +83,4 @@ def test_the_config_of_a_stored_run_calls_only_trusted_targets(cli, tmp_path, ma
 
 @pytest.mark.parametrize("experiment", ["digits", "mnist5k", "equal_depth", "ablation_positions"])
 def test_every_config_of_this_repository_is_trusted(experiment):
-    with initialize(version_base="1.3", config_path="../../conf"):
-        overrides = [f"experiment={experiment}", "recipe=deit"]
-        check_stored_targets(compose("train", overrides), Path("config.yaml"))
+    check_stored_targets(composed(f"experiment={experiment}", "recipe=deit"), Path("config.yaml"))

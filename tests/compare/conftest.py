@@ -1,7 +1,5 @@
 """Synthetic results: a run of any configuration and seed, as `train.py` would have left it."""
 
-from __future__ import annotations
-
 import html
 import math
 import random

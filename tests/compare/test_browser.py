@@ -1,7 +1,5 @@
 """The page alive in a real browser: headless Chromium, driven by Playwright."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +35,7 @@ def lines(page: Page, chart: str) -> int:
 DIGITS, MINE = "vit (recipe=digits)", "vit (recipe=mine)"
 
 
-def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened: Page) -> None:
+def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     assert names(opened) == ["infvit", DIGITS, "linear_infvit", MINE, EVIL]
     heading = opened.locator("#results th", has_text="Test loss")
     heading.click()
@@ -52,7 +50,7 @@ def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened: Page) ->
     assert opened.eval_on_selector_all("#results th[aria-sort]", "heads => heads.map(h => h.ariaSort)") == ["ascending"]
 
 
-def test_filters_by_model_and_recipe_hold_for_tables_and_charts(opened: Page) -> None:
+def test_filters_by_model_and_recipe_hold_for_tables_and_charts(opened):
     assert lines(opened, "val_top1") == 5
     opened.click("[data-filter=model] summary")
     opened.check("[data-filter=model] input[value=vit]")
@@ -70,7 +68,7 @@ def test_filters_by_model_and_recipe_hold_for_tables_and_charts(opened: Page) ->
     assert len(names(opened)) == 5
 
 
-def test_charts_mark_what_is_not_comparable_and_the_cost_can_be_chosen(opened: Page) -> None:
+def test_charts_mark_what_is_not_comparable_and_the_cost_can_be_chosen(opened):
     dashed = "[data-chart=val_top1] .mark-line path[d*='L'][stroke-dasharray='5,4']"
     assert opened.locator(dashed).count() == 2
     for chart in ("accuracy", "paired", "flops_forward"):
@@ -82,7 +80,7 @@ def test_charts_mark_what_is_not_comparable_and_the_cost_can_be_chosen(opened: P
     assert hollow.count() == 2
 
 
-def test_pointing_at_a_row_shows_its_configuration(opened: Page) -> None:
+def test_pointing_at_a_row_shows_its_configuration(opened):
     assert not opened.locator("#tip").is_visible()
     opened.hover("#results tbody tr:nth-child(3) td:nth-child(2)")
     words = opened.inner_text("#tip").split("\n")
@@ -95,7 +93,7 @@ def test_pointing_at_a_row_shows_its_configuration(opened: Page) -> None:
     assert "python train.py -m experiment=digits model=vit,infvit,linear_infvit seed=0,1" in opened.inner_text("#tip")
 
 
-def test_pictures_are_seen_follow_the_filters_and_lead_to_the_run_folder(opened: Page, page_file: Path) -> None:
+def test_pictures_are_seen_follow_the_filters_and_lead_to_the_run_folder(opened, page_file):
     pictures = opened.locator("figure[data-row] img")
     assert pictures.count() == 2
     widths = pictures.evaluate_all("images => images.map(i => [i.complete, i.naturalWidth, i.clientWidth > 200])")
@@ -108,7 +106,7 @@ def test_pictures_are_seen_follow_the_filters_and_lead_to_the_run_folder(opened:
     assert Path(unquote(opened.url.removeprefix("file://"))) == page_file.parent / "2_seed=0" / "attention.png"
 
 
-def test_one_click_leads_from_a_row_to_its_run_folder(opened: Page, page_file: Path) -> None:
+def test_one_click_leads_from_a_row_to_its_run_folder(opened, page_file):
     opened.click("#results tr[data-row=linear_infvit] a.seed >> nth=1")
     opened.wait_for_url(re.compile(r"/5_seed(=|%3D)1/$"))
     folder = Path(unquote(opened.url.removeprefix("file://")))
@@ -116,7 +114,7 @@ def test_one_click_leads_from_a_row_to_its_run_folder(opened: Page, page_file: P
     assert "linear_infvit" in (folder / "result.json").read_text()
 
 
-def test_dark_is_the_systems_choice_or_the_buttons(browser: Browser, opened: Page, page_file: Path) -> None:
+def test_dark_is_the_systems_choice_or_the_buttons(browser, opened, page_file):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = opened.evaluate(ground)
     opened.click("#theme")
@@ -132,9 +130,7 @@ def test_dark_is_the_systems_choice_or_the_buttons(browser: Browser, opened: Pag
     context.close()
 
 
-def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_shows_the_configuration(
-    browser: Browser, page_file: Path
-) -> None:
+def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_shows_the_configuration(browser, page_file):
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.goto(page_file.as_uri())
@@ -147,6 +143,6 @@ def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_shows_the_configuration(
     context.close()
 
 
-def test_a_name_that_is_a_script_is_shown_and_not_run(opened: Page) -> None:
+def test_a_name_that_is_a_script_is_shown_and_not_run(opened):
     assert opened.title() != "broken into"
     assert EVIL in opened.inner_text("#results")

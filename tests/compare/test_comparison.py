@@ -1,30 +1,17 @@
 """Seeds become means and intervals; what must not be compared is marked; nothing disappears."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import pytest
-
 from infvit.compare import Comparison, Estimate
 from infvit.compare.notes import problems
-from tests.compare.conftest import MakeResult, MakeSweep
 
 
-def test_seeds_of_one_configuration_are_one_row(make_result: MakeResult) -> None:
-    results = [make_result(model, seed, top1) for seed in (0, 1) for model, top1 in (("vit", 0.9), ("infvit", 0.95))]
-    comparison = Comparison.from_results(results)
-    assert [(row.name, row.finished) for row in comparison.rows] == [("infvit", 2), ("vit", 2)]
-    assert comparison.rows[0].top1.mean == pytest.approx(0.95)
-
-
-def test_rows_fall_by_top1_and_those_without_come_last(make_result: MakeResult) -> None:
+def test_seeds_of_one_configuration_are_one_row_and_rows_fall_by_top1_with_those_without_last(make_result):
     given = {"a": 0.2, "b": None, "c": 0.9, "d": 0.0}
-    comparison = Comparison.from_results(make_result(model, 0, top1) for model, top1 in given.items())
-    assert [row.name for row in comparison.rows] == ["c", "a", "d", "b"]
+    comparison = Comparison.from_results(make_result(model, s, top1) for s in (0, 1) for model, top1 in given.items())
+    assert [(row.name, row.finished) for row in comparison.rows] == [("c", 2), ("a", 2), ("d", 2), ("b", 2)]
+    assert comparison.rows[0].top1.mean == 0.9
 
 
-def test_failed_runs_are_counted_and_not_averaged(make_result: MakeResult) -> None:
+def test_failed_runs_are_counted_and_not_averaged(make_result):
     comparison = Comparison.from_results(
         [
             make_result(seed=0, top1=0.9),
@@ -41,7 +28,7 @@ def test_failed_runs_are_counted_and_not_averaged(make_result: MakeResult) -> No
     assert problems(comparison) == failures
 
 
-def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row(make_result: MakeResult) -> None:
+def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row(make_result):
     early = make_result(seed=1, status="failed", data_fingerprint="", num_classes=None, parameters=None)
     comparison = Comparison.from_results([early, make_result(seed=0), make_result("infvit", 0)])
     assert {row.name: row.troubles for row in comparison.rows} == {"vit": "1 failed", "infvit": ""}
@@ -50,7 +37,7 @@ def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row(make_result
     assert row.config.data_fingerprint
 
 
-def test_what_one_failed_run_does_not_know_another_may(make_result: MakeResult) -> None:
+def test_what_one_failed_run_does_not_know_another_may(make_result):
     failed = [
         make_result(seed=s, status="failed", parameters=p, data_fingerprint=f)
         for s, p, f in ((0, None, ""), (1, 7, "a"))
@@ -60,7 +47,7 @@ def test_what_one_failed_run_does_not_know_another_may(make_result: MakeResult) 
     assert row.config.data_fingerprint == "a"
 
 
-def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(make_result: MakeResult) -> None:
+def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(make_result):
     comparison = Comparison.from_results(
         [make_result(top1=0.9), make_result(top1=0.8, variant="pooling=mean"), make_result(top1=0.7, depth=24)]
     )
@@ -70,7 +57,7 @@ def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(mak
 SETTINGS = {"model.attention.hops": 1, "model.net.attention.hops": 1, "compile": False, "data.module.augment": None}
 
 
-def test_runs_of_different_settings_are_rows_that_name_the_setting(make_result: MakeResult) -> None:
+def test_runs_of_different_settings_are_rows_that_name_the_setting(make_result):
     """As a file of a user's own may set it."""
     changes = {0.9: {}, 0.8: {"model.attention.hops": 3, "model.net.attention.hops": 3}, 0.7: {"compile": True}}
     runs = [make_result("infvit", top1=top1, settings=SETTINGS | change) for top1, change in changes.items()]
@@ -83,7 +70,7 @@ def test_runs_of_different_settings_are_rows_that_name_the_setting(make_result: 
     assert (compiled.top1.n, compiled.log_speed.n) == (1, 0)
 
 
-def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result: MakeResult) -> None:
+def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result):
     few = SETTINGS | {"trainer.limit_train_batches": 0.05}
     runs = [make_result(model, settings=SETTINGS) for model in ("vit", "linear_infvit", "infvit")]
     runs += [make_result(model, settings=few, top1=0.3) for model in ("vit", "performer")]
@@ -95,7 +82,7 @@ def test_a_run_of_few_batches_does_not_compare_with_whole_ones(make_result: Make
     assert rows["performer"].paired.baseline == short
 
 
-def test_of_the_same_seed_twice_only_the_latest_counts(make_result: MakeResult) -> None:
+def test_of_the_same_seed_twice_only_the_latest_counts(make_result):
     first = make_result(seed=0, top1=0.8, started="2025-01-01T00:00:00", run_dir="first")
     second = make_result(seed=0, top1=0.9, started="2025-01-02T00:00:00", run_dir="second")
     (row,) = Comparison.from_results([second, first]).rows
@@ -104,7 +91,7 @@ def test_of_the_same_seed_twice_only_the_latest_counts(make_result: MakeResult) 
     assert len(row.runs) == 2
 
 
-def test_differences_are_named_in_words(make_result: MakeResult) -> None:
+def test_differences_are_named_in_words(make_result):
     changes = {
         "a": {"depth": 24},
         "b": {"dim": 384},
@@ -129,12 +116,12 @@ def test_differences_are_named_in_words(make_result: MakeResult) -> None:
     assert all(row.comparable == (not row.differs) for row in comparison.rows)
 
 
-def test_hashes_that_begin_alike_are_printed_in_full(make_result: MakeResult) -> None:
+def test_hashes_that_begin_alike_are_printed_in_full(make_result):
     comparison = Comparison.from_results([make_result("vit"), make_result("infvit", recipe_hash="34cd90abXX")])
     assert comparison.rows[1].differs == ("recipe digits#34cd90abXX, not digits#34cd90ab12ef5678",)
 
 
-def test_the_reference_is_what_most_finished_rows_share_and_the_first_of_equals(make_result: MakeResult) -> None:
+def test_the_reference_is_what_most_finished_rows_share_and_the_first_of_equals(make_result):
     four, deep = make_result("a", depth=4), make_result("b", depth=24)
     for first, second in ((four, deep), (deep, four)):
         comparable = {row.config.depth: row.comparable for row in Comparison.from_results([first, second]).rows}
@@ -143,7 +130,7 @@ def test_the_reference_is_what_most_finished_rows_share_and_the_first_of_equals(
     assert [row.comparable for row in Comparison.from_results([four, *unfinished]).rows] == [True, False, False, False]
 
 
-def test_files_are_found_below_and_read_once(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+def test_files_are_found_below_and_read_once(make_result, make_sweep):
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
     comparison = Comparison.from_dirs([folders[0].parent, folders[0], folders[0] / "result.json"])
     (row,) = comparison.rows
@@ -151,9 +138,7 @@ def test_files_are_found_below_and_read_once(make_result: MakeResult, make_sweep
     assert sorted(run.run_dir for run in row.runs) == [str(folder) for folder in folders]
 
 
-def test_a_damaged_file_and_an_empty_folder_are_shown(
-    make_result: MakeResult, make_sweep: MakeSweep, tmp_path: Path
-) -> None:
+def test_a_damaged_file_and_an_empty_folder_are_shown(make_result, make_sweep, tmp_path):
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
     (folders[1] / "result.json").write_text('{"schema": 7}')
     (tmp_path / "empty").mkdir()

@@ -1,7 +1,5 @@
 """Measurements stored beside a run's result are columns of the comparison and never counted for another run."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from infvit.compare import Comparison, records, to_text
 from infvit.compare.evaluation import keep, keep_maps
 from infvit.run.result import Result
-from tests.compare.conftest import IMAGENET, MakeResult, MakeSweep, Printed
+from tests.compare.conftest import IMAGENET
 
 V2 = "imagenet_v2_matched-frequency"
 
@@ -19,9 +17,7 @@ def row(top1: float, data: str = V2, fingerprint: str = "f00d") -> dict[str, Any
     return {"data": data, "fingerprint": fingerprint, "images": 10, "top1": top1, "top5": 1.0, "loss": 0.5}
 
 
-def test_a_test_set_is_a_column_with_its_interval_over_seeds(
-    make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
-) -> None:
+def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result, make_sweep, printed):
     folders = make_sweep([make_result(model, seed) for model in ("vit", "infvit") for seed in (0, 1)])
     before = [(folder / "result.json").read_bytes() for folder in folders]
     for folder, top1 in zip(folders, (0.60, 0.64), strict=False):
@@ -40,7 +36,7 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(
     assert "vit: of 2 finished seeds, not all have V2 top-1" in to_text(Comparison.from_dirs(folders))
 
 
-def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+def test_different_data_of_one_name_are_columns_of_their_own(make_result, make_sweep):
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
     for name in ("imagefolder", "test"):  # the run's own metrics are of "test"
         keep(folders[0], row(0.5, name, "1a2b3c4d5e6f"))
@@ -50,9 +46,7 @@ def test_different_data_of_one_name_are_columns_of_their_own(make_result: MakeRe
     assert comparison.rows[0].top1.mean == 0.9
 
 
-def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
-    make_result: MakeResult, make_sweep: MakeSweep
-) -> None:
+def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(make_result, make_sweep):
     (folder,) = make_sweep([make_result()])
     measured = [("imagefolder", 0.5, "1a2b3c4d5e6f"), ("imagefolder", 0.6, "99887766aabb"), ("sketch", 0.7, "f00d")]
     measured.append(("imagefolder", 0.8, "1a2b3c4d5e6f"))
@@ -66,9 +60,7 @@ def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(
 MAPS = {"morf_aoc": 0.6, "roc_auc": 0.75, "pr_auc": None}
 
 
-def test_the_scores_of_maps_are_columns_beside_what_is_published(
-    make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
-) -> None:
+def test_the_scores_of_maps_are_columns_beside_what_is_published(make_result, make_sweep, printed):
     folders = make_sweep([make_result(model, seed, **IMAGENET) for model in ("vit", "infvit") for seed in (0, 1)])
     for folder, aoc in zip(folders, (0.60, 0.64), strict=False):
         path = keep_maps(folder, MAPS | {"morf_aoc": aoc}, "9f3ac2d417b0", "patches blurred away")
@@ -92,9 +84,7 @@ def test_the_scores_of_maps_are_columns_beside_what_is_published(
     assert "the quality of maps was measured in different ways" in printed(Comparison.from_dirs(folders))
 
 
-def test_accuracies_on_the_runs_own_data_maps_of_other_data_and_an_unfinished_run_are_not_kept(
-    make_result: MakeResult, make_sweep: MakeSweep
-) -> None:
+def test_accuracies_on_the_runs_own_data_maps_of_other_data_and_an_unfinished_run_are_not_kept(make_result, make_sweep):
     done, running = make_sweep([make_result(seed=0), make_result(seed=1, status="running")])
     own = Result.read(done / "result.json").data_fingerprint
     assert keep(done, row(0.5, "digits", own)) is keep(running, row(0.5)) is None
@@ -120,8 +110,8 @@ MAPS_EXPECTED = "is not a measurement: expected how, morf_aoc, roc_auc, pr_auc"
     ],
 )
 def test_a_file_that_is_not_a_measurement_of_this_run_is_named_and_not_counted(
-    file: str, content: str, reason: str, make_result: MakeResult, make_sweep: MakeSweep
-) -> None:
+    file, content, reason, make_result, make_sweep
+):
     (folder,) = make_sweep([make_result()])
     path = folder / file
     path.parent.mkdir(exist_ok=True)

@@ -1,14 +1,11 @@
 """What text, Markdown, LaTeX, HTML and CSV say of a comparison, and the command that prints it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,7 @@ from infvit.compare.__main__ import main
 from infvit.compare.notes import provenance, remarks
 from infvit.run.result import UnreadableResultError
 from infvit.tables.table import to_csv
-from tests.compare.conftest import MakeResult, MakeSweep, Printed, write_results
+from tests.compare.conftest import MakeResult, write_results
 
 LONG = "a_model_with_a_name_that_is_much_longer_than_any_terminal_has_room_for_in_one_column_of_a_table"
 EVIL = r"a_b\input{/etc/passwd}$x^2$ 50% #1 & ~<y>|z \end{tabular} ?`é中--"
@@ -39,7 +36,7 @@ def comparison(make_result: MakeResult) -> Comparison:
     return Comparison.from_results(results, [UnreadableResultError("runs/" + "deep/" * 30 + "result.json", "is empty")])
 
 
-def test_every_format_has_numbers_differences_and_failures(comparison: Comparison, printed: Printed) -> None:
+def test_every_format_has_numbers_differences_and_failures(comparison, printed):
     text = printed(comparison)
     for words in (
         "91.00 ± 2.48",
@@ -57,9 +54,7 @@ def test_every_format_has_numbers_differences_and_failures(comparison: Compariso
         assert words in text
 
 
-def test_a_metric_is_one_line_and_in_every_format(
-    make_result: MakeResult, printed: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_metric_is_one_line_and_in_every_format(make_result, printed, monkeypatch):
     monkeypatch.setattr(columns, "METRICS", [*columns.METRICS, columns.metric("ECE %", "test/ece", priority=1)])
     comparison = Comparison.from_results(
         make_result(seed=seed, metrics={"test/top1": 0.9, "test/ece": ece}) for seed, ece in enumerate((0.12, 0.14))
@@ -73,9 +68,7 @@ def test_a_metric_is_one_line_and_in_every_format(
     }
 
 
-def test_names_leave_out_what_all_rows_share_and_every_format_has_it_once(
-    make_result: MakeResult, printed: Printed
-) -> None:
+def test_names_leave_out_what_all_rows_share_and_every_format_has_it_once(make_result, printed):
     mixup = "recipe.mixup={_target_: timm.data.Mixup, mixup_alpha: 0.8}"
     variants = ("gamma=fixed", "gamma=shared")
     runs = [make_result(variant=f"{gamma} {mixup} recipe.epochs=300", top1=0.9) for gamma in variants]
@@ -89,20 +82,20 @@ def test_names_leave_out_what_all_rows_share_and_every_format_has_it_once(
     assert [line["variant"] for line in records(comparison)] == [row.config.variant for row in comparison.rows]
 
 
-def test_one_row_alone_shares_nothing_and_its_name_is_whole(make_result: MakeResult) -> None:
+def test_one_row_alone_shares_nothing_and_its_name_is_whole(make_result):
     comparison = Comparison.from_results([make_result(variant="gamma=fixed", seed=seed) for seed in (0, 1)])
     assert [row.name for row in comparison.rows] == ["vit gamma=fixed"]
     assert "Every row" not in to_markdown(comparison)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_no_line_is_longer_than_the_terminal(comparison: Comparison, width: int) -> None:
+def test_no_line_is_longer_than_the_terminal(comparison, width):
     lines = to_text(comparison, width).splitlines()
     assert max(map(len, lines)) <= width
     assert any("top-1 %" in line for line in lines)
 
 
-def test_markdown_keeps_its_columns_and_names_as_they_are_without_control_characters(make_result: MakeResult) -> None:
+def test_markdown_keeps_its_columns_and_names_as_they_are_without_control_characters(make_result):
     evil = make_result("<script>alert(1)</script>|b`*\x1b[2J\r\n", error="bell\x07", status="failed")
     comparison = Comparison.from_results([evil], [UnreadableResultError("a|b", "is\nempty")])
     text = to_markdown(comparison)
@@ -115,7 +108,7 @@ def test_markdown_keeps_its_columns_and_names_as_they_are_without_control_charac
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", output)
 
 
-def test_what_was_compared_has_no_empty_facts_and_the_most_common_first(make_result: MakeResult) -> None:
+def test_what_was_compared_has_no_empty_facts_and_the_most_common_first(make_result):
     sweep = "python train.py -m model=vit,infvit seed=0,1"
     jobs = [make_result(m, s, command="of a job", sweep_command=sweep) for m in ("vit", "infvit") for s in (0, 1)]
     single = make_result("d", 7, command="python train.py", recipe="other", hardware={"cpu": "x", "gpus": []})
@@ -130,7 +123,7 @@ def test_what_was_compared_has_no_empty_facts_and_the_most_common_first(make_res
     assert f"- Command: {sweep}; python train.py" in text
 
 
-def test_csv_gives_every_row_back_in_raw_numbers(comparison: Comparison) -> None:
+def test_csv_gives_every_row_back_in_raw_numbers(comparison):
     rows = read_csv(comparison)
     assert len(rows) == len(comparison.rows) + 1
     for line, row in zip(rows, comparison.rows, strict=False):
@@ -146,7 +139,7 @@ def test_csv_gives_every_row_back_in_raw_numbers(comparison: Comparison) -> None
     assert rows[-1]["test_top1"] == ""
 
 
-def test_latex_has_its_columns_and_one_mark_for_rows_that_differ_alike(make_result: MakeResult) -> None:
+def test_latex_has_its_columns_and_one_mark_for_rows_that_differ_alike(make_result):
     results = [make_result(EVIL, 0, 0.5, depth=24), make_result("other", 0, 0.4, depth=24)]
     comparison = Comparison.from_results(
         [*(make_result(name) for name in ("vit", "infvit", "linear_infvit")), *results]
@@ -161,7 +154,7 @@ def test_latex_has_its_columns_and_one_mark_for_rows_that_differ_alike(make_resu
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-latex-recommended")
-def test_latex_compiles(make_result: MakeResult, tmp_path: Path) -> None:
+def test_latex_compiles(make_result, tmp_path):
     results = [make_result(m, s, 0.9 + s / 100) for m in ("vit", "infvit") for s in (0, 1, 2)]
     results += [make_result(EVIL, 0, 0.5, depth=24, run_dir=EVIL), make_result("vit", 3, status="failed", error=EVIL)]
     page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{comparison}\end{document}"
@@ -174,7 +167,7 @@ def test_latex_compiles(make_result: MakeResult, tmp_path: Path) -> None:
     assert "Overfull \\hbox" not in ran.stdout
 
 
-def test_nothing_at_all_still_prints(printed: Printed) -> None:
+def test_nothing_at_all_still_prints(printed):
     nothing = Comparison.from_results([])
     assert records(nothing) == []
     assert "top-1" in printed(nothing).lower()
@@ -197,9 +190,7 @@ def still_running(path: Path) -> str:
 
 
 @pytest.mark.parametrize("make_bad", [damage, older, still_running])
-def test_a_bad_result_is_named_in_every_format(
-    make_bad: Callable[[Path], str], make_result: MakeResult, make_sweep: MakeSweep, printed: Printed
-) -> None:
+def test_a_bad_result_is_named_in_every_format(make_bad, make_result, make_sweep, printed):
     folders = make_sweep([make_result("vit", seed) for seed in (0, 1)])
     words = make_bad(folders[1] / "result.json")
     comparison = Comparison.from_dirs([folders[0].parent])
@@ -210,7 +201,7 @@ def test_a_bad_result_is_named_in_every_format(
     assert words in rows[-1]["problem"] or rows[0]["running"] == "1"
 
 
-def test_without_any_readable_result_every_file_has_the_reason(tmp_path: Path, make_result: MakeResult) -> None:
+def test_without_any_readable_result_every_file_has_the_reason(tmp_path, make_result):
     (folder,) = write_results(tmp_path / "sweep", [make_result()])
     (folder / "result.json").write_text("")
     comparison = write_comparison([tmp_path / "sweep"], tmp_path / "out")
@@ -219,7 +210,7 @@ def test_without_any_readable_result_every_file_has_the_reason(tmp_path: Path, m
         assert "is not JSON: Expecting value" in (tmp_path / "out" / f"comparison.{ending}").read_text()
 
 
-def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result: MakeResult) -> None:
+def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result):
     results = [make_result(seed=0), make_result(seed=0, started="2030", run_dir="b"), make_result(seed=1, top1=None)]
     comparison = Comparison.from_results([*results, make_result("infvit", hardware={"gpu": "H100"})])
     assert remarks(comparison) == [
@@ -229,9 +220,7 @@ def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result: MakeR
     ]
 
 
-def test_the_command_prints_the_table_and_the_files(
-    make_result: MakeResult, make_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_the_table_and_the_files(make_result, make_sweep, tmp_path, capsys):
     folders = make_sweep([make_result(seed=0, top1=0.875)])
     assert main([str(folders[0]), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
@@ -241,9 +230,7 @@ def test_the_command_prints_the_table_and_the_files(
         assert (tmp_path / "out" / name).stat().st_size
 
 
-def test_the_command_refuses_bad_folders_in_one_line(
-    make_result: MakeResult, make_sweep: MakeSweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_refuses_bad_folders_in_one_line(make_result, make_sweep, tmp_path, capsys):
     (run,) = make_sweep([make_result(status="failed", top1=None)])
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()

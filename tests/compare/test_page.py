@@ -1,23 +1,20 @@
 """The page: self-contained, escaped, and alive in a real browser."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from infvit.compare import FILES, Comparison, to_html, write_comparison
 from infvit.compare.charts import MOST_POINTS, PICTURES, charts
 from infvit.tables.theme import specification
-from tests.compare.conftest import EVIL, MakeResult, MakeSweep, picture
+from tests.compare.conftest import EVIL, picture
 
 
-def test_every_name_is_escaped(make_result: MakeResult) -> None:
+def test_every_name_is_escaped(make_result):
     fields = (
         "attention",
         "variant",
@@ -35,7 +32,7 @@ def test_every_name_is_escaped(make_result: MakeResult) -> None:
     assert "broken into" in page
 
 
-def test_links_to_run_folders_start_from_the_page(make_result: MakeResult, tmp_path: Path) -> None:
+def test_links_to_run_folders_start_from_the_page(make_result, tmp_path):
     folders = [tmp_path / "sweep" / "0 model=vit", tmp_path / "elsewhere" / "1#?"]
     results = [make_result(seed=i, run_dir=str(folder)) for i, folder in enumerate(folders)]
     results.append(make_result(seed=2, run_dir="javascript:alert(1)"))
@@ -55,22 +52,20 @@ class Links(HTMLParser):
             self.found.append(dict(attrs)["href"] or "")
 
 
-def test_the_page_needs_no_network(page_file: Path) -> None:
+def test_the_page_needs_no_network(page_file):
     page = page_file.read_text()
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="(?!data:|\./|\.\./)[^"]*"|url\(|@import', markup)
     assert "default-src 'none'" in page
 
 
-def test_all_files_are_written_and_pictures_are_pictures(page_file: Path) -> None:
+def test_all_files_are_written_and_pictures_are_pictures(page_file):
     assert {path.name for path in page_file.parent.iterdir() if path.is_file()} == set(FILES)
     for name in PICTURES:
         assert (page_file.parent / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_only_failed_runs_make_a_page_without_charts_and_no_stale_pictures(
-    make_result: MakeResult, make_sweep: MakeSweep, tmp_path: Path
-) -> None:
+def test_only_failed_runs_make_a_page_without_charts_and_no_stale_pictures(make_result, make_sweep, tmp_path):
     failed = [make_result(seed=s, top1=None, status="failed", error="no such GPU", parameters=None) for s in (0, 1)]
     (tmp_path / "curves.png").write_bytes(b"from an earlier comparison")
     comparison = write_comparison(make_sweep(failed), tmp_path)
@@ -82,7 +77,7 @@ def test_only_failed_runs_make_a_page_without_charts_and_no_stale_pictures(
     assert 'class="plot"' not in page
 
 
-def test_a_curve_is_the_mean_of_its_seeds_between_the_lowest_and_the_highest(make_result: MakeResult) -> None:
+def test_a_curve_is_the_mean_of_its_seeds_between_the_lowest_and_the_highest(make_result):
     ups = [make_result(seed=s, curves=[{"epoch": 0, "val/top1": x}]) for s, x in enumerate((0.2, 0.3, 0.7))]
     failed = make_result(seed=9, curves=[{"epoch": 0, "val/top1": 0.99}], status="failed")
     (point,) = points(Comparison.from_results([*ups, failed]), "val_top1")
@@ -96,7 +91,7 @@ def points(comparison: Comparison, chart: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_two_hundred_long_runs_stay_under_five_megabytes(make_result: MakeResult) -> None:
+def test_two_hundred_long_runs_stay_under_five_megabytes(make_result):
     results = [make_result(f"model_{i}", seed, 0.5 + i / 200, epochs=300) for i in range(40) for seed in range(5)]
     comparison = Comparison.from_results(results)
     drawn = points(comparison, "val_top1")
@@ -105,7 +100,7 @@ def test_two_hundred_long_runs_stay_under_five_megabytes(make_result: MakeResult
     assert len(to_html(comparison).encode()) < 5_000_000
 
 
-def test_a_row_has_the_attention_picture_of_its_first_seed(make_result: MakeResult, make_sweep: MakeSweep) -> None:
+def test_a_row_has_the_attention_picture_of_its_first_seed(make_result, make_sweep):
     runs = [make_result(model, seed) for model in ("vit", "infvit", "none") for seed in (1, 0)]
     folders = make_sweep(runs)
     for folder, run in zip(folders, runs, strict=True):
@@ -122,9 +117,7 @@ def test_a_row_has_the_attention_picture_of_its_first_seed(make_result: MakeResu
     assert "What the models look at" not in to_html(Comparison.from_results(runs))
 
 
-def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(
-    make_result: MakeResult, make_sweep: MakeSweep
-) -> None:
+def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(make_result, make_sweep):
     folders = make_sweep([make_result(f"model_{i}", 0, i / 200, epochs=30) for i in range(200)])
     for folder in folders:
         picture(folder, 40_000)
@@ -134,7 +127,7 @@ def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(
     assert 30 < page.count("<img ") < 60
 
 
-def test_bars_and_differences_are_the_tables_numbers(make_result: MakeResult) -> None:
+def test_bars_and_differences_are_the_tables_numbers(make_result):
     tops = {"vit": (0.5, 0.7), "infvit": (0.6, 0.9)}
     comparison = Comparison.from_results(make_result(m, s, x) for m, xs in tops.items() for s, x in enumerate(xs))
     bars = {point["row"]: point for point in points(comparison, "accuracy")}
@@ -146,7 +139,7 @@ def test_bars_and_differences_are_the_tables_numbers(make_result: MakeResult) ->
     assert float(difference["high"]) == pytest.approx(15 + 12.706204736 * 5, rel=1e-4)
 
 
-def test_gamma_is_each_blocks_last_over_seeds_and_absent_where_nothing_has_one(make_result: MakeResult) -> None:
+def test_gamma_is_each_blocks_last_over_seeds_and_absent_where_nothing_has_one(make_result):
     runs = [
         make_result("infvit", s, curves=[{"epoch": 0, "gamma/0": 0.95}, {"epoch": 1, "gamma/0": g, "gamma/10": 0.5}])
         for s, g in enumerate((0.90, 0.94))

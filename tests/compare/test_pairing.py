@@ -1,7 +1,5 @@
 """Differences to the baseline, seed by seed, against SciPy's paired t-test."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -40,7 +38,7 @@ def speed(row: Row) -> str:
     return cell(row, "speed")
 
 
-def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result: MakeResult) -> None:
+def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result):
     comparison = Comparison.from_results(runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT))
     paired = row(comparison, "infvit").paired
     ours, theirs = np.array(list(INFVIT.values())).T, np.array(list(VIT.values())).T
@@ -56,7 +54,7 @@ def test_the_difference_and_its_interval_are_the_paired_t_tests(make_result: Mak
     assert paired.top1.half_width < top1 / 2
 
 
-def test_only_seeds_that_both_have_finished_are_paired(make_result: MakeResult) -> None:
+def test_only_seeds_that_both_have_finished_are_paired(make_result):
     ours = runs(make_result, "infvit", {1: (0.84, 1.0), 2: (0.95, 1.0), 7: (0.10, 1.0)})
     failed = make_result("infvit", 0, 0.1, status="failed")
     comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *ours, failed])
@@ -66,7 +64,7 @@ def test_only_seeds_that_both_have_finished_are_paired(make_result: MakeResult) 
     assert "infvit: of 3 finished seeds, 2 paired with vit" in remarks(comparison)
 
 
-def test_rows_that_do_not_compare_have_no_difference(make_result: MakeResult) -> None:
+def test_rows_that_do_not_compare_have_no_difference(make_result):
     deep = runs(make_result, "infvit", INFVIT, depth=24)
     usual = runs(make_result, "linear_infvit", INFVIT)
     comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *usual, *deep])
@@ -76,7 +74,7 @@ def test_rows_that_do_not_compare_have_no_difference(make_result: MakeResult) ->
     assert speed(row(comparison, "linear_infvit")) == "1.20x (1.15 – 1.25)"
 
 
-def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_result: MakeResult) -> None:
+def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_result):
     kinds = {"plain": {}, "deep": {"depth": 24}, "faint": {"variant": "backbone.std=0.02"}}
     shift = dict(zip(kinds, (0.0, 0.1, 0.2), strict=True))
     results = []
@@ -95,8 +93,8 @@ def test_each_depth_and_each_variant_has_the_baseline_of_its_own_kind(make_resul
 
 
 def test_a_variant_is_paired_with_the_baselines_variant_also_where_a_row_has_the_name_of_the_baseline(
-    make_result: MakeResult,
-) -> None:
+    make_result,
+):
     variants = {"gamma=fixed": (0.9, 0.95), "gamma=fixed positions=std0.02": (0.5, 0.8)}
     results = []
     for variant, (vit, infvit) in variants.items():
@@ -108,7 +106,7 @@ def test_a_variant_is_paired_with_the_baselines_variant_also_where_a_row_has_the
     assert points(row(comparison, "vit positions=std0.02")) == "baseline"
 
 
-def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result: MakeResult) -> None:
+def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result):
     results = runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT)
     assert points(row(Comparison.from_results(results, baseline="infvit"), "vit")) == "−3.25 ± 2.72"
     with pytest.raises(UsageError, match="no row or model named swin to compare with; there are: infvit, vit"):
@@ -117,14 +115,14 @@ def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result: M
     assert remarks(without) == ["no finished run of vit compares with another row: no paired differences"]
 
 
-def test_speeds_of_different_machines_are_not_divided(make_result: MakeResult) -> None:
+def test_speeds_of_different_machines_are_not_divided(make_result):
     elsewhere = runs(make_result, "infvit", INFVIT, hardware={"gpu": "H100"})
     comparison = Comparison.from_results([*runs(make_result, "vit", VIT), *elsewhere])
     assert speed(row(comparison, "infvit")) == "–"
     assert points(row(comparison, "infvit")) == "+3.25 ± 2.72"
 
 
-def test_one_pair_has_no_interval_and_an_extreme_one_is_in_powers_of_ten(make_result: MakeResult) -> None:
+def test_one_pair_has_no_interval_and_an_extreme_one_is_in_powers_of_ten(make_result):
     one = Comparison.from_results([make_result("vit", top1=0.5), make_result("infvit", top1=0.4)])
     assert points(row(one, "infvit")) == "−10.00 ± –"
     far = {0: (0.9, 1e-3), 1: (0.9, 1e30)}

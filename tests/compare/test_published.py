@@ -1,12 +1,10 @@
 """Published numbers stand beside the rows that they belong to, with their source, and nowhere else."""
 
-from __future__ import annotations
-
 import pytest
 
 from infvit.compare import Comparison, records
 from infvit.compare.published import published
-from tests.compare.conftest import IMAGENET, MakeResult, Printed
+from tests.compare.conftest import IMAGENET
 
 
 @pytest.mark.parametrize(
@@ -20,9 +18,7 @@ from tests.compare.conftest import IMAGENET, MakeResult, Printed
         ("infvit_24l", 24, "", 0.854, 0.798, 330_600_000),
     ],
 )
-def test_the_papers_table_is_found_by_data_model_and_size(
-    model: str, depth: int, variant: str, top1: float, v2: float | None, parameters: int, make_result: MakeResult
-) -> None:
+def test_the_papers_table_is_found_by_data_model_and_size(model, depth, variant, top1, v2, parameters, make_result):
     found = published(make_result(model, **(IMAGENET | {"depth": depth, "variant": variant})))
     assert found is not None
     assert (found.source, found.top1, found.v2_top1, found.parameters) == ("arXiv:2603.00175", top1, v2, parameters)
@@ -46,11 +42,11 @@ def test_the_papers_table_is_found_by_data_model_and_size(
         {"variant": "~size.extra_proj"},
     ],
 )
-def test_nothing_is_published_for_anything_else(change: dict, make_result: MakeResult) -> None:
+def test_nothing_is_published_for_anything_else(change, make_result):
     assert published(make_result("infvit", **(IMAGENET | change))) is None
 
 
-def test_every_format_marks_them_as_published_and_names_the_source(make_result: MakeResult, printed: Printed) -> None:
+def test_every_format_marks_them_as_published_and_names_the_source(make_result, printed):
     measured = {"test/top1": 0.79, "v2/top1": 0.66}
     comparison = Comparison.from_results(
         [make_result("linear_infvit", **IMAGENET, metrics=measured), make_result("other", **IMAGENET)]
@@ -65,7 +61,7 @@ def test_every_format_marks_them_as_published_and_names_the_source(make_result: 
     assert other["published_top1"] is other["v2_top1"] is None
 
 
-def test_digits_have_no_published_column_and_no_further_test_set(make_result: MakeResult, printed: Printed) -> None:
+def test_digits_have_no_published_column_and_no_further_test_set(make_result, printed):
     comparison = Comparison.from_results([make_result("vit"), make_result("infvit")])
     text = printed(comparison).partition("</style>")[2] or printed(comparison)
     assert "published" not in text.lower()

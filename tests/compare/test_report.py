@@ -1,12 +1,9 @@
 """The W&B report as W&B's own library writes it, and a sweep that ends well whatever W&B does."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +33,7 @@ def panels(spec: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(panel["viewType"], panel["config"]) for panel in found]
 
 
-def test_the_report_has_the_table_and_every_panel(built: dict[str, Any]) -> None:
+def test_the_report_has_the_table_and_every_panel(built):
     (table,) = [block["content"] for block in built["blocks"] if block["type"] == "markdown-block"]
     assert "| infvit | ✓ | 2 |" in table
     bars = [config for kind, config in panels(built) if kind == "Bar Chart"]
@@ -57,7 +54,7 @@ def test_the_report_has_the_table_and_every_panel(built: dict[str, Any]) -> None
     assert {"Run Comparer", "Weave"} <= {kind for kind, _ in panels(built)}
 
 
-def test_every_panel_shows_this_sweep_alone(built: dict[str, Any]) -> None:
+def test_every_panel_shows_this_sweep_alone(built):
     filters = [
         {item["key"]["name"]: item["value"] for item in runs["filters"]["filters"]}
         for grid in grids(built)
@@ -67,7 +64,7 @@ def test_every_panel_shows_this_sweep_alone(built: dict[str, Any]) -> None:
     assert filters == [train, train, train | {"jobType": "comparison"}]
 
 
-def test_panels_of_a_grid_do_not_overlap(built: dict[str, Any]) -> None:
+def test_panels_of_a_grid_do_not_overlap(built):
     for grid in grids(built):
         places = [panel["layout"] for panel in grid["panelBankSectionConfig"]["panels"]]
         cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
@@ -75,14 +72,12 @@ def test_panels_of_a_grid_do_not_overlap(built: dict[str, Any]) -> None:
         assert max(x for x, _ in cells) < 24
 
 
-def test_a_title_identifies_its_report_and_fits() -> None:
+def test_a_title_identifies_its_report_and_fits():
     assert title_of("digits", "s") == title_of("digits", "s") != title_of("digits", "t")
     assert len(title_of("x" * 300, "s")) == 128
 
 
-def test_a_wrong_key_is_one_warning_and_the_comparison_stays_to_be_synced(
-    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_key_is_one_warning_and_the_comparison_stays_to_be_synced(make_result, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", "not a key")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     sweep = tmp_path / "sweep"
@@ -150,9 +145,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     server.shutdown()
 
 
-def test_the_same_sweep_rewrites_its_report_and_another_makes_its_own(
-    views: list[dict[str, Any]], make_result: MakeResult
-) -> None:
+def test_the_same_sweep_rewrites_its_report_and_another_makes_its_own(views, make_result):
     def again(sweep: str, seeds: int) -> str:
         comparison = Comparison.from_results(make_result("vit", seed) for seed in range(seeds))
         return save(report("infvit", "someone", "digits", sweep, comparison))

@@ -7,8 +7,6 @@ in turns, so that what else the machine does falls on both. Prints the medians o
 ratio of 1 means four images on the device for one of timm's.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import statistics

@@ -10,8 +10,6 @@ rounds' ratios to bare FFCV. With one worker the reading takes one core; leave a
 copies the batches.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import logging

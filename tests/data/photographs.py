@@ -1,7 +1,5 @@
 """Real photographs for tests, benchmarks and pictures: cut-outs of the two that scikit-learn ships."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image

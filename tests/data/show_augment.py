@@ -7,8 +7,6 @@ difference, eight times enlarged about grey; two operations a row, in the order 
 RandAugment and RandomErasing as in training, timm's to the left, ours to the right, with draws of their own.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 

@@ -1,7 +1,5 @@
 """The device's augmentation is timm's: the same pixels for the same argument, the same odds for every argument."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -46,10 +44,7 @@ def no_coin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_augment, "_randomly_negate", lambda level: level)
 
 
-# ----------------------------------------------------------------------------------------------------------- operations
-
-
-def test_the_operations_are_those_of_timm() -> None:
+def test_the_operations_are_those_of_timm():
     assert set(BY_NAME) == set(auto_augment.rand_augment_choices("", increasing=True))
 
 
@@ -59,7 +54,7 @@ def test_the_operations_are_those_of_timm() -> None:
     ("name", "interpolation"),
     [(op.name, mode) for op in OPERATIONS for mode in (timm_in_pillow.RESAMPLE if op.geometric else ["bilinear"])],
 )
-def test_operation_equals_timms(name: str, interpolation: str, size: tuple[int, int]) -> None:
+def test_operation_equals_timms(name, interpolation, size):
     # The requirement is 2 levels for colour and 4 for geometry; all but one are far closer, and should stay so.
     allowed = 2.0 if (name, interpolation) == ("Rotate", "bicubic") else 0.2
     images = photographs(6, *size)
@@ -75,7 +70,7 @@ def test_operation_equals_timms(name: str, interpolation: str, size: tuple[int, 
 
 @pytest.mark.usefixtures("no_coin")
 @pytest.mark.parametrize("name", BY_NAME)
-def test_operation_equals_timms_on_flat_and_extreme_images(name: str) -> None:
+def test_operation_equals_timms_on_flat_and_extreme_images(name):
     flat = torch.full((3, 40, 40), 77, dtype=torch.uint8)
     halves = flat.clone()
     halves[:, :, 20:] = 255
@@ -87,22 +82,19 @@ def test_operation_equals_timms_on_flat_and_extreme_images(name: str) -> None:
         assert distance(ours, theirs) <= 0.2
 
 
-def test_posterize_to_no_bits_is_black() -> None:
+def test_posterize_to_no_bits_is_black():
     assert posterize(photographs(1, 32, 32), torch.zeros(1)).count_nonzero() == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", BY_NAME)
-def test_operation_is_the_same_on_the_gpu(name: str) -> None:
+def test_operation_is_the_same_on_the_gpu(name):
     images, magnitude = photographs(6, 97, 131), draw_magnitudes(BY_NAME[name], 6)
     assert distance(BY_NAME[name](images.cuda(), magnitude.cuda()).cpu(), BY_NAME[name](images, magnitude)) <= 0.05
 
 
-# ---------------------------------------------------------------------------------------------------------- RandAugment
-
-
 @pytest.mark.usefixtures("no_coin")
-def test_each_image_of_a_batch_gets_its_own_operations_in_its_own_order() -> None:
+def test_each_image_of_a_batch_gets_its_own_operations_in_its_own_order():
     augment = RandAugment(num_layers=2, interpolation="bilinear")
     images = photographs(100, 64, 72)
     keys = random_keys(len(images))
@@ -132,7 +124,7 @@ def timms_draws(trials: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[
     return arguments
 
 
-def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch):
     trials = 40_000
     theirs = timms_draws(trials, monkeypatch)
     draw = RandAugment().draw(random_keys(trials))
@@ -148,7 +140,7 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch: pyte
             assert ks_2samp(ours, theirs[op.name]).pvalue > 1e-4, op.name
 
 
-def test_layers_and_images_draw_independently() -> None:
+def test_layers_and_images_draw_independently():
     draw = RandAugment(probability=1.0).draw(random_keys(30_000))
     first, second = draw.operation
     assert abs((first == second).float().mean().item() - 1 / 15) < 0.01
@@ -158,7 +150,7 @@ def test_layers_and_images_draw_independently() -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 48), (33, 35)], ids=["wide copies", "byte copies"])
-def test_batches_are_changed_in_place_whatever_their_memory_format(size: tuple[int, int]) -> None:
+def test_batches_are_changed_in_place_whatever_their_memory_format(size):
     images, augment = photographs(70, *size), RandAugment()
     before, keys = images.clone(), random_keys(70)
     expected = augment(images.clone(memory_format=torch.channels_last), keys)
@@ -179,7 +171,7 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_number_of_kernels_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_kernels_does_not_grow_with_the_batch(monkeypatch):
     augment, calls = RandAugment(probability=1.0), []
     for n in (30, 60):
         images = photographs(n, 32, 32)
@@ -204,13 +196,10 @@ def test_the_number_of_kernels_does_not_grow_with_the_batch(monkeypatch: pytest.
         lambda: RandomErasing(probability=-1),
     ],
 )
-def test_mistakes_are_one_line_errors(mistake) -> None:
+def test_mistakes_are_one_line_errors(mistake):
     with pytest.raises(UsageError) as error:
         mistake()
     assert "\n" not in str(error.value)
-
-
-# -------------------------------------------------------------------------------------------------------------- erasing
 
 
 def rectangles_of(erased: Tensor) -> Tensor:
@@ -223,7 +212,7 @@ def rectangles_of(erased: Tensor) -> Tensor:
     return boxes.double()
 
 
-def test_erasing_draws_rectangles_as_timm_does() -> None:
+def test_erasing_draws_rectangles_as_timm_does():
     images = torch.zeros(16_000, 1, 40, 56)
     timm_erasing = TimmErasing(0.25, mode="pixel", device="cpu")
     theirs = rectangles_of(timm_erasing(images.clone()))
@@ -243,7 +232,7 @@ def test_erasing_draws_rectangles_as_timm_does() -> None:
     assert (ours[:, 1] + ours[:, 3]).max() == 56
 
 
-def test_erased_pixels_are_standard_normal_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_erased_pixels_are_standard_normal_and_the_others_stay(monkeypatch):
     out = RandomErasing(probability=1.0)(torch.full((64, 3, 48, 48), 7.0), random_keys(64))
     assert (out == 7).float().mean() > 0.5
     erased = out[out != 7]
@@ -255,7 +244,7 @@ def test_erased_pixels_are_standard_normal_and_the_others_stay(monkeypatch: pyte
     assert RandomErasing(1.0)(torch.zeros(4, 3, 8, 8), random_keys(4)).count_nonzero() == 0
 
 
-def test_rectangles_are_erased_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rectangles_are_erased_in_place(monkeypatch):
     images, erasing = torch.zeros(2, 3, 10, 12, dtype=torch.float64), RandomErasing()
     boxes = Rectangles(*(torch.tensor(v) for v in ([2, 0], [3, 0], [4, 0], [5, 0])))
     monkeypatch.setattr(erasing, "draw", lambda *_: boxes)

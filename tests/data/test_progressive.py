@@ -68,12 +68,10 @@ def test_a_growing_run_has_a_variant_and_is_evaluated_at_the_full_side(cli):
         *(f"recipe.augmentation.progressive.{name}={value}" for name, value in ramp.items()),
     ]
     short = ["recipe.epochs=3", "recipe.warmup_epochs=1"]
-    outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", *short, *grows)
-    assert outcome.code == 0, outcome.err
+    outcome = cli("train", "experiment=digits", "data/loader=torch", "logger=csv", *short, *grows).ok()
     (folder,) = outcome.runs()
     result = json.loads((folder / "result.json").read_text())
     assert "progressive=from160" in result["variant"]
     assert result["metrics"]["test/top1"] == pytest.approx(result["metrics"]["val/top1"])
-    measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
-    assert measured.code == 0, measured.err
+    measured = cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}").ok()
     assert f"top-1 {100 * result['metrics']['test/top1']:.2f}%" in measured.out

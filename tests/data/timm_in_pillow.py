@@ -1,7 +1,5 @@
 """timm's RandAugment on one image in Pillow: the slow twin of data/augment."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-from infvit.attention import SoftmaxAttention
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, streamed
 from infvit.highres.inference import mlp_passes
 from infvit.highres.tokens import IMAGENET_MEAN, IMAGENET_STD
 from infvit.positions import resample
-from infvit.vit import VisionTransformer
 from tests.highres.conftest import small_image, small_model
 
 WAYS = [chunked, streamed]
@@ -22,22 +20,14 @@ def normalised(image):
 
 @torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("chunk", [1, 7, 10, 23, 1000])
-def test_each_way_equals_the_dense_model(model, way, chunk):
-    image = small_image()
+@pytest.mark.parametrize(("size", "chunk"), [*(((24, 40), chunk) for chunk in (1, 7, 10, 23, 1000)), ((16, 16), 5)])
+def test_each_way_equals_the_dense_model_also_at_its_trained_resolution(model, way, size, chunk):
+    image = small_image(*size)
     found = way(Tokens(model, image, chunk), centrality=True)
     torch.testing.assert_close(found.logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
     weights = model.blocks[-1].attn.weights(model.features(normalised(image))["blocks.2.norm1"])
-    patches = weights.mean(1)[0, model.num_prefix_tokens :].view(6, 10)
+    patches = weights.mean(1)[0, model.num_prefix_tokens :].view(size[0] // 4, size[1] // 4)
     torch.testing.assert_close(found.centrality, patches, rtol=1e-4, atol=1e-7)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("way", WAYS)
-def test_the_trained_resolution_uses_positions_unchanged(model, way):
-    image = small_image(16, 16)
-    logits = way(Tokens(model, image, 5)).logits
-    torch.testing.assert_close(logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(24, 40), (16, 16), (8, 100), (12, 4)])
@@ -84,12 +74,6 @@ def test_no_intermediate_value_is_as_long_as_the_image(way):
         block.mlp.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     way(Tokens(model, small_image(), 10))
     assert max(lengths) <= 10
-
-
-def test_another_attention_is_refused_by_name():
-    model = VisionTransformer(SoftmaxAttention, img_size=16, patch_size=4, dim=32, depth=1, num_heads=4)
-    with pytest.raises(UsageError, match=r"blocks\.0 has SoftmaxAttention, expected .* as LinearInfSA"):
-        chunked(Tokens(model, small_image(), 10))
 
 
 def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused_with_the_two_nearest():

@@ -4,31 +4,25 @@ import json
 import math
 from itertools import groupby, pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from infvit.cli import resolvers
 from infvit.measure.efficiency import timing
 from infvit.measure.efficiency.energy import NOT_HERE, EnergyMeter
 from infvit.measure.efficiency.passes import Footprint, fitting_together
 from infvit.measure.subprocess_case import DONE, OUT_OF_MEMORY, TOO_SLOW
+from tests.cli.test_conf import composed
 
 TINY = ["eval=efficiency", "size=tiny", "device=cpu", "threads=1"]
 COUNTS_ENERGY = Path("/sys/class/powercap/intel-rapl").exists()
 
 
 def result_of(outcome):
-    assert outcome.code == 0, outcome.err
-    (path,) = outcome.folder.glob("runs/eval/efficiency/*/efficiency.json")
+    (path,) = outcome.ok().folder.glob("runs/eval/efficiency/*/efficiency.json")
     return path.parent, json.loads(path.read_text())
-
-
-def middle(values):
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def test_table_json_pictures_and_wandb_agree(cli):
@@ -46,15 +40,15 @@ def test_table_json_pictures_and_wandb_agree(cli):
         shares = [case["flops"] / s / p for s, p in zip(seconds, case["peak_flops_per_second"], strict=True)]
         assert len(seconds) == 3
         assert row["tokens"] == (case["resolution"] // 2) ** 2 + 1
-        assert row["seconds"] == middle(seconds)
+        assert row["seconds"] == median(seconds)
         assert (row["seconds_low"], row["seconds_high"]) == (min(seconds), max(seconds))
-        assert row["images_per_second"] == pytest.approx(1 / middle(seconds))
-        assert row["times_as_fast_as_vit"] == pytest.approx(middle(ratios))
+        assert row["images_per_second"] == pytest.approx(1 / median(seconds))
+        assert row["times_as_fast_as_vit"] == pytest.approx(median(ratios))
         assert row["times_as_fast_as_vit_high"] == pytest.approx(max(ratios))
-        assert row["share_of_peak"] == pytest.approx(middle(shares))
+        assert row["share_of_peak"] == pytest.approx(median(shares))
         assert row["peak_bytes"] > row["added_bytes"] > 4 * row["parameters"]
         if case["model"] == "vit_unfused":
-            shown = f"{middle(ratios):.2f}x ({min(ratios):.2f} – {max(ratios):.2f})"
+            shown = f"{median(ratios):.2f}x ({min(ratios):.2f} – {max(ratios):.2f})"
             assert shown in table
             assert shown in markdown
     sizes, times = [17, 65], [rows["vit", side]["seconds"] for side in (8, 16)]
@@ -123,17 +117,13 @@ def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
 )
 def test_mistakes_are_reported_before_anything_runs(cli, arguments, words):
     outcome = cli("eval", *TINY, "models=[vit]", "resolutions=[8]", *arguments)
-    assert outcome.code == 2
-    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    assert all(word in line for word in words)
+    assert all(word in outcome.error() for word in words)
     assert not outcome.out
     assert not list(outcome.folder.glob("runs/**/*.json"))
 
 
 def test_the_papers_setting_composes():
-    resolvers.register()
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
-        cfg = compose("eval", ["eval=efficiency_paper"])
+    cfg = composed("eval=efficiency_paper", script="eval")
     assert cfg.models == ["vit", "vit_unfused", "linear_infvit"]
     assert (cfg.resolutions, cfg.batch_size, cfg.size.dim, cfg.size.depth) == ([1024], 1, 1024, 4)
 

@@ -37,8 +37,7 @@ RUNS = {}
 def trained(cli, *arguments):
     """The checkpoint of a short run, and its result."""
     if arguments not in RUNS:
-        outcome = cli("train", *QUICK, *arguments)
-        assert outcome.code == 0, outcome.err
+        outcome = cli("train", *QUICK, *arguments).ok()
         RUNS[arguments] = max(outcome.runs(), key=lambda run: run.stat().st_mtime)
     folder = shutil.copytree(RUNS[arguments], Path("copies", RUNS[arguments].name).absolute(), symlinks=True)
     return folder / "checkpoints" / "last.ckpt", json.loads((folder / "result.json").read_text())
@@ -190,13 +189,6 @@ def test_a_published_model_of_timm_on_imagenet_with_its_real_labels(cli, imagene
     assert row["loss"] == pytest.approx(-expected.mean().item(), abs=1e-4)  # each class once
 
 
-def format_config_error(outcome):
-    assert outcome.code == 2, outcome.out + outcome.err
-    assert "Traceback" not in outcome.err
-    (line,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
-    return line
-
-
 @pytest.fixture
 def digits_as_files(tmp_path):
     """The 360 test images of data=digits as PNG files, and none to train on."""
@@ -236,7 +228,7 @@ def test_data_root_and_batch_size_alone_keep_the_rest_of_the_runs_data(cli, digi
     mine = ["data=imagefolder", f"data.root={digits_as_files}", "data.module.workers=0"]
     ckpt, result = trained(cli, *mine, "model=vit", "size=tiny", "recipe=digits", "recipe.batch_size=32")
     moved = shutil.move(digits_as_files, digits_as_files.with_name("moved"))
-    assert "does not exist" in format_config_error(cli("eval", f"ckpt={ckpt}"))
+    assert "does not exist" in cli("eval", f"ckpt={ckpt}").error()
     sizes, test_step = [], records._Recorder.test_step
 
     def counted(self, batch, batch_idx):
@@ -252,10 +244,10 @@ def test_data_root_and_batch_size_alone_keep_the_rest_of_the_runs_data(cli, digi
         assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
         assert row["fingerprint"] == result["data_fingerprint"]
     mistake = cli("eval", f"ckpt={ckpt}", f"data.root={moved}", "+data.module.eval_batchsize=2")
-    assert "data.module.eval_batchsize is not a key of the run's data=imagefolder" in format_config_error(mistake)
+    assert "data.module.eval_batchsize is not a key of the run's data=imagefolder" in mistake.error()
 
     monkeypatch.setattr(records._Recorder, "test_step", lambda *_: torch.empty(2**48))
-    line = format_config_error(cli("eval", f"ckpt={ckpt}", f"data.root={moved}"))
+    line = cli("eval", f"ckpt={ckpt}", f"data.root={moved}").error()
     assert "out of memory" in line
     assert "data.module.eval_batch_size=" in line
 
@@ -282,23 +274,23 @@ TIMM = ["data=imagenet", "model=timm"]
 def test_mistakes_are_reported_in_one_line(cli, imagenet, monkeypatch, arguments, words):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it retries for a minute
     root = f"data.root={imagenet[0] / 'tree'}"
-    line = format_config_error(cli("eval", *arguments, *([root] if "data=imagenet" in arguments else [])))
+    line = cli("eval", *arguments, *([root] if "data=imagenet" in arguments else [])).error()
     assert all(word in line for word in words)
 
 
 def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_one_line(cli, imagenet):
     root, _ = imagenet
     model = ["model=timm", "model.name=test_vit", "data=digits"]
-    line = format_config_error(cli("eval", *model, f"weights={root / 'test_vit.safetensors'}"))
+    line = cli("eval", *model, f"weights={root / 'test_vit.safetensors'}").error()
     assert "test_vit.safetensors holds no weights of test_vit for 10 classes" in line
     ckpt, _ = trained(cli, "experiment=digits", "model=vit")
-    line = format_config_error(cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}"))
+    line = cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}").error()
     assert "has 10 classes (0, 1, 2, ...), data=imagenet has 1,000 classes (n01440764" in line
     content = torch.load(ckpt, weights_only=True)
     content["state_dict"]["net.head.bias"][3] = torch.nan
     nan = ckpt.with_name("nan.ckpt")  # a name without a checksum
     torch.save(content, nan)
-    assert "vit gives no finite logits for 360 of 360 images" in format_config_error(cli("eval", f"ckpt={nan}"))
+    assert "vit gives no finite logits for 360 of 360 images" in cli("eval", f"ckpt={nan}").error()
 
 
 def test_classes_of_other_names_give_a_warning_and_are_taken_in_order(tmp_path):

@@ -1,7 +1,5 @@
 """Columns declared once are printed in every format; numbers, intervals and names are printed as they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +28,7 @@ COLUMNS: list[Column[Model]] = [
 MODELS = [Model("vit", Estimate(2, 0.9, 0.01), 1234.5), Model("a|b", Estimate(1, 0.8))]
 
 
-def test_one_declaration_prints_in_every_format_and_an_empty_optional_column_in_none() -> None:
+def test_one_declaration_prints_in_every_format_and_an_empty_optional_column_in_none():
     table = Table(COLUMNS, MODELS, "Models")
     assert table.text().splitlines() == [
         "Models",
@@ -53,14 +51,14 @@ def test_one_declaration_prints_in_every_format_and_an_empty_optional_column_in_
     assert (first, second) == ("vit,0.9,0.01,2,1234.5", "a|b,0.8,,1,")
 
 
-def test_a_narrow_terminal_loses_columns_then_spaces_then_the_end_of_names() -> None:
+def test_a_narrow_terminal_loses_columns_then_spaces_then_the_end_of_names():
     models = [Model("a" * 30, Estimate(2, 0.9, 0.01), 1234.5)]
     assert Table(COLUMNS, models).text(46).splitlines()[2] == "a" * 24 + "…" + "  90.00 ± 1.00  1,234"
     assert Table(COLUMNS, models).text(35).splitlines()[2] == "a" * 20 + "…" + "  90.00 ± 1.00"
     assert Table(COLUMNS, models).text(25).splitlines()[2] == "a" * 12 + "…" + "  90.00±1.00"
 
 
-def test_headings_of_rows_reach_over_all_columns_and_cells_may_have_several_lines() -> None:
+def test_headings_of_rows_reach_over_all_columns_and_cells_may_have_several_lines():
     models = [Model("a heading longer than the column", ""), Model("  vit", "90.00\n88.00–92.00")]
     assert Table(COLUMNS[:2], models).text().splitlines()[2:] == [
         "a heading longer than the column",
@@ -87,11 +85,11 @@ def test_headings_of_rows_reach_over_all_columns_and_cells_may_have_several_line
         (signed(-0.4), "−0.40"),
     ],
 )
-def test_numbers(shown: str, expected: str) -> None:
+def test_numbers(shown, expected):
     assert shown == expected
 
 
-def test_every_special_character_is_escaped() -> None:
+def test_every_special_character_is_escaped():
     assert escape.latex("\\{}$&#%_^~") == r"\textbackslash{}\{\}\$\&\#\%\_\textasciicircum{}\textasciitilde{}"
     assert escape.latex("é中\n\t±−–") == r"e?  $\pm$$-$\textendash{}"
     assert "--" not in escape.latex("a---b")
@@ -101,7 +99,7 @@ def test_every_special_character_is_escaped() -> None:
 
 
 @pytest.mark.parametrize("values", [[0.9, 0.94], [0.9, 0.94, 0.91], [0.5, 0.51, 0.7, 0.66, 0.58]])
-def test_the_interval_is_students_t(values: list[float]) -> None:
+def test_the_interval_is_students_t(values):
     estimate = Estimate.of(values)
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     assert estimate.n == len(values)
@@ -109,7 +107,7 @@ def test_the_interval_is_students_t(values: list[float]) -> None:
     assert (estimate.low, estimate.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12))
 
 
-def test_one_seed_has_no_interval_and_no_seed_no_mean() -> None:
+def test_one_seed_has_no_interval_and_no_seed_no_mean():
     assert Estimate.of([0.9, None]) == Estimate(1, 0.9, None)
     assert Estimate.of([None, float("nan")]) == Estimate(0, None, None)
     # Two seeds by hand: mean 0.92, s = 0.02 * sqrt(2), t(1) = 12.7062, so the half-width is 12.7062 * 0.02.

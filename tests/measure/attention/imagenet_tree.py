@@ -1,7 +1,5 @@
 """A folder in ImageNet's exact layout: JPEGs, synsets, and XML annotations as in its archives."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

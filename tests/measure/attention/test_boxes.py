@@ -1,7 +1,5 @@
 """ImageNet's bounding boxes match the object in the view, and ink boxes surround the ink."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

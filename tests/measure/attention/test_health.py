@@ -8,37 +8,14 @@ import pytest
 import timm
 import torch
 
-from infvit.attention import ATTENTIONS
 from infvit.errors import UsageError
 from infvit.measure.attention import health as module
 from infvit.measure.attention.health import Health, health
-from infvit.vit import VisionTransformer
 from tests.measure.attention import naive
+from tests.measure.attention.test_maps import images, model, off
 
 NAMES = [field.name for field in fields(Health)]
 OF_INFSA = ("gamma", "rank_one_linear", "cosine_left", "cosine_right")
-
-
-def model(attention):
-    torch.manual_seed(0)
-    size = {"img_size": 8, "patch_size": 2, "dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
-    net = VisionTransformer(ATTENTIONS[attention], **size)
-    with torch.no_grad():
-        for block in net.blocks:
-            block.attn.qkv.weight.mul_(12)
-    return net.double().eval()
-
-
-def images(count=3):
-    return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def off(net, block, head):
-    with torch.no_grad():  # q = 1 and k = -1 for every token
-        qkv = net.blocks[block].attn.qkv
-        for part, value in ((0, 1.0), (1, -1.0)):
-            rows = slice(16 * part + 8 * head, 16 * part + 8 * head + 8)
-            qkv.weight[rows], qkv.bias[rows] = 0, value
 
 
 def of_a_head(attention, W, Q, K, gamma):
@@ -72,7 +49,7 @@ def of_a_head(attention, W, Q, K, gamma):
 
 @pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "relu", "linformer"])
 def test_every_number_equals_its_formula(attention):
-    net, x = model(attention), images()
+    net, x = model(attention), images(3)
     found, named = health(net, x), net.features(x)
     for i, block in enumerate(net.blocks):
         tokens = named[f"blocks.{i}.norm1"]
@@ -94,8 +71,8 @@ def test_every_number_equals_its_formula(attention):
 @pytest.mark.parametrize("attention", ["linear_infsa", "infsa", "softmax"])
 def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
     net = model(attention)
-    off(net, block=1, head=1)
-    found = health(net, images())
+    off(net, block=1, heads=[1])
+    found = health(net, images(3))
     dead = attention != "softmax"  # softmax of equal scores is uniform
     assert (found.off[1, 1] == dead).all()
     assert (found.off[0] == 0).all()
@@ -116,7 +93,7 @@ def test_equal_queries_and_keys_make_pure_one_vector_and_linear_that_vector():
         with torch.no_grad():
             for block in net.blocks:
                 block.attn.qkv.weight[:16], block.attn.qkv.bias[:16] = 0, 0.5
-        found = health(net, images())
+        found = health(net, images(3))
         for name in ("rank_one", "rank_one_linear", "cosine_left"):
             torch.testing.assert_close(
                 getattr(found, name), torch.ones(2, 2, 3, dtype=torch.float64), atol=1e-4, rtol=0
@@ -127,21 +104,21 @@ def test_equal_queries_and_keys_make_pure_one_vector_and_linear_that_vector():
 def test_pure_and_linear_are_measured_by_the_same_quantity():
     pure, linear = model("infsa"), model("linear_infsa")
     linear.load_state_dict(pure.state_dict())
-    ours, theirs = health(pure, images()), health(linear, images())
+    ours, theirs = health(pure, images(3)), health(linear, images(3))
     for name in ("rank_one", "rank_one_linear", "cosine_left", "cosine_right"):
         torch.testing.assert_close(getattr(ours, name)[0], getattr(theirs, name)[0])
 
 
 def test_few_images_at_a_time_change_nothing(monkeypatch):
-    net, x = model("infsa"), images()
+    net, x = model("infsa"), images(3)
     whole = health(net, x)
-    monkeypatch.setattr(module, "MOST_WEIGHTS", 2 * 17**2)
+    monkeypatch.setattr(module, "MOST_WEIGHTS", 2 * 25**2)
     for name, values in vars(health(net, x)).items():
         torch.testing.assert_close(values, getattr(whole, name), rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_measuring_draws_no_random_numbers_and_spectra_can_be_left_out():
-    net, x = model("infsa"), images()
+    net, x = model("infsa"), images(3)
     state = torch.get_rng_state()
     found = health(net, x, spectra=False)
     health(net, x)
@@ -150,7 +127,7 @@ def test_measuring_draws_no_random_numbers_and_spectra_can_be_left_out():
 
 
 def test_nan_stays_in_its_image():
-    net, x = model("infsa"), images()
+    net, x = model("infsa"), images(3)
     with_nan = x.clone()
     with_nan[1] = torch.nan
     clean, found = health(net, x), health(net, with_nan)
@@ -165,4 +142,4 @@ def test_timms_models_are_measured_and_models_without_weights_refused():
     assert found.effective_tokens.shape == (2, 4, 2)
     assert ((found.effective_tokens > 1) & (found.effective_tokens <= 17 + 1e-4)).all()
     with pytest.raises(UsageError, match="NoAttention has no weights of tokens"):
-        health(model("none"), images())
+        health(model("none"), images(3))

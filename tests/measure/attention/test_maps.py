@@ -39,11 +39,12 @@ def weights(net, x):
     return [block.attn.weights(named[f"blocks.{i}.norm1"]).detach() for i, block in enumerate(net.blocks)]
 
 
-def off(net, block):
+def off(net, block, heads=(0, 1)):
     with torch.no_grad():  # q = 1 and k = -1 for every token
-        for part, value in ((0, 1.0), (1, -1.0)):
-            rows = slice(16 * part, 16 * part + 16)
-            net.blocks[block].attn.qkv.weight[rows], net.blocks[block].attn.qkv.bias[rows] = 0, value
+        qkv = net.blocks[block].attn.qkv
+        for head in heads:
+            for begin, value in ((8 * head, 1.0), (16 + 8 * head, -1.0)):
+                qkv.weight[begin : begin + 8], qkv.bias[begin : begin + 8] = 0, value
 
 
 def close(found, expected):
