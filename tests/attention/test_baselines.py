@@ -70,19 +70,6 @@ def test_compiles_in_one_graph(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_draws_nothing_from_the_global_generator(name):
-    layer, x = layer_and_input(name)
-    before = torch.get_rng_state()
-    ATTENTIONS[name](32)(x.float()).sum().backward()
-    after_making = torch.get_rng_state()
-    torch.set_rng_state(before)
-    ATTENTIONS["softmax"](32)(x.float())
-    assert torch.equal(torch.get_rng_state(), after_making)
-    layer(x).sum().backward()
-    assert torch.equal(torch.get_rng_state(), after_making)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_costs_are_counted_on_the_meta_device(name):
     with torch.device("meta"):
         size = {"img_size": 128, "patch_size": 4, "dim": 64, "depth": 1, "num_heads": 4, "class_token": False}

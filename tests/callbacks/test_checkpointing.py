@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 
-from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.loggers import ResumableCSVLogger
 from infvit.compare import Comparison
 from infvit.compare.page import to_html
@@ -30,22 +29,9 @@ RUN = [*SMALL, "recipe.epochs=2", "trainer.log_every_n_steps=1"]
 
 
 @pytest.fixture
-def signals(monkeypatch):
+def signals(at_batch):
     """`signals(SIGTERM, 5)`: the process sends itself the signal at the start of its 5th batch."""
-
-    def send(number: int, batch: int) -> None:
-        real, begun = PeriodicCheckpoint.on_train_batch_start, 0
-
-        def then(self, *arguments):
-            nonlocal begun
-            begun += 1
-            if begun == batch:
-                os.kill(os.getpid(), number)
-            real(self, *arguments)
-
-        monkeypatch.setattr(PeriodicCheckpoint, "on_train_batch_start", then)
-
-    return send
+    return lambda number, batch: at_batch(batch, lambda *_: os.kill(os.getpid(), number))
 
 
 def history(run: Path) -> list[tuple[int, int]]:

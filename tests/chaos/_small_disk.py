@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from callbacks.epoch_seed import EpochSeed
+from tests.chaos.kill import after_steps
 
 SIZE = 48 << 20
 NEW_NAMESPACE, NEW_USER, PRIVATE = 0x20000, 0x10000000, 0x4000 | 1 << 18
@@ -58,18 +58,7 @@ class Disk:
 
     def full_from(self, step: int, to: float = float("inf")) -> Callable[[], None]:
         """Makes a process fill the disk after a step of training and free it after another one."""
-        real, seen = EpochSeed.on_train_batch_end, 0
-
-        def then(*arguments: Any) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == step:
-                self.fill()
-            if seen == to:
-                self.free()
-            real(*arguments)
-
-        return lambda: setattr(EpochSeed, "on_train_batch_end", then)
+        return after_steps({step: self.fill, to: self.free})
 
 
 class MountError(Exception):

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from callbacks.epoch_seed import EpochSeed
 from infvit.run.result import Result
 from tests.chaos import Fault
 from tests.chaos.disk import train_in
-from tests.chaos.kill import RUN
+from tests.chaos.kill import RUN, after_steps
 
 
 def cut_short(path: Path) -> None:
@@ -82,21 +81,12 @@ def _lost(
 ) -> str | None:
     """Damages the files after 14 steps; returns what is wrong with the run's end or its resumption."""
 
-    def damaged() -> None:
-        real, seen = EpochSeed.on_train_batch_end, 0
-
-        def then(*arguments: object) -> object:
-            nonlocal seen
-            seen += 1
-            if seen == 14:
-                for path in files if isinstance(files, list) else files.rglob("*-train-*.beton"):
-                    damage(path)
-            return real(*arguments)
-
-        EpochSeed.on_train_batch_end = then
+    def damage_all() -> None:
+        for path in files if isinstance(files, list) else files.rglob("*-train-*.beton"):
+            damage(path)
 
     contents = {path: path.read_bytes() for path in files} if isinstance(files, list) else {}
-    code, output = train_in(folder, damaged, words=words)
+    code, output = train_in(folder, after_steps({14: damage_all}), words=words)
     result = Result.read(folder / "run" / "result.json")
     errors = [line.removeprefix("error: ") for line in output.splitlines() if line.startswith("error: ")]
     if stays:

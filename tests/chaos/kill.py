@@ -6,6 +6,7 @@ bit by bit. Each run is a process forked from this one, which has imported every
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 import train
+from callbacks.epoch_seed import EpochSeed
 from infvit.cli import entrypoint
 from infvit.run import checkpoint
 from tests.chaos import Fault
@@ -160,6 +162,17 @@ def in_writing(place: str, count: int) -> Callable[[], None]:
         return real(*args)
 
     return lambda: setattr(owner, place, fatal)
+
+
+def after_steps(acts: dict[float, Callable[[], None]]) -> Callable[[], None]:
+    """Returns what makes a process call these functions after steps of its training, counted from 1."""
+    real, steps = EpochSeed.on_train_batch_end, itertools.count(1)
+
+    def then(*arguments: Any) -> None:
+        acts.get(next(steps), lambda: None)()
+        real(*arguments)
+
+    return lambda: setattr(EpochSeed, "on_train_batch_end", then)
 
 
 def left(run: Path) -> dict[str, Any]:
