@@ -1,6 +1,5 @@
 """Runs that are stopped or killed resume where they were; a checkpoint is complete or recognised as damaged."""
 
-import itertools
 import json
 import os
 import shlex
@@ -22,6 +21,7 @@ from infvit.errors import UsageError
 from infvit.module import Classifier
 from infvit.run import checkpoint
 from tests.conftest import result
+from tests.data.photographs import shades
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16", "recipe.warmup_epochs=0"]
@@ -100,12 +100,9 @@ def test_accumulated_batches_draw_mixup_each_and_the_same_after_an_interruption(
 @pytest.mark.slow
 def test_a_run_resumes_with_the_same_images_elsewhere_and_not_with_others(cli, signals, tmp_path):
     """On the scratch disk of a node their folder changes."""
-    for split, color in itertools.product(("train", "val"), (40, 200)):
-        (tmp_path / "one" / split / str(color)).mkdir(parents=True)
-        for i in range(8):
-            Image.new("RGB", (16, 16), (color + i, color, color)).save(tmp_path / "one" / split / f"{color}/{i}.png")
+    shades(tmp_path / "one", 8)
     moved, others = (shutil.copytree(tmp_path / "one", tmp_path / name) for name in ("moved", "others"))
-    Image.new("RGB", (16, 16)).save(others / "train" / "40" / "0.png")
+    Image.new("RGB", (8, 8)).save(others / "train" / "dark" / "0.png")
     run = ["data=imagefolder", "data.name=lights", "data/loader=torch", "size=tiny", "recipe=digits", "logger=csv"]
     run += ["recipe.batch_size=8", "recipe.epochs=2", "recipe.warmup_epochs=0", "resume=auto"]
     signals(signal.SIGTERM, 3)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
 from callbacks import skip_nonfinite
@@ -22,6 +21,7 @@ from infvit.measure.nonfinite import first_nonfinite
 from infvit.module import Classifier
 from infvit.run import checkpoint
 from infvit.vit import VisionTransformer
+from tests.data.photographs import shades
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["experiment=digits", "data/loader=torch", "logger=csv", "size.depth=2", "size.dim=16"]
@@ -214,13 +214,7 @@ def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tm
 def test_images_removed_or_changed_while_they_are_read_are_reported_in_one_line(
     cli, at_batch, tmp_path, workers, damage, expected
 ):
-    for split in ("train", "val"):
-        for shade, name in ((40, "dark"), (200, "light")):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(16):
-                Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(folder / f"{i}.png")
-    images = [*(tmp_path / "images").rglob("*.png")]
+    images = [*shades(tmp_path / "images", 16).rglob("*.png")]
     at_batch(2, lambda *_: [damage(path) for path in images if path.is_file()])
     data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", f"data.module.workers={workers}"]
     line = error_line(cli("train", *RUN, *data, "recipe.batch_size=2"))

@@ -110,7 +110,7 @@ def run_faults(folder: Path) -> None:
     until = time.monotonic() + 100
     for fault, ranks in started.items():
         at_fault = ranks[FAULTS[fault][0]]
-        for process in sorted(ranks, key=at_fault.__eq__):
+        for process in [*(process for process in ranks if process is not at_fault), at_fault]:
             if process is at_fault and fault == "does not come":  # no rank knows it
                 process.kill()
             process.join(max(0, until - time.monotonic()))

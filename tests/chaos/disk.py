@@ -7,7 +7,6 @@ again, the same command resumes, and the result equals that of a run that always
 import argparse
 import csv
 import importlib.util
-import itertools
 import json
 import os
 import subprocess
@@ -18,8 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 import data.prepare.__main__
 from callbacks.attention_maps import AttentionMaps
@@ -33,6 +30,7 @@ from infvit.run.result import Result
 from tests.chaos import Fault
 from tests.chaos._small_disk import Disk, MountError, mounted
 from tests.chaos.kill import RUN, difference, left, start
+from tests.data.photographs import shades
 
 FULL = "No space left on device"
 MISSING = "not written, or not to the end: "
@@ -189,11 +187,7 @@ def _finished(reference: dict[str, Any], folder: Path) -> str | None:
 
 def in_prepared_data(disk: Disk, _: dict[str, Any]) -> Iterator[Fault]:
     """Full while `python -m data.prepare` writes: its files are complete or absent."""
-    images = disk.beside / "images"
-    for split, shade, i in itertools.product(("train", "val"), (40, 200), range(12)):
-        folder = images / split / str(shade)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(folder / f"{i}.png")
+    images = shades(disk.beside / "images", 12)
     command = ["imagefolder", "--source", str(images), "--shard", "4", "--out"]
     _prepared(lambda: None, [*command, str(disk.beside / "prepared")], disk.beside / "prepared.txt")
     expected = {path.name: path.read_bytes() for path in (disk.beside / "prepared").iterdir()}

@@ -11,12 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from infvit.run.result import Result
 from tests.chaos import Fault
 from tests.chaos.disk import train_in
 from tests.chaos.kill import RUN, after_steps
+from tests.data.photographs import shades
 
 
 def cut_short(path: Path) -> None:
@@ -48,14 +47,11 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
 
 def in_a_tree(folder: Path, name: str, damage: Callable[[Path], None]) -> Iterator[Fault]:
     """Images in class folders, read by the process that trains or by a worker process."""
-    for split, shade, i in itertools.product(("train", "val"), (40, 200), range(16)):
-        place = folder / "images" / split / str(shade)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(place / f"{i}.png")
+    images = sorted(shades(folder / "images", 16).rglob("*.png"))
     for workers in (0, 1):
         words = [*RUN, "data=imagefolder", f"data.root={folder / 'images'}", f"data.module.workers={workers}"]
         words += ["recipe.batch_size=2", "callbacks.attention_maps=null"]
-        lost = _lost(folder / f"run{workers}", words, sorted((folder / "images").rglob("*.png")), damage)
+        lost = _lost(folder / f"run{workers}", words, images, damage)
         yield Fault(f"images in folders {name}" + ", read by a worker process" * workers, lost)
 
 

@@ -1,4 +1,7 @@
-"""Real photographs for tests, benchmarks and pictures: cut-outs of the two that scikit-learn ships."""
+"""Real photographs, cut out of the two that scikit-learn ships, and trees of plain images."""
+
+import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +15,15 @@ from tests.data.timm_in_pillow import to_tensor
 def random_keys(n: int) -> Tensor:
     """Keys of `n` images, int64 (n,)."""
     return torch.randint(-(2**63), 2**63 - 1, (n,))
+
+
+def shades(root: Path, count: int) -> Path:
+    """A tree of small images in two classes, dark and light, `count` of each to train and to validate; its root."""
+    classes = {"dark": 40, "light": 200}.items()
+    for split, (name, shade), i in itertools.product(("train", "val"), classes, range(count)):
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (shade + i, shade, shade)).save(root / split / name / f"{i}.png")
+    return root
 
 
 def photographs(n: int, height: int, width: int, seed: int = 0) -> Tensor:

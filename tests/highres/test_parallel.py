@@ -1,25 +1,49 @@
 """One image over gloo processes against one process: logits, gradients, bytes."""
 
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from infvit.errors import UsageError
-from infvit.highres import band
+from infvit.highres import TokenParallel, band
 from tests.highres.conftest import small_model
-from tests.highres.processes import step
 
 IMAGES = torch.randn(2, 3, 28, 20, generator=torch.manual_seed(1))
 LABELS = torch.tensor([1, 4])
+
+
+def step(process, processes, folder):
+    """Forward and backward of this process's band under DDP, with class token and without.
+
+    Leaves logits, gradients and bytes in `folder`.
+    """
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=120), world_size=processes, rank=process
+    )
+    mesh = init_device_mesh("cpu", (processes,))
+    for class_token in (True, False):
+        model = small_model(class_token)
+        parallel = TokenParallel(model, mesh)
+        top, bottom = band(IMAGES.shape[2], model.patch_size, process, processes)
+        net = DistributedDataParallel(parallel)  # its hooks average the gradients as long as it lives
+        logits = net(IMAGES[:, :, top:bottom])
+        F.cross_entropy(logits, LABELS).backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.save((logits.detach(), gradients, parallel.communicated), folder / f"{process}_{class_token}.pt")
+    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ran(request, tmp_path_factory):
     """The number of processes and the folder with the result of each."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.save((IMAGES, LABELS), folder / "batch.pt")
     torch.multiprocessing.spawn(step, (request.param, folder), nprocs=request.param)
     return request.param, folder
 
