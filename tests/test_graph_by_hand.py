@@ -41,6 +41,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_its_blocks_draw_its_figures(written):
     named = set(re.findall(r"!\[.*?\]\((.*?)\)", PAGE.read_text(encoding="utf-8")))
     assert named == {path.name for path in written.iterdir()} == {path.name for path in PAGE.parent.glob("*.png")}

@@ -84,6 +84,7 @@ def test_weights_that_are_incomplete_missing_or_of_another_model_do_not_load(tmp
         VisionTransformer.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_onnxruntime_computes_the_same_at_two_batch_sizes(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

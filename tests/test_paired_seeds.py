@@ -62,6 +62,7 @@ def seen(cli, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_models_of_one_seed_start_alike_and_see_the_same_images(seen):
     softmax = seen("model=vit", "seed=3")
     assert len(set(softmax["steps"])) == 8

@@ -25,6 +25,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_model_is_made_for_the_classes_images_and_stochastic_depth_of_the_recipe(name):
     with torch.device("meta"):
@@ -72,6 +73,7 @@ def test_training_flops_of_a_grouped_convolution_are_counted_by_group():
     assert counted.flops_training == 2 * first + 3 * grouped + 3 * head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depth"), [("test_vit", 6), ("test_convnext", 9)])
 def test_a_model_of_timm_trains_and_its_row_is_its_own(cli, name, depth):
     quick = ["recipe.epochs=1", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=2", "logger=csv"]

@@ -58,6 +58,7 @@ def test_a_head_without_positive_queries_gives_zero(name):
     assert all(g.isfinite().all() for g in gradients(output, layer, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("compiler")
 def test_compiles_in_one_graph(name):

@@ -32,6 +32,7 @@ def test_sums_of_pieces_add_up_to_the_layer():
     assert_equal(row.expand_as(x), naive.linear(layer, x), layer, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cast", [True, False], ids=["cast", "autocast"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_precise_over_331_776_tokens(dtype, cast):
@@ -71,6 +72,7 @@ def test_chunks_take_memory_that_does_not_depend_on_the_number_of_tokens():
         assert 0 < peak <= 10 * 256 * 16 * 4
 
 
+@pytest.mark.slow
 def test_chunks_compile_without_a_break_and_count_their_flops():
     layer, x = layer_and_input("linear_infsa", N=600, D=64, dtype=torch.float32, chunk=100)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

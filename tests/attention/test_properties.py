@@ -11,6 +11,7 @@ from tests.attention.twins import TWINS
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 8]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), INFSA, ids=str)
 @pytest.mark.usefixtures("path")
 @settings(max_examples=25, deadline=None, derandomize=True)

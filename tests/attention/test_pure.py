@@ -66,6 +66,7 @@ def test_tiles_of_any_size(tile, monkeypatch):
     assert_twins(layer, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hops", [1, 2, INFINITE])
 @pytest.mark.parametrize("bias", [True, False])
 def test_diffuse_as_an_operator_of_torch(hops, bias, monkeypatch):
@@ -85,6 +86,7 @@ def test_diffuse_as_an_operator_of_torch(hops, bias, monkeypatch):
     torch.library.opcheck(torch.ops.infvit.diffuse.default, (*tensors[:2], b, gamma, *rest))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hops", [1, 2, 4, 8])
 @pytest.mark.parametrize("gamma", [0.5, 0.95])
 @pytest.mark.usefixtures("path")
@@ -151,6 +153,7 @@ def test_tiles_in_lower_precision(dtype, hops):
     assert (got.double() - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.slow
 def test_the_n_by_n_matrix_is_never_resident():
     """4,096 tokens, 4 heads: the matrices are 256 MiB."""
     command = [sys.executable, "-m", "tests.attention.peak_memory", "--tokens=4096", "--dim=32", "--heads=4"]

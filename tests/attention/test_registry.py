@@ -25,6 +25,7 @@ def test_the_classes_make_the_table_of_operators():
         assert re.search(rf"^{name} .*{re.escape(operator.time)}", table, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_new_operator_is_one_file(tmp_path):
     """A module in the package is found without being named anywhere."""
     copy = tmp_path / "infvit" / "attention"

@@ -220,7 +220,7 @@ def test_two_epochs_of_two_rows_of_every_table(cli, experiment):
 def test_a_search_never_reads_the_test_images_and_leaves_a_recipe_for_all_models(cli, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     test_images = []
-    monkeypatch.setattr("data.datasets.digits.GreyImages.__getitem__", watched(test_images))
+    monkeypatch.setattr("data.datasets.arrays.GreyImages.__getitem__", watched(test_images))
     search = ["-m", "experiment=search", *SHORT, "hydra.sweeper.n_trials=2", "recipe.clip_grad=0.5"]
     outcome = cli("train", *search).ok()
     assert set(test_images) == {1437}  # the size of the training images; the test has 360

@@ -14,6 +14,7 @@ def tree(tmp_path):
     return shades(tmp_path / "images", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -47,7 +48,7 @@ def tree(tmp_path):
         (["trainer.accelerator=gpu"], ["GPU", "found 0"]),
         (["resume=nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
         (["model.attention.gamma=1.5", "+x=1"], ["gamma"]),
-        (["model=linear_infvit", "+model.attention.gamma=1.5"], ["gamma=1.5", "0 < gamma < 1"]),
+        (["model=linear_infvit", "+model.attention.gamma=1.5"], ["gamma=1.5", "above 0 and below 1"]),
         (["seed="], ["seed"]),
         (["sead=1"], ["sead is not a config key: did you mean seed?", "+sead=1 adds it"]),
         (["seed=1,2"], ["seed=1,2 has several values: add -m", "'seed=[1,2]'"]),
@@ -63,9 +64,7 @@ def tree(tmp_path):
         (["recipe.model.drop_path=nan"], ["recipe.model.drop_path=nan is not a number"]),
         (["seed=-1"], ["seed=-1", "a whole number from 0"]),
         (["threads=0"], ["threads=0", "a number of CPU threads"]),
-        (["size.depth=-inf"], ["size.depth=-inf"]),
-        (["size.depth=[[nan]]"], ["size.depth"]),
-        (["size.depth={_target_:int}"], ["size.depth"]),
+        (["size.depth=-inf"], ["size.depth=-Infinity", "a whole number"]),
         (["size.depth='\x1b[31mred'"], ["size.depth"]),
         ([f"size.depth={'x' * 5000}"], ["size.depth"]),
         (["size.depth=${"], ["size.depth"]),
@@ -123,6 +122,7 @@ def test_own_images_train_in_one_line_and_a_corrupt_one_is_named(cli, tree, load
     assert cli("train", *mine, "data.skip_bad=true").code == 0
 
 
+@pytest.mark.slow
 def test_empty_and_missing_folders(cli, tree):
     line = cli("train", *OWN, f"data.root={tree / 'nothing'}", "data/loader=torch").error()
     assert str(tree / "nothing") in line
@@ -155,4 +155,6 @@ def test_a_checkpoint_that_is_none_or_of_another_model(cli, tmp_path, content):
         path.write_bytes(content)
     line = cli("train", *DIGITS, f"resume={path}", "model=linear_infvit").error()
     assert str(path) in line
-    assert ("another model" in line and "gamma_logit" in line) if content is None else "not a whole checkpoint" in line
+    assert (
+        ("another model" in line and "gamma_logit" in line) if content is None else "not a complete checkpoint" in line
+    )

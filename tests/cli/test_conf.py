@@ -114,6 +114,7 @@ def jobs(*overrides: str) -> list[list[str]]:
     return [[*overrides, *job] for job in itertools.product(*values)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["", *options("scale")])
 @pytest.mark.parametrize("experiment", TABLES)
 def test_every_row_of_every_table_is_a_model(experiment, scale):
@@ -143,6 +144,7 @@ def test_the_published_tables_have_five_seeds():
         assert seeds == {f"seed={seed}" for seed in range(5)}
 
 
+@pytest.mark.slow
 def test_the_config_hash_depends_on_what_is_computed_and_not_on_where():
     plain = config_hash(composed("experiment=digits"))
     for same in (
@@ -175,6 +177,7 @@ def test_the_folder_of_the_images_changes_the_hash_only_of_data_that_have_no_nam
     assert len(hashes("data=imagefolder")) == 2
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_row_do_not_include_seed_and_machine():
     plain = settings(composed("experiment=digits"))
     for same in ("seed=1", "trainer=ddp_cpu", "trainer.accumulate_grad_batches=2", "data.module.workers=3"):

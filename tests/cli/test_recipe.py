@@ -34,6 +34,7 @@ def built(cfg) -> list[Any]:
     return [arguments, *(OmegaConf.to_container(o, resolve=True) if OmegaConf.is_config(o) else o for o in objects)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_changing_any_key_of_a_recipe_changes_what_is_built(recipe):
     cfg = composed(f"recipe={recipe}")

@@ -28,6 +28,7 @@ def test_the_users_key_is_in_no_file_of_a_sweep(cli, monkeypatch, tmp_path):
     assert KEY not in done.out + done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "place"),
     [

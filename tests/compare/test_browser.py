@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 from tests.chromium import needs_chromium, opened_page
 from tests.compare.conftest import EVIL
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 
 @pytest.fixture

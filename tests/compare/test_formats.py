@@ -220,6 +220,7 @@ def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_the_files(make_result, make_sweep, tmp_path, capsys):
     folders = make_sweep([make_result(seed=0, top1=0.875)])
     assert main([str(folders[0]), "--out", str(tmp_path / "out")]) == 0

@@ -91,6 +91,7 @@ def points(comparison: Comparison, chart: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.slow
 def test_two_hundred_long_runs_stay_under_five_megabytes(make_result):
     results = [make_result(f"model_{i}", seed, 0.5 + i / 200, epochs=300) for i in range(40) for seed in range(5)]
     comparison = Comparison.from_results(results)
@@ -117,6 +118,7 @@ def test_a_row_has_the_attention_picture_of_its_first_seed(make_result, make_swe
     assert "What the models look at" not in to_html(Comparison.from_results(runs))
 
 
+@pytest.mark.slow
 def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(make_result, make_sweep):
     folders = make_sweep([make_result(f"model_{i}", 0, i / 200, epochs=30) for i in range(200)])
     for folder in folders:

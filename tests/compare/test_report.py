@@ -77,6 +77,7 @@ def test_a_title_identifies_its_report_and_fits():
     assert len(title_of("x" * 300, "s")) == 128
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_one_warning_and_the_comparison_stays_to_be_synced(make_result, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", "not a key")
     monkeypatch.delenv("WANDB_MODE", raising=False)

@@ -51,6 +51,7 @@ def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "says"),
     [

@@ -55,6 +55,7 @@ def seen(loaders: Iterable) -> dict[tuple[int, int], torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, cache):
     def epoch(world=1, batch_size=6, workers=1, epoch=0, seed=0, step=36):
         for rank in range(world):
@@ -75,6 +76,7 @@ def test_pixels_do_not_depend_on_threads_processes_or_batches(reader, images, ca
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2))
 
 
+@pytest.mark.slow
 def test_both_loaders_crop_and_flip_alike(ffcv, images, cache):
     order = EpochOrder(len(images), 40)
     view = View(24, crop_scale=(0.4, 1.0), flip=True)

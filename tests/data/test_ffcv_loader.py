@@ -52,6 +52,7 @@ def test_the_jobs_of_a_sweep_share_compiled_code_and_keep_their_orders(cache):
     assert len(a) == 44
 
 
+@pytest.mark.slow
 def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(cache, capfd, monkeypatch):
     list(loader(FFCVReader(), cache))
     capfd.readouterr()
@@ -66,6 +67,7 @@ def test_slow_compiling_is_announced_and_compiled_code_is_not_announced_again(ca
     assert capfd.readouterr().out.count("compiles its reading code") == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_sees_the_images_of_its_epoch(cache, tmp_path):
     def module():
         view = View(8, crop_scale=(0.3, 1.0), flip=True)

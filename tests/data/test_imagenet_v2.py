@@ -82,6 +82,7 @@ def test_a_folder_that_cannot_be_used(v2, tmp_path, change, message):
         ImageNetV2(str(root), str(tmp_path / "cache"), variant="v3")
 
 
+@pytest.mark.slow
 def test_a_run_evaluated_on_v2_has_a_second_column_and_its_result_stays_as_it_was(cli, v2, tmp_path):
     tree = tmp_path / "tree"
     for split in ("train", "val"):

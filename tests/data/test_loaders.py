@@ -17,6 +17,7 @@ from infvit.errors import UsageError
 from tests.data.digits_run import RAW, datamodule, loader, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_both_give_the_same_digits_in_the_same_order(ffcv, cache, split):
     images, training = Digits().split(split), split == "train"
@@ -75,6 +76,7 @@ def test_the_exact_view_is_timms():
     assert torch.equal((theirs * 255).round().to(torch.uint8), ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error", "says"),
     [
@@ -129,6 +131,7 @@ def test_augmentation_acts_on_bytes_in_training_alone_and_erasing_on_normalised_
     assert seen == [("a", 0, 255, [7, 9]), ("b", -1, 1, [7, 9])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "workers"), [("ffcv", 2), ("torch", 0), ("torch", 2)], indirect=["reader"])
 def test_a_resumed_epoch_starts_with_the_next_batch_and_the_following_epoch_is_whole(reader, cache, workers):
     images = Digits().split("train")

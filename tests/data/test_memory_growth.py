@@ -1,10 +1,13 @@
 """A slice of `python -m tests.data.memory_growth`."""
 
+import pytest
+
 from tests.data.memory_growth import weighed
 
 RUN = ["experiment=digits", "data/loader=torch", "model=linear_infvit", "size.depth=1", "size.dim=16"]
 
 
+@pytest.mark.slow
 def test_neither_epochs_nor_jobs_of_a_sweep_leave_anything_in_memory():
     """A configuration that is kept would be 1,700 objects."""
     found = weighed(["-m", *RUN, "seed=0,1,2,3", "trainer.max_epochs=3"])

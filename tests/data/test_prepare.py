@@ -58,6 +58,7 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_prepared_folder_is_the_tree(prepared, imagenet_tree, tmp_path):
     tree, ready = ImageFolder(str(imagenet_tree), str(tmp_path)), Prepared(str(prepared), "imagenet")
     assert ready.classes == NAMES
@@ -72,6 +73,7 @@ def test_a_prepared_folder_is_the_tree(prepared, imagenet_tree, tmp_path):
     assert names == {f"imagenet-{end}" for end in ("train.beton", "train.json", "val.beton", "val.json", "val.zip")}
 
 
+@pytest.mark.slow
 def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
     from data.beton.loader import FFCVReader
 
@@ -89,6 +91,7 @@ def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is written again"
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(imagenet_tree, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()
@@ -122,6 +125,7 @@ def test_killed_and_run_again_it_gives_the_same_bytes_and_writes_no_shard_twice(
     assert len(list(out.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_job_with_other_settings_starts_again_and_a_finished_file_is_never_overwritten(few, tmp_path, capfd):
     assert prepare(few, tmp_path / "raw", "--mode", "raw") == 0
     out = tmp_path / "out"
@@ -155,6 +159,7 @@ def test_odd_images_are_stored_as_the_exact_pipeline_sees_them(few, tmp_path, ca
             assert (pixels.size, pixels.tobytes()) == (exact.size, exact.tobytes())
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_is_named_and_left_out_only_on_request(few, tmp_path, capfd):
     bad = few / "train" / NAMES[0]
     whole = bad.readlink() / f"{NAMES[0]}_18.JPEG"
@@ -220,6 +225,7 @@ def test_verify_finds_a_file_that_is_not_its_source(few, tmp_path, capfd):
     assert f"train.beton differs from {few}/train/{NAMES[5]}/{NAMES[5]}_18.JPEG by 64.0 of" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_variant_of_imagenet_v2_and_any_tree(tree, tmp_path, capfd):
     out = tmp_path / "out"
     root = tmp_path / FOLDERS["threshold-0.7"]

@@ -81,6 +81,7 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_see_what_one_sees(world, alone, tmp_path):
     # A fork server, as importing everything in each process takes many seconds, and this process cannot be forked if

@@ -47,6 +47,7 @@ GROWING = ("torch", Ramp(start=4, begin=0.25, end=0.75, epochs=4, multiple=2), [
 AT_ONCE = ("ffcv", Ramp(start=4, begin=0.5, end=0.5, epochs=2, multiple=2), [4, 8])  # FFCV compiles for each side
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reader", "ramp", "sides"), [GROWING, AT_ONCE], indirect=["reader"])
 def test_each_epoch_has_its_side_also_after_a_resume_and_evaluation_the_full_one(reader, ramp, sides, tmp_path):
     epochs, middle = range(len(sides)), len(sides) // 2

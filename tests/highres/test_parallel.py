@@ -48,6 +48,7 @@ def ran(request, tmp_path_factory):
     return request.param, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("class_token", [True, False], ids=["class_token", "mean"])
 def test_forward_and_backward_equal_one_process(ran, class_token):
     processes, folder = ran

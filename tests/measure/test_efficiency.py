@@ -25,6 +25,7 @@ def result_of(outcome):
     return path.parent, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_table_json_pictures_and_wandb_agree(cli):
     models = "models=[vit,vit_unfused]"
     outcome = cli("eval", *TINY, models, "resolutions=[16,8]", "passes=[forward]", "rounds=3", "wandb=true")
@@ -67,6 +68,7 @@ def test_table_json_pictures_and_wandb_agree(cli):
     assert list(folder.glob("wandb/offline-run-*/files/media/images/efficiency_forward_*.png"))
 
 
+@pytest.mark.slow
 def test_a_training_step_in_bfloat16(cli):
     """Counted as forward and backward, and holding gradients and the optimizer's moments in float32."""
     arguments = ["models=[linear_infvit]", "resolutions=[8]", "passes=[training]", "rounds=2", "precision=bf16"]
@@ -81,6 +83,7 @@ def test_a_training_step_in_bfloat16(cli):
     assert not (folder / "efficiency_forward.png").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
     """N × N matrices of 4.3 GB over the limit of 3; then 141 TFLOPs, minutes on any one core."""
     limits = ["memory_limit=3", "time_limit=100", "size.depth=8"]
@@ -100,6 +103,7 @@ def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
     assert TOO_SLOW in outcome.out.partition("Forward pass")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -161,6 +165,7 @@ def test_energy_without_a_counter_is_not_measurable():
     assert meter.joules(lambda: None) is None
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_reports_one_that_would(cli):
     """A matrix of 17 MB for each of 64 images, twice, over what two gigabytes leave beside the libraries."""
     arguments = ["models=[vit_unfused]", "resolutions=[64]", "passes=[forward]", "rounds=2", "size.depth=2"]

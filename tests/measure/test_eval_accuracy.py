@@ -298,5 +298,7 @@ def test_classes_of_other_names_give_a_warning_and_are_taken_in_order(tmp_path):
     torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
     content = read_checkpoint(path)
     matching_classes(path, content, ["cat", "dog"], "mine")
-    with pytest.warns(UserWarning, match=r"2 \(cat, dog, ...\), mine has 2 \(dog, cat, ...\): they are taken in order"):
+    with pytest.warns(
+        UserWarning, match=r"2 classes \(cat, dog, .*\), mine has 2 classes \(dog, cat, .*\): they are taken in order"
+    ):
         matching_classes(path, content, ["dog", "cat"], "mine")

@@ -21,6 +21,7 @@ from tests.highres.conftest import small_model
 SMALL = ("recipe.epochs=1", "size.depth=2", "recipe.warmup_epochs=0", "logger=csv", "data/loader=torch")
 
 
+@pytest.mark.slow
 def test_one_process_and_two_in_the_table(cli):
     done = cli("eval", "eval=highres", "size=tiny", "resolution=16", "ways=[dense,parallel]").ok()
     (file,) = done.folder.glob("runs/eval/highres/*/highres.json")
@@ -65,6 +66,7 @@ def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
     assert "vit, dense, 64 × 64: stopped after 3 s" in text
 
 
+@pytest.mark.slow
 def test_mistakes_are_reported_before_anything_runs(cli):
     for argument, line in {
         "resolution=41": "use 40 or 42",
@@ -86,6 +88,7 @@ def checkpoint(cli):
     return done.runs()[0] / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -119,6 +122,7 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sides_that_do_not_fit_are_refused_padded_or_resized(cli, checkpoint, tmp_path):
     Image.fromarray(np.full((15, 9, 3), 90, np.uint8)).save(tmp_path / "odd.png")
     command = ("eval", "eval=predict", f"ckpt={checkpoint}", f"image={tmp_path / 'odd.png'}")

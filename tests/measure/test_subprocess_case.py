@@ -14,6 +14,8 @@ import torch
 from infvit.highres import open_image
 from infvit.measure.subprocess_case import DONE, FAILED, OUT_OF_MEMORY, TOO_SLOW, run_isolated
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

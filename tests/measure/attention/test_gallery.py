@@ -78,6 +78,7 @@ def percent(words: str) -> float:
     return float(number[1]) * 10 ** int(number[2] or 0) / 100
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("block", [1, 3, None])
 def test_a_token_shows_its_share_its_rank_and_its_largest_weights(opened, networks, block):
