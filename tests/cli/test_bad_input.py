@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from tests.data.photographs import shades
+from PIL import Image
 
 SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
 DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
@@ -11,7 +10,15 @@ DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
 
 @pytest.fixture
 def tree(tmp_path):
-    return shades(tmp_path / "images", 8)
+    """Real images in the layout of `data=imagefolder`: 2 classes, 8 for training and 4 for validation in each."""
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("val", 4)):
+        for color, name in ((40, "dark"), (200, "light")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20 + i, 16), (color + i, color, color)).save(folder / f"{i}.jpg")
+    return root
 
 
 @pytest.mark.slow
@@ -114,8 +121,8 @@ def test_own_images_train_in_one_line_and_a_corrupt_one_is_named(cli, tree, load
         pytest.importorskip("ffcv")
     mine = [*OWN, f"data.root={tree}", f"data/loader={loader}"]
     assert cli("train", *mine).code == 0
-    bad = tree / "train" / "dark" / "3.png"
-    bad.write_bytes(bad.read_bytes()[:50])
+    bad = tree / "train" / "dark" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
     line = cli("train", *mine).error()
     assert str(bad) in line
     assert "skip_bad" in line
