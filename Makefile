@@ -44,12 +44,12 @@ demo: setup
 
 # For every change: the linters and the fast tests, 90 seconds on two cores.
 check: lint
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --durations=0 --durations-min=2
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The whole suite, a file of tests per process. One thread each: the tests' tensors are small, and threads that wait for each
-# other on a busy machine take minutes.
+# The whole suite, a file of tests per process, and a process more than cores, because many slow tests wait. One thread each:
+# the tests' tensors are small, and threads that wait for each other on a busy machine take minutes.
 test: setup browser
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The pages are tested in Chromium; without it those tests are skipped with a message.
 browser:

@@ -45,6 +45,11 @@ class Outcome:
         return sorted(path.parent for path in self.folder.glob("runs/**/result.json"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slow tests first: with several processes none of them is left alone with the longest file at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, for the tests of pages (`tests.chromium`)."""
