@@ -116,10 +116,10 @@ class Result:
         return (last.astimezone(timezone.utc) if last.tzinfo else last).strftime("%Y-%m-%d %H:%M")
 
     def write(self, path: str | Path) -> None:
-        """Writes the file atomically. NaN and infinity become null, scalars of torch and NumPy numbers."""
+        """Writes the file atomically. NaN becomes null, scalars of torch and NumPy numbers, any other object text."""
         content = asdict(self)
         content |= content.pop("extra")
-        text = to_json(content, indent=2, inf_nan_mode="null", fallback=lambda value: value.item())
+        text = to_json(content, indent=2, inf_nan_mode="null", fallback=_number_or_text)
         atomic_write(Path(path), text + b"\n")
 
     @classmethod
@@ -143,6 +143,11 @@ class Result:
 JSON = TypeAdapter(Result)
 REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
 CONFIG_FIELDS = [name for name in REQUIRED if name not in ("status", "seed")] + ["variant"]
+
+
+def _number_or_text(value: Any) -> Any:
+    """A value that a wrong override leaves, such as size.depth=[1], is refused later and must not prevent writing."""
+    return value.item() if callable(getattr(value, "item", None)) else str(value)
 
 
 def score(result: Result) -> float | None:

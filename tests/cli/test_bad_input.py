@@ -71,6 +71,8 @@ def tree(tmp_path):
         (["recipe.model.drop_path=nan"], ["recipe.model.drop_path=nan is not a number"]),
         (["seed=-1"], ["seed=-1", "a whole number from 0"]),
         (["threads=0"], ["threads=0", "a number of CPU threads"]),
+        (["size.depth=[[nan]]"], ["size.depth=[[NaN]]", "a whole number"]),
+        (["size.depth={_target_:int}"], ["model.net.depth._target_=int", "its full name"]),
         (["size.depth=-inf"], ["size.depth=-Infinity", "a whole number"]),
         (["size.depth='\x1b[31mred'"], ["size.depth"]),
         ([f"size.depth={'x' * 5000}"], ["size.depth"]),
