@@ -1,6 +1,6 @@
 """Runs one case of a measurement in a process of its own, where running out of memory or time is a result.
 
-On a CPU peak memory belongs to the process, so two cases in one process could not be told apart. The memory limit holds
+On a CPU peak memory belongs to the process, so each case runs in a process of its own. The memory limit holds
 for that process alone: a case that is too large ends with a message instead of the system's out-of-memory killer.
 """
 

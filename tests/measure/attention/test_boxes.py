@@ -62,7 +62,7 @@ def test_boxes_match_the_object_in_the_exact_view(tree, below):
 
 @pytest.mark.parametrize(("size", "crop_ratio"), [(56, 0.875), (48, 1.0), (33, 0.7)])
 def test_the_scaling_is_that_of_the_view_to_a_tenth_of_a_pixel(size, crop_ratio):
-    # A ramp tells of each pixel of the view where in the image it comes from.
+    # In a ramp the value of each pixel of the view is its place in the image.
     width, height = 210, 130
     for axis, across in ((0, width), (1, height)):
         ramp = np.arange(across, dtype=np.float32) + 0.5
