@@ -103,8 +103,9 @@ class PreparedOriginals(PreparedImages):
         self.paths = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        content = self.read(index)
         with _unchanged(self.originals):
-            return decode(self.read(index)), int(self.labels[index])
+            return decode(content), int(self.labels[index])
 
     def read(self, index: int) -> bytes:
         """Returns the file of the image as it was published."""
