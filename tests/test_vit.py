@@ -62,7 +62,7 @@ def test_cost_equals_a_count_by_hand():
     assert got.macs_forward == macs
     assert got.flops_forward == 2 * macs
     assert 2.9 * got.flops_forward < got.flops_training < 3 * got.flops_forward
-    assert (got.parameters, got.discounts) == (53_451_752, 0)
+    assert got.parameters == 53_451_752
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,15 +59,10 @@ def keep(run_dir: Path, row: dict[str, Any]) -> Path | None:
 
 
 def keep_maps(run_dir: Path, figures: dict[str, Any], fingerprint: str, how: str) -> Path | None:
-    """Writes the scores of a run's maps beside its result; returns the file.
+    """Writes the scores of a run's maps, the values of `Maps`, beside its result; returns the file.
 
     Returns None, and writes nothing, if they are of other data than the run's own, or if the run has not finished.
-
-    Args:
-        run_dir: the run's folder.
-        figures: `MAP_FIGURES` as fractions, None where one was not measured.
-        fingerprint: of the data.
-        how: the settings of the measurement in words; scores of different settings do not compare.
+    Scores that differ in `how` do not compare.
     """
     return _keep(run_dir, MAPS_FILE, figures | {"how": how}, fingerprint, of_own_data=True)
 

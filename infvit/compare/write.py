@@ -1,9 +1,7 @@
 """A comparison as text, Markdown, LaTeX and CSV, and all files of a comparison."""
 
 from collections.abc import Iterable
-from itertools import chain, product
 from pathlib import Path
-from string import ascii_lowercase
 
 from infvit.compare.charts import PICTURES, write_pictures
 from infvit.compare.columns import records, table
@@ -70,8 +68,8 @@ def to_latex(comparison: Comparison) -> str:
 
     It needs booktabs and graphicx and no other package or font encoding.
     """
-    letters = map("".join, chain(ascii_lowercase, product(ascii_lowercase, repeat=2)))  # a, b, ..., z, aa, ab, ...
-    marks = dict(zip(dict.fromkeys(row.differs for row in comparison.rows if row.differs), letters, strict=False))
+    different = dict.fromkeys(row.differs for row in comparison.rows if row.differs)
+    marks = {differs: str(mark) for mark, differs in enumerate(different, 1)}
     notes = [escape.latex(line, breakable=True) for line in shared(comparison)]
     for differs, mark in marks.items():
         notes.append(rf"$^{{{mark}}}$ not comparable: {escape.latex('; '.join(differs), breakable=True)}")

@@ -20,12 +20,10 @@ class Cost:
     MACs and FLOPs are None if they depend on the image: PureInfSA iterates the infinite series over more than
     `DENSE_TOKENS` tokens until it converges.
 
-    `parameters` counts all trained ones; `discounts` is the part of them that is gamma (one per head and layer), which
-    the published counts exclude.
+    `parameters` counts all trained ones, also gamma (one per head and layer), which the published counts exclude.
     """
 
     parameters: int
-    discounts: int
     macs_forward: int | None
     flops_forward: int | None
     flops_training: int | None
@@ -45,9 +43,8 @@ def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3)
         forward = _known(counter.get_total_flops())
         output.sum().backward()
         training = _known(counter.get_total_flops())
-    discounts = sum(p.numel() for name, p in model.named_parameters() if name.endswith("gamma_logit"))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(parameters, discounts, None if forward is None else forward // 2, forward, training)
+    return Cost(parameters, None if forward is None else forward // 2, forward, training)
 
 
 def _known(flops: float) -> int | None:

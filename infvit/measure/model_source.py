@@ -46,9 +46,6 @@ class EvaluationData(Protocol):
     def exact(self, count: int | None, batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Batches of all images, or of `count` evenly spaced ones: uint8 (B, 3, h, w), labels (B,), indices (B,)."""
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """uint8 images → the model's input."""
-
     def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Boxes (n, 4) in an original image of that size → boxes in the image that `exact` yields."""
 
@@ -86,6 +83,16 @@ class LoadedRun:
     def data(self) -> EvaluationData:
         """The run's own data, or those that `data=` names; UsageError if the model has other classes."""
         return self.make_data()
+
+
+def labelled(runs: Sequence[LoadedRun]) -> dict[str, LoadedRun]:
+    """The runs by unique labels: their models' names, or if these repeat their folders, checkpoints, or numbers."""
+    names = [run.name for run in runs]
+    folders = [run.run_dir.name if run.run_dir else run.name for run in runs]
+    files = [f"{f}/{Path(run.checkpoint or str(run.weights)).stem}" for f, run in zip(folders, runs, strict=True)]
+    numbered = [f"{name}#{i}" for i, name in enumerate(names, 1)]
+    unique = next(labels for labels in (names, folders, files, numbered) if len(set(labels)) == len(labels))
+    return dict(zip(unique, runs, strict=True))
 
 
 class ModelSource(Protocol):

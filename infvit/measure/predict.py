@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image as Pillow
+from PIL import ImageOps
 from torch import Tensor
 
 from infvit.class_names import readable_names
@@ -101,4 +101,4 @@ def _picture(weights: Tensor) -> Pillow.Image:
     """A grey map, the largest weight white, a square of pixels per patch: (rows, columns)."""
     scale = max(-(-MAP_SIDE // min(weights.shape)), 1)
     grey = (255 * weights / weights.max().clamp_min(torch.finfo(weights.dtype).tiny)).byte().numpy()
-    return Pillow.fromarray(np.kron(grey, np.ones((scale, scale), np.uint8)))
+    return ImageOps.scale(Pillow.fromarray(grey), scale, Pillow.Resampling.NEAREST)

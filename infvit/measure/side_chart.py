@@ -9,12 +9,9 @@ from infvit.tables.theme import to_png
 
 
 def against_side(points: Sequence[Mapping[str, Any]], fields: Mapping[str, str], title: alt.Title | str = "") -> bytes:
-    """PNG with a chart for each field, a line for each "case", both axes logarithmic.
+    """PNG with a chart for each field under its title, a line for each "case" against "side", both axes logarithmic.
 
-    Args:
-        points: have "case", "side" in pixels and the fields; where they have <field>_low and <field>_high, a rule
-            connects these.
-        fields: title of the axis by field.
+    A rule connects <field>_low and <field>_high where the points have them.
     """
     log = alt.Scale(type="log", nice=False, padding=15)
     sides = alt.Axis(values=sorted({point["side"] for point in points}), format="d", grid=True)

@@ -34,13 +34,11 @@ class CaseOutcome:
     Attributes:
         status: "done", "out of memory", "too slow" or "failed".
         value: what the function returned, if it is done.
-        peak: peak resident memory of the process in bytes, libraries and weights included; None if it is not done.
         note: one line on why it is not done.
     """
 
     status: str
     value: Any = None
-    peak: int | None = None
     note: str = ""
 
 
@@ -106,7 +104,7 @@ def _run(limit: int, threads: int, work: Callable[[], Any]) -> CaseOutcome:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(threads)
     try:
-        return CaseOutcome(DONE, work(), peak_memory())
+        return CaseOutcome(DONE, work())
     except UsageError as error:
         return CaseOutcome(FAILED, note=str(error))
     except Exception as error:

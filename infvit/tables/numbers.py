@@ -66,10 +66,7 @@ def plus_minus(
 ) -> str:
     """A mean with the half-width of its interval: "93.40 ± 1.25"; "93.40 ± –" where one seed has no interval.
 
-    Args:
-        estimate: the mean and its interval.
-        form: formats both numbers.
-        mean: formats the mean, if differently.
+    `form` formats both numbers, or with `mean` the half-width alone.
     """
     if estimate.mean is None:
         return NOTHING

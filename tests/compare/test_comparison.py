@@ -28,16 +28,13 @@ def test_failed_runs_are_counted_and_not_averaged(make_result):
     assert problems(comparison) == failures
 
 
-def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row(make_result):
+def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row_which_takes_what_any_run_knows(make_result):
     early = make_result(seed=1, status="failed", data_fingerprint="", num_classes=None, parameters=None)
     comparison = Comparison.from_results([early, make_result(seed=0), make_result("infvit", 0)])
     assert {row.name: row.troubles for row in comparison.rows} == {"vit": "1 failed", "infvit": ""}
     row = next(row for row in comparison.rows if row.name == "vit")
     assert row.known("parameters") == 1_310_000
     assert row.config.data_fingerprint
-
-
-def test_what_one_failed_run_does_not_know_another_may(make_result):
     failed = [
         make_result(seed=s, status="failed", parameters=p, data_fingerprint=f)
         for s, p, f in ((0, None, ""), (1, 7, "a"))

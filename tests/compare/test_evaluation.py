@@ -36,25 +36,21 @@ def test_a_test_set_is_a_column_with_its_interval_over_seeds(make_result, make_s
     assert "vit: of 2 finished seeds, not all have V2 top-1" in to_text(Comparison.from_dirs(folders))
 
 
-def test_different_data_of_one_name_are_columns_of_their_own(make_result, make_sweep):
+@pytest.mark.parametrize("runs", [(0, 0), (0, 1)], ids=["of one run", "of two runs"])
+def test_different_data_of_one_name_are_columns_of_their_own_and_the_latest_of_the_same_counts(
+    runs, make_result, make_sweep
+):
     folders = make_sweep([make_result(seed=0), make_result(seed=1)])
+    first, second = (folders[run] for run in runs)
     for name in ("imagefolder", "test"):  # the run's own metrics are of "test"
-        keep(folders[0], row(0.5, name, "1a2b3c4d5e6f"))
-    keep(folders[1], row(0.6, "imagefolder", "99887766aabb"))
+        keep(first, row(0.5, name, "1a2b3c4d5e6f"))
+    measured = [("imagefolder", 0.6, "99887766aabb"), ("sketch", 0.7, "f00d")]
+    paths = {keep(second, row(top1, data, fingerprint)) for data, top1, fingerprint in measured}
+    assert len(paths | {keep(first, row(0.8, "imagefolder", "1a2b3c4d5e6f"))}) == 3
     comparison = Comparison.from_dirs(folders)
-    assert comparison.test_sets == ["imagefolder#1a2b3c4d", "imagefolder#99887766", "test#1a2b3c4d"]
-    assert comparison.rows[0].top1.mean == 0.9
-
-
-def test_a_run_keeps_different_data_of_one_name_and_the_latest_of_the_same(make_result, make_sweep):
-    (folder,) = make_sweep([make_result()])
-    measured = [("imagefolder", 0.5, "1a2b3c4d5e6f"), ("imagefolder", 0.6, "99887766aabb"), ("sketch", 0.7, "f00d")]
-    measured.append(("imagefolder", 0.8, "1a2b3c4d5e6f"))
-    paths = [keep(folder, row(top1, data, fingerprint)) for data, top1, fingerprint in measured]
-    assert len(set(paths)) == 3
-    comparison = Comparison.from_dirs([folder])
     top1 = {name: comparison.rows[0].metric(f"{name}/top1").mean for name in comparison.test_sets}
-    assert top1 == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7}
+    assert top1 == {"imagefolder#1a2b3c4d": 0.8, "imagefolder#99887766": 0.6, "sketch": 0.7, "test#1a2b3c4d": 0.5}
+    assert comparison.rows[0].top1.mean == 0.9
 
 
 MAPS = {"morf_aoc": 0.6, "roc_auc": 0.75, "pr_auc": None}

@@ -1,8 +1,8 @@
 """`python eval.py eval=highres` and `eval=predict`, as typed."""
 
 import json
-from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 from infvit.attention import SoftmaxAttention
 from infvit.errors import UsageError
 from infvit.highres.images import write_test_image
-from infvit.measure.highres.case import WAYS, HighresRow, run
+from infvit.measure.highres.case import Way, run
 from infvit.measure.highres.table import plot, table
 from infvit.vit import VisionTransformer
 from tests.highres.conftest import small_model
@@ -32,7 +32,7 @@ def test_one_process_and_two_in_the_table(cli):
     assert parallel["difference"] < 1e-5
     # 4 layers of 4 heads of 16, width 64: both sums in float64.
     assert parallel["communicated"] == 4 * 4 * (17 + 65) * 8
-    assert "linear_infvit | parallel | 16²" in done.out
+    assert "linear_infvit | parallel | 16 × 16" in done.out
     assert not list(file.parent.glob("*.tif"))
 
 
@@ -46,23 +46,23 @@ def test_another_attention_is_refused_in_every_way_but_the_dense(way, tmp_path):
 
 def test_all_ways_give_the_same_logits(tmp_path):
     write_test_image(tmp_path / "image.tif", 40, 24)
-    found = {way: run(small_model, way, tmp_path / "image.tif", 7, 1) for way in WAYS if way != "parallel"}
+    found = {way: run(small_model, way, tmp_path / "image.tif", 7, 1) for way in get_args(Way) if way != "parallel"}
     for way, case in found.items():
         torch.testing.assert_close(case.logits, found["dense"].logits, rtol=1e-5, atol=1e-5, msg=way)
         assert case.peak >= case.resident > 0
 
 
 def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
-    row = HighresRow("linear_infvit", "dense", 16, 16, 64, "done", "", seconds=1.0, peak=10**9, resident=10**8)
-    large = replace(row, height=32, width=32, seconds=4.0, peak=2 * 10**9, difference=1e-7)
-    lost = replace(
-        row, model="vit", height=64, width=64, status="too slow", note="stopped after 3 s", seconds=None, peak=None
-    )
+    row = {"model": "linear_infvit", "way": "dense", "height": 16, "width": 16, "status": "done", "note": ""}
+    row |= {"seconds": 1.0, "peak": 10**9, "resident": 10**8, "difference": None}
+    large = row | {"height": 32, "width": 32, "seconds": 4.0, "peak": 2 * 10**9, "difference": 1e-7}
+    lost = row | {"model": "vit", "height": 64, "width": 64, "status": "too slow", "note": "stopped after 3 s"}
+    lost |= dict.fromkeys(("seconds", "peak", "resident"))
     assert plot([row, lost]) is None
     assert plot([row, large, lost]).startswith(b"\x89PNG")
     text = table([row, large, lost])
-    assert "| linear_infvit | dense | 32² | 4 s | 2.00 GB | 0.10 GB | 1e-07 |" in text
-    assert "| vit | dense | 64² | too slow |" in text
+    assert "| linear_infvit | dense | 32 × 32 | 4 s | 2.00 GB | 0.10 GB | 1e-07 |" in text
+    assert "| vit | dense | 64 × 64 | too slow |" in text
     assert "vit, dense, 64 × 64: stopped after 3 s" in text
 
 
@@ -70,7 +70,7 @@ def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
 def test_mistakes_are_reported_before_anything_runs(cli):
     for argument, line in {
         "resolution=41": "use 40 or 42",
-        "ways=[thin]": "ways=thin is unknown",
+        "ways=[thin]": "highres expects a list [...] of one of dense, chunked",
         "image=gone.tif": "gone.tif does not exist",
         "models=[nothing]": "nothing",
     }.items():

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infvit.compare.evaluation import keep
-from infvit.errors import UsageError, expect
+from infvit.errors import UsageError
 from infvit.measure.accuracy import bootstrap, table
 from infvit.measure.accuracy.real import Real
 from infvit.measure.accuracy.records import Records, record
 from infvit.measure.accuracy.scores import BINS, Score, difference, scores
-from infvit.measure.model_source import LoadedRun, ModelSource
+from infvit.measure.model_source import LoadedRun, ModelSource, labelled
 
 PIPELINES = {"exact": ("exact",), "ffcv": ("ffcv",), "both": ("exact", "ffcv")}
 
@@ -38,7 +38,7 @@ def accuracy(
     checkpoints: str | Sequence[str] | None,
     models: str | Sequence[str] | None,
     weights: str | Sequence[str] | None,
-    pipeline: str,
+    pipeline: Literal["exact", "ffcv", "both"],
     readers: dict[str, Any],
 ) -> float:
     """Measures checkpoints and models of timm; returns the top-1 accuracy of the first.
@@ -46,23 +46,15 @@ def accuracy(
     Writes `accuracy.json`, a row for each model and pipeline; `differences.json`, of each model to the first on the
     same images and between the pipelines; and for each row its records by image (.npz) and its classes (.csv). The
     row of a run's last checkpoint by the exact pipeline on other data than its own also goes into the run's folder,
-    for the tables of `infvit.compare`.
-
-    Args:
-        checkpoints: of runs.
-        models: names in timm.
-        weights: a file for each of `models`; None for the published ones.
-        pipeline: a key of `PIPELINES`.
-        readers: constructors of the readers of the images, by pipeline; UsageError if one is not installed.
+    for the tables of `infvit.compare`. conf/eval/accuracy.yaml explains the arguments.
     """
-    expect(pipeline in PIPELINES, f"pipeline={pipeline} is unknown", f"one of {', '.join(PIPELINES)}")
     runs = _load(source, _listed(checkpoints), _listed(models), _listed(weights))
     # Whatever is missing, of the data or of the readers, is reported before anything is measured.
     fingerprints = {run.data.fingerprint for run in runs}
     made = {name: readers[name]() for name in PIPELINES[pipeline]}
     trainer = source.trainer()
     evaluations = []
-    for label, run in zip(_labels(runs), runs, strict=True):
+    for label, run in labelled(runs).items():
         if trainer.is_global_zero:
             print(f"{label}: {run.checkpoint or run.weights}\n  {run.data.evaluation_view}", flush=True)
         for name, reader in made.items():
@@ -94,16 +86,6 @@ def _load(source: ModelSource, checkpoints: list[str], models: list[str], weight
     files: list[str | None] = [*weights] or [None] * len(models)
     runs = [source.load(checkpoint) for checkpoint in checkpoints]
     return runs + [source.pretrained(name, file) for name, file in zip(models, files, strict=True)]
-
-
-def _labels(runs: list[LoadedRun]) -> list[str]:
-    """Unique labels: the models' names, or if these repeat the runs' folders, their checkpoints, or numbers."""
-    names = [run.name for run in runs]
-    folders = [run.run_dir.name if run.run_dir else run.name for run in runs]
-    stems = [Path(run.checkpoint or str(run.weights)).stem for run in runs]
-    files = [f"{folder}/{stem}" for folder, stem in zip(folders, stems, strict=True)]
-    numbered = [f"{name}#{i}" for i, name in enumerate(names, 1)]
-    return next(labels for labels in (names, folders, files, numbered) if len(set(labels)) == len(labels))
 
 
 def _report(evaluations: list[Evaluation], precision: str, several_data: bool, out: Path) -> None:

@@ -26,13 +26,7 @@ class Real(NamedTuple):
 
     @classmethod
     def of(cls, records: Records, files: Sequence[str], classes: Sequence[str]) -> "Real | None":
-        """Looks up the images by their file names, `files[index]`; None unless they are ImageNet's validation images.
-
-        Args:
-            records: of the evaluation.
-            files: of all images of the set.
-            classes: their names, in order; the labels are those of ImageNet-1K's synsets.
-        """
+        """Looks up the images by their file names, `files[index]`; None unless they are ImageNet's for validation."""
         if not is_imagenet(classes) or not files:
             return None
         labels = [_labels().get(PurePath(files[index]).name, []) for index in records.index]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import torch
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 
@@ -16,11 +15,6 @@ from infvit.attention.tokens import precise
 from infvit.convert.adapters import AdaptedAttention
 from infvit.errors import UsageError
 from infvit.vit import VisionTransformer
-
-DIFFERENTIAL = tuple(
-    getattr(timm_vit, name) for name in ("DiffAttention", "DiffParallelScalingBlock") if hasattr(timm_vit, name)
-)
-"""timm's attention that takes one softmax from another (arXiv:2410.05258), absent from older versions."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,8 @@ class Operator:
         name: of its class.
         heads: H in the shape of `weights`.
         weighs: tokens with a "matrix" (N, N) per head, a "vector" (N) for all tokens, or "nothing".
-        weights: (B, N, D) → (B, H, N, N) or (B, H, N), of either sign for some operators.
-        output: (weights, tokens) → the attention's output, (B, N, D), as a function of its weights; None if the block
-            does not expose it.
+        weights: (B, N, D) → (B, H, N, N) or (B, H, N), of either sign for some operators; UsageError for "nothing".
+        output: (weights, tokens) → the attention's output, (B, N, D), as a function of its weights; None for "nothing".
         layer: the layer of `infvit.attention`, None for one of timm.
     """
 
@@ -102,7 +95,7 @@ class Backbone:
         return BlockOutput(named["block.norm1"], named["block.attn"], out)
 
     def _operator(self, block: Any) -> Operator:
-        return operator(block.attn, after=block.extra_proj)
+        return _operator(block.attn, after=block.extra_proj)
 
 
 def backbone(model: nn.Module) -> Backbone:
@@ -121,7 +114,7 @@ class _Timm(Backbone):
     """timm's ViT, also with registers, without a class token, and converted by `infvit.convert`.
 
     The head reads the class token unless the model pools its patches; the weights of attention pooling (`map`) are not
-    part of a map. `Block` and `ResPostBlock` are run part by part, parallel blocks as a whole.
+    part of a map. Blocks of another class than timm's `Block` have no weights that are known here.
     """
 
     def __init__(self, model: timm_vit.VisionTransformer) -> None:
@@ -136,42 +129,21 @@ class _Timm(Backbone):
         return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
     def _step(self, b: Any, x: Tensor) -> BlockOutput:
-        if type(b) is timm_vit.Block:
-            tokens = b.norm1(x)
-            attended = b.attn(tokens)
-            x = x + b.drop_path1(b.ls1(attended))
-            return BlockOutput(tokens, attended, x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
-        if type(b) is timm_vit.ResPostBlock:
-            attended = b.attn(x)
-            after = x + b.drop_path1(b.norm1(attended))
-            return BlockOutput(x, attended, after + b.drop_path2(b.norm2(b.mlp(after))))
-        return BlockOutput(x, None, b(x))
+        if type(b) is not timm_vit.Block:
+            return BlockOutput(x, None, b(x))
+        tokens = b.norm1(x)
+        attended = b.attn(tokens)
+        x = x + b.drop_path1(b.ls1(attended))
+        return BlockOutput(tokens, attended, x + b.drop_path2(b.ls2(b.mlp(b.norm2(x)))))
 
     def _operator(self, block: Any) -> Operator:
-        if type(block) in (timm_vit.Block, timm_vit.ResPostBlock):
-            return operator(block.attn)
-        if type(block) in (timm_vit.ParallelScalingBlock, *DIFFERENTIAL):
-
-            def packed(x: Tensor) -> Tensor:
-                return _of_packed(block, *block.in_proj(block.in_norm(x)).split(block.in_split, dim=-1)[1:3])
-
-            return Operator(type(block).__name__, block.num_heads, "matrix", packed, None)
-        if type(block) is timm_vit.ParallelThingsBlock:
-            each: list[tuple[Any, Operator]] = [(attn.norm, operator(attn.attn)) for attn in block.attns]
-            if all(found.weighs == "matrix" for _, found in each):
-                heads = sum(found.heads for _, found in each)
-
-                def weights(x: Tensor) -> Tensor:
-                    return torch.cat([found.weights(norm(x)) for norm, found in each], 1)
-
-                return Operator(type(block).__name__, heads, "matrix", weights, None)
-        return _unknown(block)
+        return _operator(block.attn) if type(block) is timm_vit.Block else _unknown(block)
 
 
-def operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
+def _operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
     """The `Operator` of an attention module; `after` is what its block applies to its output."""
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
-    if type(layer) in (timm_vit.Attention, *DIFFERENTIAL):
+    if type(layer) is timm_vit.Attention:
         return _of_timm(layer)
     if not isinstance(layer, Attention) or layer.weighs == "nothing":
         return _unknown(layer)
@@ -193,27 +165,18 @@ def _unknown(module: nn.Module) -> Operator:
 def _of_timm(attn: Any) -> Operator:
     """timm's softmax attention with its options: norms of q and k, a norm and a gate of the output."""
 
+    def heads(x: Tensor) -> tuple[Tensor, ...]:
+        return attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
     def weights(x: Tensor) -> Tensor:
-        return _of_packed(attn, *attn.qkv(x).chunk(3, dim=-1)[:2])
+        Q, K, _ = heads(x)
+        Q, K = precise(attn.q_norm(Q)), precise(attn.k_norm(K))
+        return (Q * Q.shape[-1] ** -0.5 @ K.mT).softmax(-1)
 
     def output(W: Tensor, x: Tensor) -> Tensor:
-        V = attn.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+        V = heads(x)[2]
         O = getattr(attn, "norm", nn.Identity())((W.to(V.dtype) @ V).transpose(1, 2).flatten(2))  # noqa: E741
         gate = getattr(attn, "gate", None)
         return attn.proj_drop(attn.proj(O if gate is None else O * gate(x).sigmoid()))
 
-    shows = None if type(attn) in DIFFERENTIAL else output
-    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, shows)
-
-
-def _of_packed(module: Any, Q: Tensor, K: Tensor) -> Tensor:
-    """The weights that a timm module computes from its packed q and k, (B, N, D) each: (B, H, N, N)."""
-    differs = type(module) in DIFFERENTIAL
-    heads = 2 * module.num_heads if differs else module.num_heads
-    Q, K = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (Q, K))
-    Q, K = precise(module.q_norm(Q)), precise(module.k_norm(K))
-    W = (Q * Q.shape[-1] ** -0.5 @ K.mT).softmax(-1)
-    if not differs:
-        return W
-    first, second = W.unflatten(1, (-1, 2)).unbind(2)
-    return first - module._compute_lambda() * second
+    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, output)

@@ -59,15 +59,7 @@ class AnnotatedBoxes:
         self.missing = self.rescaled = self.empty = 0
 
     def __call__(self, images: Tensor, places: Tensor) -> Tensor:
-        """Which pixels are in a box.
-
-        Args:
-            images: model input before normalisation, uint8 (B, 3, H, W).
-            places: (B,), their indices in the data set.
-
-        Returns:
-            bool (B, H, W).
-        """
+        """Which pixels are in a box: uint8 (B, 3, H, W), their indices in the data set (B,) → bool (B, H, W)."""
         height, width = images.shape[-2:]
         x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
         inside = torch.zeros(len(images), height, width, dtype=torch.bool)

@@ -1,17 +1,16 @@
 """Draws a figure for a paper: images in rows, models and methods in columns, as PDF (with real text) and PNG."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
-import torch
 import vl_convert
 from PIL import Image
 
 from infvit.errors import UsageError
 from infvit.measure.attention.gallery_input import GalleryInput, columns, normalised
-from infvit.measure.attention.heat import coloured, inlined, over, picture, resized
+from infvit.measure.attention.heat import HEAT, inlined, over, picture, resized
 from infvit.measure.attention.maps import token_map
 from infvit.measure.model_source import ModelSource
 from infvit.tables.theme import VEGA_LITE, specification
@@ -22,10 +21,15 @@ CELL, GAP, GROUP_GAP = 72, 3, 9
 PIXELS = 288
 """Largest width of a picture: 288 per inch at the figure's natural size."""
 
-LETTER = 8
-"""Font size in points."""
-
-THEME = {"background": "#ffffff", "view": {"stroke": None}, "font": "Helvetica, Arial, Liberation Sans, sans-serif"}
+TEXT = {"labelFontSize": 8, "labelColor": "black", "labelLimit": CELL, "labelPadding": 3}
+THEME = {
+    "background": "#ffffff",
+    "view": {"stroke": None},
+    "font": "Helvetica, Arial, Liberation Sans, sans-serif",
+    "axis": TEXT | {"domain": False, "ticks": False, "grid": False},
+    "title": {"fontSize": 8, "color": "black", "offset": 3, "limit": 10 * CELL},
+    "legend": TEXT | {"orient": "bottom", "gradientLength": CELL, "gradientThickness": 6, "offset": 3},
+}
 
 
 def figure(
@@ -38,10 +42,7 @@ def figure(
     """Writes figure.pdf and figure.png and prints their paths: the images, and beside each its maps.
 
     A picture is an inch wide and text has 8 points: an image and six methods fill the width of a page.
-
-    Args:
-        source, out, shown, methods: as for `infvit.measure.attention.gallery.gallery`.
-        block: its index, from the end if negative; None for all together.
+    conf/eval/figure.yaml explains the arguments.
 
     Raises:
         UsageError: for an unknown method, model or block, or a map that is not finite.
@@ -49,66 +50,42 @@ def figure(
     networks, images, names = shown(source)
     offers = columns(networks, methods)
     height, width = images.shape[2:]
-    tall = CELL * height / width
     # An image of about this size is not resized.
     across = width if PIXELS / 2 <= width <= PIXELS else PIXELS
     plain = [resized(picture(image), across, round(across * height / width)) for image in images]
-    several = len(offers) > 1
-    top = (2 if several else 1) * (LETTER + 4)
-    rows = [top + i * (tall + GAP) for i in range(len(images))]
-    x = float(LETTER + 4)
-    pictures = [_picture(one, x, y, CELL, tall) for one, y in zip(plain, rows, strict=True)]
-    words = [_words(name, LETTER / 2, y + tall / 2, tall, angle=270) for name, y in zip(names, rows, strict=True)]
-    words.append(_words("image", x + CELL / 2, top - LETTER / 2 - 2, CELL))
-    x += CELL + GROUP_GAP
-    lines = []
+    labels = alt.Axis(title=None, labelAngle=-90, labelExpr=f"{json.dumps(names)}[datum.value]")
+    parts = [_grid({"image": plain}, CELL * height / width, labels)]
     for name, offer in offers.items():
-        network, start = networks[name], x
+        network, drawn = networks[name], {}
         for method in offer:
             maps = token_map(network.model, normalised(network, images), method, block=block).float().cpu()
             if not maps.isfinite().all():
                 raise UsageError(f"{name}: {method} is not finite, so there is nothing to draw: look at its weights")
-            pictures += [
-                _picture(over(one, weights), x, y, CELL, tall)
-                for one, weights, y in zip(plain, maps, rows, strict=True)
-            ]
-            words.append(_words(method.replace("_", " "), x + CELL / 2, top - LETTER / 2 - 2, CELL))
-            x += CELL + GAP
-        end = x - GAP
-        if several:
-            words.append(_words(name, (start + end) / 2, LETTER / 2, end - start, fontWeight="bold"))
-            rule = _at(start, LETTER + 3).mark_rule(strokeWidth=0.5, color="black")
-            lines.append(rule.encode(x2=alt.datum(end)))
-        x = end + GROUP_GAP
-    below = rows[-1] + tall + GAP + LETTER / 2
-    pictures.append(_picture(coloured(torch.linspace(0, 1, 256)[None]), end - 120, below - 3, 50, 6))
-    words += [
-        _words("0", end - 124, below, 20, align="right"),
-        _words("the map's largest", end - 67, below, 90, align="left"),
-    ]
-    drawn = alt.layer(*pictures, *lines, *words).properties(width=end, height=below + LETTER / 2, padding=1)
-    charts = specification(drawn)
-    out.mkdir(parents=True, exist_ok=True)
+            drawn[method.replace("_", " ")] = [over(one, weights) for one, weights in zip(plain, maps, strict=True)]
+        part = _grid(drawn, CELL * height / width, None)
+        parts.append(part.properties(title=name) if len(offers) > 1 else part)
+    places = [i / (len(HEAT) - 1) for i in range(len(HEAT))]
+    heat = alt.Scale(domain=places, range=["rgb({}, {}, {})".format(*colour) for colour in HEAT], interpolate="rgb")
+    legend = alt.Legend(title=None, values=[0, 1], labelExpr="datum.value ? \"the map's largest\" : '0'")
+    parts[-1] = parts[-1].encode(color=alt.Color("row:Q", scale=heat, legend=legend))
+    charts = specification(alt.hconcat(*parts, spacing=GROUP_GAP).properties(padding=1))
     pdf, png = out / "figure.pdf", out / "figure.png"
     pdf.write_bytes(vl_convert.vegalite_to_pdf(charts, VEGA_LITE, config=THEME))
     png.write_bytes(vl_convert.vegalite_to_png(charts, VEGA_LITE, config=THEME, scale=PIXELS / CELL))
     print(pdf, png, sep="\n")
 
 
-def _picture(content: Image.Image, x: float, y: float, width: float, height: float) -> alt.Chart:
-    return _at(x, y).mark_image(
-        url=inlined(content), width=width, height=height, align="left", baseline="top", aspect=False, smooth=False
-    )
-
-
-def _words(text: str, x: float, y: float, room: float, **options: Any) -> alt.Chart:
-    """Text at (x, y), centred, truncated to `room` points; options as of `mark_text`."""
-    options = {"align": "center"} | options
-    return _at(x, y).mark_text(text=text, limit=room, baseline="middle", fontSize=LETTER, color="black", **options)
-
-
-def _at(x: float, y: float) -> alt.Chart:
-    """One mark at (x, y) in points."""
-    return alt.Chart(alt.InlineData(values=[{}])).encode(
-        x=alt.XDatum(x, scale=None, axis=None), y=alt.YDatum(y, scale=None, axis=None)
+def _grid(pictures: Mapping[str, Sequence[Image.Image]], tall: float, labels: alt.Axis | None) -> alt.Chart:
+    """A column of pictures of CELL × `tall` points for each heading, with the labels of the rows."""
+    cells = [
+        {"column": heading, "row": row, "url": inlined(one)}
+        for heading, ones in pictures.items()
+        for row, one in enumerate(ones)
+    ]
+    chart = alt.Chart(alt.InlineData(values=cells), width=alt.Step(CELL + GAP), height=alt.Step(tall + GAP))
+    image = chart.mark_image(width=CELL, height=tall, aspect=False, smooth=False)
+    return image.encode(
+        x=alt.X("column:N", sort=None, axis=alt.Axis(title=None, orient="top", labelAngle=0)),
+        y=alt.Y("row:O", axis=labels),
+        url="url:N",
     )

@@ -36,7 +36,7 @@ SMALL = 96
 def gallery(
     source: ModelSource, out: Path, shown: Callable[[ModelSource], GalleryInput], methods: Sequence[str] | None
 ) -> None:
-    """Writes gallery.html and prints its path."""
+    """Writes gallery.html and prints its path; conf/eval/gallery.yaml explains the arguments."""
     file = write_gallery(out / "gallery.html", shown(source), methods)
     print(f"{file}  {file.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
@@ -46,11 +46,6 @@ def write_gallery(file: Path, content: GalleryInput, methods: Sequence[str] | No
 
     The page has every block and all of them together: B × (L + 1) maps per method, and the `STRONGEST` neighbours of
     each token; 0.57 MB for a model of 4 blocks, 8 photographs of 14 × 14 tokens and 8 methods.
-
-    Args:
-        file: returned.
-        content: models in evaluation mode and images.
-        methods: of `METHODS`, those that a model supports; None for all that it supports.
 
     Raises:
         UsageError: if a method is unknown or no model supports it, a map is not finite, or the page would be too large.
@@ -85,7 +80,6 @@ def write_gallery(file: Path, content: GalleryInput, methods: Sequence[str] | No
             content={"models": models, "heat": HEAT, "lowest": LOWEST, "strongest": STRONGEST, "names": list(names)},
         )
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")
     return file
 

@@ -11,18 +11,12 @@ from torch import Tensor
 from infvit.errors import UsageError
 from infvit.highres.tokens import normalise
 from infvit.measure.attention.maps import METHODS, offered
-from infvit.measure.model_source import LoadedRun, ModelSource
+from infvit.measure.model_source import LoadedRun, ModelSource, labelled
 from infvit.measure.predict import image_files, in_view
 
 
 class GalleryInput(NamedTuple):
-    """Models and the images that they are shown with.
-
-    Attributes:
-        networks: by display name.
-        images: uint8 (B, 3, height, width), as every model's evaluation crops them.
-        names: of the images.
-    """
+    """Models by label, images as every model's evaluation crops them, uint8 (B, 3, height, width), and their names."""
 
     networks: dict[str, LoadedRun]
     images: Tensor
@@ -38,9 +32,7 @@ def gallery_input(
 ) -> GalleryInput:
     """Loads the models of checkpoints with `count` test images of the first one's data, or with given images.
 
-    Args:
-        image: a file, or a folder, of which the first `count` images are used.
-        allow_huge: also decode images larger than Pillow's limit against decompression bombs.
+    conf/eval/gallery.yaml explains the arguments.
 
     Raises:
         UsageError: if there is nothing to show, an image cannot be read, or the models' image sizes differ.
@@ -49,12 +41,7 @@ def gallery_input(
     if not paths or count < 1:
         raise UsageError(f"ckpt={paths} and images={count} show nothing: give a checkpoint and at least one image")
     loaded = [source.load(path) for path in paths]
-    names = [network.name for network in loaded]
-    # Equal names get the name of their run folder, then a number.
-    runs = [f"{name} ({Path(path).absolute().parent.parent.name})" for name, path in zip(names, paths, strict=True)]
-    names = [run if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
-    names = [f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)]
-    networks = dict(zip(names, loaded, strict=True))
+    networks = labelled(loaded)
     sizes = {name: one.view(Pillow.new("RGB", (64, 64))).shape[1:] for name, one in networks.items()}
     if len(set(sizes.values())) > 1:
         each = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())

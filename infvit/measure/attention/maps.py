@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention.layer import precision
+from infvit.attention.tokens import precise
 from infvit.errors import UsageError
 from infvit.graph import absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
-from infvit.measure.attention.relevance import relevances
 
 METHODS = {
     "attention": "The weights of the patches for the class token or, without one, for the mean of all patches.",
@@ -130,9 +130,7 @@ def layer_maps(model: nn.Module, images: Tensor, method: str) -> Tensor:
 def _lacking(net: Backbone, method: str) -> list[Operator]:
     """The operators that a method does not support."""
     readable = {"rollout": ("matrix",), "weights": ("vector",), "random": ("matrix", "vector", "nothing")}
-    takes = readable.get(method, ("matrix", "vector"))
-    needs_output = method == "gradient_attention"
-    return [o for o in net.operators if o.weighs not in takes or (needs_output and o.output is None)]
+    return [found for found in net.operators if found.weighs not in readable.get(method, ("matrix", "vector"))]
 
 
 def _checked(model: nn.Module, method: str) -> Backbone:
@@ -152,7 +150,7 @@ def _layers(net: Backbone, images: Tensor, method: str) -> Iterator[Tensor]:
     if method == "rollout":
         yield from _rollout(net, images)
     elif method == "gradient_attention":
-        for relevance in relevances(net, images):
+        for relevance in _relevances(net, images):
             yield (relevance if relevance.ndim == 3 else _read(net, relevance)).mean(1)
     else:
         for found, W in net.weights(images):
@@ -207,11 +205,29 @@ def _rollout(net: Backbone, images: Tensor) -> Iterator[Tensor]:
 def _propagated(net: Backbone, images: Tensor) -> Tensor:
     """pᵀ (R − I) after the last block, (B, N)."""
     R: Tensor | None = None  # R − I
-    for relevance in relevances(net, images):
+    for relevance in _relevances(net, images):
         A = relevance.mean(1)
         R = A if R is None else R + A + A @ R
     assert R is not None
     return _read(net, R)
+
+
+def _relevances(net: Backbone, images: Tensor) -> Iterator[Tensor]:
+    """Yields (W ⊙ ∂y/∂W)⁺ per block, y the logit of each image's predicted class: (B, H, N, N) or (B, H, N)."""
+    # Lightning evaluates in inference mode, which allows no gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        # requires_grad of the images makes autograd record even if all parameters are frozen.
+        steps = [step for _, step in net.run(net.embed(images.detach().clone().requires_grad_()))]
+        y = net.logits(steps[-1].out).max(-1).values.sum()
+        attended = [step.attended for step in steps if step.attended is not None]
+        gradients = torch.autograd.grad(y, attended, materialize_grads=True)
+    for found, step, gradient in zip(net.operators, steps, gradients, strict=True):
+        with torch.inference_mode(False), torch.enable_grad():
+            assert found.output is not None
+            tokens = step.tokens.detach()
+            W = precise(found.weights(tokens)).detach().requires_grad_()
+            (by_weight,) = torch.autograd.grad(found.output(W, tokens), W, gradient)
+        yield (W.detach() * by_weight).clamp_min(0)
 
 
 def _random(images: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -102,13 +102,9 @@ def shares(step: float) -> list[float]:
 
 @torch.no_grad()
 def faithfulness(remove: Remove, relevance: Tensor, labels: Tensor, at: Sequence[float]) -> Faithfulness:
-    """Removes patches by their relevance, in both orders; patches of equal relevance in a random order, seed 0.
+    """Removes patches by their relevance (B, h, w), in both orders; those of equal relevance in a random one, seed 0.
 
-    Args:
-        remove: from `remover`.
-        relevance: a map over the patches, (B, h, w).
-        labels: (B,).
-        at: shares of removed patches from 0 to 1, each rounded to a number of patches.
+    `at` holds the shares of removed patches from 0 to 1, each rounded to a number of patches.
     """
     ranks = _ranks(relevance)
     N = ranks[0].numel()
@@ -135,21 +131,13 @@ def areas(kept: Tensor, at: Sequence[float]) -> tuple[Tensor, Tensor]:
     image, right or wrong. A MoRF-AOC of 0 means that removal changes nothing; below 0 the prediction becomes more
     confident. arXiv:2603.00175 reports the mean over images in per cent, "MoRF-AOC", but neither how patches are
     removed nor whether the curve is relative to the intact image; this is our interpretation.
-
-    Args:
-        kept: of `Faithfulness`, (B, 2, shares).
-        at: the shares.
     """
     under = torch.trapezoid(kept.double(), torch.tensor(at, dtype=torch.float64, device=kept.device))
     return 1 - under[:, 0], under[:, 1]
 
 
 def enlarged(maps: Tensor, size: Sequence[int], mode: str = "nearest") -> Tensor:
-    """Maps over patches as maps over pixels: (B, h, w) → (B, *size) of the same dtype.
-
-    Args:
-        mode: "nearest" (the value of the patch) or "bilinear" (between the centres of patches).
-    """
+    """Maps over patches as maps over pixels, "nearest" or "bilinear": (B, h, w) → (B, *size) of the same dtype."""
     like = maps[:, None].float() if maps.dtype == torch.bool else maps[:, None]
     return F.interpolate(like, list(size), mode=mode)[:, 0].to(maps.dtype)
 

@@ -16,11 +16,10 @@ from tqdm import tqdm
 
 from infvit.compare.evaluation import MAP_FIGURES, keep_maps
 from infvit.compare.grouping import best_known, group, names_of, shared_overrides
-from infvit.compare.published import published
 from infvit.errors import UsageError
 from infvit.measure.attention.boxes import AnnotatedBoxes, InkBoxes
 from infvit.measure.attention.gallery import write_gallery
-from infvit.measure.attention.gallery_input import GalleryInput, numbered
+from infvit.measure.attention.gallery_input import GalleryInput, normalised, numbered
 from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, localisation
 from infvit.measure.attention.maps import offered, token_map
@@ -29,7 +28,7 @@ from infvit.measure.attention.patch_removal import REMOVALS, faithfulness, remov
 from infvit.measure.attention.quality_plots import write_curves
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
 from infvit.measure.attention.quality_table import explained, layer_tables, map_tables
-from infvit.measure.model_source import LoadedRun, ModelSource
+from infvit.measure.model_source import LoadedRun, ModelSource, labelled
 from infvit.run.environment import command
 from infvit.run.files import atomic_write
 from infvit.run.result import RESULT_FILE, Result
@@ -114,7 +113,7 @@ def _measured(
         tqdm(total=total, desc=label[:32], unit="image", ncols=79, leave=False, disable=None) as bar,
     ):
         for images, labels, places in data.exact(options.images, options.batch_size):
-            pixels = data.normalised(images.to(device))
+            pixels = normalised(studied, images)
             remove = None
             if boxes is not None:
                 inside = boxes(images, places).to(device)
@@ -142,13 +141,7 @@ def _measured(
         rows[CURVES] += [first | {"method": method} | row for row in curve_rows(scores, at)]
     rows[LAYERS] = [first | {"when": when} | row for when, found in healths.items() for row in layer_rows(found)]
     notes += [f"{row['method']}: {row['zero_maps']:,} maps of zeros" for row in rows[MAPS] if row["zero_maps"]]
-    # One note in place of a warning for every batch.
-    stalled = [warning for warning in caught if str(warning.message).startswith("power iteration stopped")]
-    if stalled:
-        notes.append("power iteration did not end for some heads, whose spectra and centralities are approximate")
-    for other in caught:
-        if other not in stalled:
-            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    notes += dict.fromkeys(str(warning.message) for warning in caught)  # once, not for every batch
     if boxes is None:
         notes.append("no localisation: boxes=DIR names the folder of ImageNet's XML annotations")
         return Measured(run, rows, "", notes)
@@ -180,15 +173,10 @@ def _keep(studied: LoadedRun, found: Measured, options: Options) -> list[Path]:
 
 def _gallery(out: Path, studied: Sequence[LoadedRun], options: Options) -> str:
     """Writes gallery.html with one seed of each configuration; returns its path, or the reason why not."""
-    first = studied[0].data
-    images = first.examples(IN_GALLERY)
-    networks: dict[str, LoadedRun] = {}
-    for one in studied:
-        if one.data.fingerprint == first.fingerprint and torch.equal(one.data.examples(IN_GALLERY), images):
-            assert one.run_dir is not None
-            networks[one.run_dir.name if one.name in networks else one.name] = one
+    images = studied[0].data.examples(IN_GALLERY)
+    alike = [one for one in studied if torch.equal(one.data.examples(IN_GALLERY), images)]
     try:
-        shown = GalleryInput(networks, images, numbered(images))
+        shown = GalleryInput(labelled(alike), images, numbered(images))
         return str(write_gallery(out / "gallery.html", shown, options.methods))
     except UsageError as error:
         return f"no gallery: {error}"
@@ -229,25 +217,18 @@ def _write(out: Path, measured: Sequence[Measured], options: Options) -> str:
     for stem, of_file in rows.items():
         content = asdict(options) | {"command": command(), "rows": of_file}
         atomic_write(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    others = {name: asdict(found) for name, config in zip(names, configs, strict=True) if (found := published(config))}
     boxes = " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
     write_curves(rows[CURVES], REMOVALS[options.removal], out / "attention_curves.png")
-    shown = [*map_tables(rows[MAPS], options, boxes, others), *layer_tables(rows[LAYERS])]
-    notes = [explained(options, [m.run for m in measured])]
-    notes += [f"published: others' numbers, not measured here: {found['source']}." for found in others.values()]
-    notes = [*dict.fromkeys(notes), *_notes(measured)]
+    shown = [*map_tables(rows[MAPS], options, boxes), *layer_tables(rows[LAYERS])]
+    notes = [explained(options, [m.run for m in measured]), *_notes(measured)]
     atomic_write(out / "attention.md", "\n\n".join([*(table.markdown() for table in shown), *notes]) + "\n")
     return "\n\n".join([*(table.text() for table in shown), *("\n".join(textwrap.wrap(note, 79)) for note in notes)])
 
 
 def _notes(measured: Sequence[Measured]) -> list[str]:
     """The notes of all runs, each once, prefixed by its runs unless it concerns all."""
-    about: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, list[str]] = defaultdict(list)
     for m in measured:
         for note in m.notes:
-            about.setdefault(note, {}).setdefault(m.run.model, []).append(m.run.seed)
-    lines = []
-    for note, seeds in about.items():
-        runs = "; ".join(f"{model} seed {', '.join(map(str, of_model))}" for model, of_model in seeds.items())
-        lines.append(note if sum(map(len, seeds.values())) == len(measured) else f"{runs}: {note}")
-    return lines
+            found[note].append(f"{m.run.model} seed {m.run.seed}")
+    return [note if len(runs) == len(measured) else f"{', '.join(runs)}: {note}" for note, runs in found.items()]

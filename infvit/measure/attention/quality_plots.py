@@ -12,12 +12,9 @@ ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
 
 
 def write_curves(rows: Rows, removal: str, path: Path) -> None:
-    """Writes a row of charts for each order, a chart for each configuration, a line for each method: mean over seeds.
+    """Writes a PNG: a row of charts for each order, a chart for each configuration, a line for each method.
 
-    Args:
-        rows: from `quality_rows.curve_rows`, each with "method" and the "name" of its configuration.
-        removal: how patches are removed, in words.
-        path: of the PNG.
+    Lines are means over seeds. `removal` is how patches are removed, in words.
     """
     points = [
         {"name": name, "method": method, "order": ORDERS[order], "share": share}

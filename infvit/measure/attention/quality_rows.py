@@ -69,9 +69,6 @@ def layer_rows(found: Sequence[Health]) -> Rows:
 
     A mean over heads is taken within an image first. `_spread` is the standard deviation over images, and `images` of
     a figure the number in which it exists: a head that is off has only `off` and `gamma`.
-
-    Args:
-        found: one for each batch.
     """
     values = {f.name: torch.cat([getattr(part, f.name) for part in found], -1).double() for f in fields(Health)}
     depth, heads, _ = values["off"].shape

@@ -49,16 +49,10 @@ class Line(NamedTuple):
     values: Mapping[str, Any] | None = None
 
 
-def map_tables(
-    rows: Rows, options: Options, boxes: str, published: Mapping[str, Mapping[str, float | None]]
-) -> list[Table[Line]]:
+def map_tables(rows: Rows, options: Options, boxes: str) -> list[Table[Line]]:
     """Faithfulness and localisation of every method of every configuration, in per cent.
 
-    Args:
-        rows: of `quality_rows.map_row`, each with the "name" of its configuration.
-        options: of the measurement.
-        boxes: the source of the boxes; "" without any.
-        published: by the name of a configuration, its published scores.
+    `rows` are of `quality_rows.map_row`; `boxes` is the source of the boxes, "" without any.
     """
     titles = {f"Patches {REMOVALS[options.removal]}, %": REMOVAL}
     if boxes:
@@ -73,9 +67,6 @@ def map_tables(
             if "roc_auc" in headings:
                 guess = Estimate.of(row["guess"] for row in of_name).mean
                 lines.append(Line("  a flat map", dict.fromkeys(headings, guess) | {"roc_auc": 0.5}))
-            known = {figure: published.get(name, {}).get(figure) for figure in headings}
-            if any(value is not None for value in known.values()):
-                lines.append(Line("  published", known))
         columns = {figure: (heading, decimals(1, 100)) for figure, heading in headings.items()}
         tables.append(_table(title, columns, lines))
     return tables
@@ -84,9 +75,7 @@ def map_tables(
 def layer_tables(rows: Rows) -> list[Table[Line]]:
     """The health of the blocks before and after training, mean over heads, with the lowest and the highest head.
 
-    Args:
-        rows: of `quality_rows.layer_rows`, each with "name" (of its configuration), "seed" and "when" ("start" or
-            "trained").
+    `rows` are of `quality_rows.layer_rows`.
     """
     tables = []
     for title, columns in LAYERS.items():

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from infvit.measure.efficiency.case import BASELINES, Case, Efficiency, exponents
 from infvit.measure.efficiency.passes import FORWARD, TRAINING
@@ -13,7 +10,6 @@ from infvit.measure.efficiency.timing import Spread
 from infvit.tables.numbers import NOTHING, amount, gigabytes, in_range, ratio, three_digits
 from infvit.tables.table import Column, Table, wrapped
 
-PUBLISHED_FILE = Path(__file__).with_name("published_efficiency.yaml")
 TITLES = {FORWARD: "Forward pass", TRAINING: "Training step: forward, backward, AdamW"}
 
 
@@ -39,7 +35,7 @@ def _document(result: Efficiency, form: Callable[[list[str]], str], show: Callab
             tables.append(_pass_table(result, kind, [*times, *comparison], f"## {title}{picture}"))
         else:
             tables += [_pass_table(result, kind, columns, title) for columns in (times, comparison)]
-    tables += [table for table in (fits(result), published(result)) if table.rows]
+    tables += [fits(result)] if fits(result).rows else []
     blocks = [form(about(result)), *map(show, tables), form([*_remarks(result), *explanations(result)])]
     return "\n\n".join(blocks) + "\n"
 
@@ -142,25 +138,6 @@ def fits(result: Efficiency) -> Table[str]:
     return Table(columns, [model for model in models if any(model in by_model for by_model in by_kind.values())])
 
 
-def published(result: Efficiency) -> Table[dict[str, Any]]:
-    """What others have published for these sizes: numbers of other machines, not measured here."""
-    here = {(case.model, case.resolution) for case in result.cases if case.kind == FORWARD}
-    rows = [
-        entry
-        for entry in yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
-        if (entry["of"]["size"], entry["of"]["batch_size"]) == (result.size, result.setting.batch_size)
-        and any(model in entry["of"]["models"] and side == entry["of"]["resolution"] for model, side in here)
-    ]
-    columns: list[Column[dict[str, Any]]] = [
-        Column("published, not measured here", lambda entry: entry["name"], left=True),
-        Column("px", lambda entry: entry["of"]["resolution"]),
-        Column("ms", lambda entry: entry["numbers"]["milliseconds"]),
-        Column("images/s", lambda entry: entry["numbers"]["images_per_second"]),
-        Column("J/image", lambda entry: entry["numbers"]["joules_per_image"]),
-    ]
-    return Table(columns, rows)
-
-
 def _pass_table(result: Efficiency, kind: str, columns: list[Column[Case]], title: str) -> Table[Case]:
     """The cases of a pass; a resolution is printed at its first model alone."""
     cases = [case for case in result.cases if case.kind == kind]
@@ -170,9 +147,8 @@ def _pass_table(result: Efficiency, kind: str, columns: list[Column[Case]], titl
 
 
 def _remarks(result: Efficiency) -> list[str]:
-    """Why a case has no number, and who published the others."""
-    lines = [f"{c.resolution} px, {c.kind}, {c.model}: {c.status}, {c.note}" for c in result.cases if c.note]
-    return lines + sorted({f"published: {row['source']}, {row['hardware']}" for row in published(result).rows})
+    """Why a case has no number."""
+    return [f"{c.resolution} px, {c.kind}, {c.model}: {c.status}, {c.note}" for c in result.cases if c.note]
 
 
 def _kinds(result: Efficiency) -> list[str]:

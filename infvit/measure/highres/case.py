@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
@@ -21,34 +22,7 @@ from infvit.vit import VisionTransformer
 
 MakeModel = Callable[[], nn.Module]
 
-WAYS = ("dense", "chunked", "streamed", "parallel", "training", "training_dense")
-
-
-@dataclass
-class HighresRow:
-    """One case: a model in one way on one image. Memory in bytes; None if it did not finish or has no such figure.
-
-    Attributes:
-        seconds: opening and reading the image included.
-        peak: largest peak resident memory of a process of the case, libraries and weights included.
-        resident: the part of it that libraries and weights take.
-        communicated: bytes that each process puts into all-reduces.
-        difference: largest difference of the logits to those of the first way that finished at this size, over the
-            largest logit; None for that way itself, and in training, whose stochastic depth draws differ.
-    """
-
-    model: str
-    way: str
-    height: int
-    width: int
-    tokens: int
-    status: str
-    note: str
-    seconds: float | None = None
-    peak: int | None = None
-    resident: int | None = None
-    communicated: int | None = None
-    difference: float | None = None
+Way = Literal["dense", "chunked", "streamed", "parallel", "training", "training_dense"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +33,7 @@ class CaseResult:
         seconds: from opening the image to its logits; of a training step, to the end of the optimizer's step.
         resident: bytes that libraries, weights and, in training, the optimizer take before.
         logits: (classes,); in training those before the step.
-        peak: largest peak resident bytes of a process of the case.
+        peak: largest peak resident bytes of a process of the case, libraries and weights included.
         communicated: bytes that each process put into all-reduces; None in one process.
     """
 

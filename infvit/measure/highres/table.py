@@ -1,40 +1,45 @@
 """The table and the picture of the high-resolution measurement."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Any
 
-from infvit.measure.highres.case import HighresRow
 from infvit.measure.side_chart import against_side
 from infvit.tables.numbers import gigabytes
 from infvit.tables.table import Column, Table
 
-COLUMNS: list[Column[HighresRow]] = [
-    Column("model", lambda row: row.model, left=True),
-    Column("way", lambda row: row.way, left=True),
-    Column("pixels", lambda row: f"{row.height}²" if row.height == row.width else f"{row.height}×{row.width}"),
-    Column("time", lambda row: row.status if row.seconds is None else f"{row.seconds:,.3g} s"),
-    Column("peak", lambda row: row.peak, lambda size: f"{gigabytes(size)} GB"),
-    Column("weights", lambda row: row.resident, lambda size: f"{gigabytes(size)} GB"),
-    Column("agrees", lambda row: row.difference, "{:.0e}".format),
+Row = dict[str, Any]
+
+COLUMNS: list[Column[Row]] = [
+    Column("model", lambda row: row["model"], left=True),
+    Column("way", lambda row: row["way"], left=True),
+    Column(
+        "pixels",
+        lambda row: (
+            "{height}²".format_map(row) if row["height"] == row["width"] else "{height}×{width}".format_map(row)
+        ),
+    ),
+    Column("time", lambda row: row["status"] if row["seconds"] is None else f"{row['seconds']:,.3g} s"),
+    Column("peak", lambda row: row["peak"], lambda size: f"{gigabytes(size)} GB"),
+    Column("weights", lambda row: row["resident"], lambda size: f"{gigabytes(size)} GB"),
+    Column("agrees", lambda row: row["difference"], "{:.0e}".format),
 ]
 
 
-def table(rows: Sequence[HighresRow]) -> str:
+def table(rows: list[Row]) -> str:
     """A line for each case, in Markdown that also a terminal of 80 columns shows, and the notes of the cases."""
-    notes = sorted({f"{row.model}, {row.way}, {row.height} × {row.width}: {row.note}" for row in rows if row.note})
+    notes = ["{model}, {way}, {height} × {width}: {note}".format_map(row) for row in rows if row["note"]]
     return "\n".join([Table(COLUMNS, rows).markdown(), "", *notes]).rstrip()
 
 
-def plot(rows: Sequence[HighresRow]) -> bytes | None:
+def plot(rows: list[Row]) -> bytes | None:
     """PNG of peak memory and time against the side of the image, both axes logarithmic; None without two sizes."""
-    done = [(row, row.peak) for row in rows if row.peak is not None]
-    if len({row.height * row.width for row, _ in done}) < 2:
+    done = [row for row in rows if row["peak"] is not None]
+    if len({row["height"] * row["width"] for row in done}) < 2:
         return None
-    several = len({row.model for row, _ in done}) > 1
+    several = len({row["model"] for row in done}) > 1
     points = [
-        asdict(row)
-        | {"gb": peak / 1e9, "side": (row.height * row.width) ** 0.5}
-        | {"case": f"{row.model}, {row.way}" if several else row.way}
-        for row, peak in done
+        row
+        | {"gb": row["peak"] / 1e9, "side": (row["height"] * row["width"]) ** 0.5}
+        | {"case": f"{row['model']}, {row['way']}" if several else row["way"]}
+        for row in done
     ]
     return against_side(points, {"gb": "peak memory of a process, GB", "seconds": "seconds"})

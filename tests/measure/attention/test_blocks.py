@@ -24,12 +24,8 @@ MODELS = {
     "no class token": ("vit_medium_patch16_gap_256", {}),
     "registers alone": ("vit_medium_patch16_gap_256", {"reg_tokens": 3}),
     "pooled by attention": ("vit_base_patch16_siglip_224", {}),
-    "norm after the attention": ("vit_base_patch16_rpn_224", {}),
     "norm before the blocks": ("vit_base_patch16_clip_224", {}),
-    "two attentions a block": ("vit_small_patch16_18x2_224", {}),
-    "attention beside the MLP": ("vit_base_patch16_xp_224", {}),
 }
-WITHOUT_GRADIENTS = ("two attentions a block", "attention beside the MLP")
 
 
 def timm_model(name):
@@ -68,7 +64,6 @@ def test_blocks_and_maps_of_timms_models_equal_their_own_logits_and_matrices(nam
     torch.testing.assert_close(in_turn(net, x), net(x))
     matrices = held(net)
     net(x).amax(1).sum().backward()
-    assert (len(matrices) == 4) == (name == "two attentions a block")
     prefix = net.num_prefix_tokens
     by_class_token = net.cls_token is not None and "pooled" not in name
 
@@ -78,15 +73,10 @@ def test_blocks_and_maps_of_timms_models_equal_their_own_logits_and_matrices(nam
         patches = rows[:, :, prefix:]
         return (patches / patches.sum(-1, keepdim=True).clamp_min(1e-30)).unflatten(-1, others["random"].shape[-2:])
 
-    stacked = torch.stack(matrices)
-    # The heads of both attentions of a block stand side by side.
-    stacked = stacked.unflatten(0, (2, 2)).transpose(1, 2).flatten(2, 3) if len(matrices) == 4 else stacked
-    torch.testing.assert_close(others["attention"], read(stacked))
-    missing = {"weights"} | ({"gradient_attention"} if name in WITHOUT_GRADIENTS else set())
-    assert set(METHODS) - set(others) == missing
-    if "gradient_attention" in others:
-        relevance = torch.stack([(W * W.grad).clamp_min(0) for W in matrices])
-        torch.testing.assert_close(others["gradient_attention"], read(relevance), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(others["attention"], read(torch.stack(matrices)))
+    assert set(METHODS) - set(others) == {"weights"}
+    relevance = torch.stack([(W * W.grad).clamp_min(0) for W in matrices])
+    torch.testing.assert_close(others["gradient_attention"], read(relevance), rtol=1e-3, atol=1e-5)
     assert all(maps.isfinite().all() for maps in others.values())
 
 
@@ -100,25 +90,6 @@ def test_an_attention_is_a_function_of_its_weights(attention):
     (found,), named = backbone(net).operators, net.features(x)
     tokens = named["blocks.0.norm1"]
     torch.testing.assert_close(found.output(found.weights(tokens), tokens), named["blocks.0.attn"])
-
-
-@pytest.mark.parametrize("options", [{"attn_layer": "diff"}, {"block_fn": "DiffParallelScalingBlock"}])
-def test_differential_attention_weighs_with_the_difference_of_two_softmaxes(options):
-    options = {key: getattr(timm_vit, name, name) for key, name in options.items()}
-    if not hasattr(timm_vit, "DiffAttention"):
-        pytest.skip("this version of timm has none")
-    net, x = strong(timm.create_model("vit_tiny_patch16_224", **{**SIZE, **options})), torch.randn(2, 3, 32, 32)
-    parts, weighed = backbone(net), []
-    (module,) = (m for name, m in net.blocks[0].named_modules() if hasattr(m, "sub_norm"))
-    module.sub_norm.register_forward_pre_hook(lambda _, inputs: weighed.append(inputs[0]))
-    tokens = next(parts.run(parts.embed(x)))[1].tokens
-    packed = module.qkv(tokens) if hasattr(module, "qkv") else module.in_proj(module.in_norm(tokens))
-    V = packed[..., -32:].unflatten(-1, (4, 8)).transpose(1, 2)
-    W = parts.operators[0].weights(tokens)
-    torch.testing.assert_close(W @ V, weighed[0])
-    torch.testing.assert_close(in_turn(net, x), net(x))
-    assert set(METHODS) - set(offered(net)) == {"weights", "gradient_attention"}
-    assert token_map(net, x, "katz_in").isfinite().all()
 
 
 def in_turn(net, images):

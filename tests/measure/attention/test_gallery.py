@@ -254,5 +254,5 @@ def test_models_for_images_of_different_sizes_share_no_page():
         def load(self, checkpoint):
             return replace(network("softmax"), view=lambda _: torch.zeros(3, int(checkpoint), 12, dtype=torch.uint8))
 
-    with pytest.raises(UsageError, match=r"different sizes \(softmax \(.*\) 1 8 × 12, softmax \(.*\) 2 16 × 12\)"):
+    with pytest.raises(UsageError, match=r"different sizes \(softmax#1 8 × 12, softmax#2 16 × 12\)"):
         gallery_input(TwoSizes(), ["8", "16"], 1, image="photograph.jpg")

@@ -106,20 +106,30 @@ def test_dropping_tokens_equals_masking_them_in_every_block(name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def timms_vit() -> nn.Module:
+    """With registers after its class token."""
+    torch.manual_seed(0)
+    options = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return timm.create_model("vit_tiny_patch16_224", reg_tokens=2, **options).eval()
+
+
+@pytest.mark.parametrize("make", [vit, timms_vit])
 @pytest.mark.parametrize("removal", REMOVALS)
-def test_removing_no_patch_keeps_the_image_and_removing_all_leaves_nothing(removal):
-    model = vit()
+def test_removing_no_patch_keeps_the_image_and_removing_all_leaves_nothing(removal, make):
+    model = make()
     with torch.no_grad():
         model.pos_embed.mul_(3)
         images = torch.rand(2, 3, 8, 8)
         remove = remover(removal, model, images, GRID)
-        nothing = torch.zeros(2, *GRID, dtype=torch.bool)
-        torch.testing.assert_close(remove(nothing), model(images))
+        removed = torch.zeros(2, *GRID, dtype=torch.bool)
+        torch.testing.assert_close(remove(removed), model(images))
         flat = images.mean((2, 3), keepdim=True).expand_as(images)
         if removal == "mean":
-            torch.testing.assert_close(remove(~nothing), model(flat))
+            torch.testing.assert_close(remove(~removed), model(flat))
         if removal == "tokens":  # the class token alone, the same for every image
-            torch.testing.assert_close(*remove(~nothing))
+            torch.testing.assert_close(*remove(~removed))
+        removed[:, 1, 1] = True
+        assert not torch.allclose(remove(removed), model(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())
@@ -157,17 +167,3 @@ def test_steps_that_do_not_divide_end_at_all_patches():
 def test_tokens_need_a_class_token_to_be_left():
     with pytest.raises(UsageError, match=r"removal=tokens needs a class token.*: use removal=mean or removal=blur"):
         remover("tokens", vit(class_token=False), torch.randn(2, 3, 8, 8), GRID)
-
-
-def test_timms_tokens_are_dropped_after_its_class_token_and_registers():
-    torch.manual_seed(0)
-    options = {"img_size": 8, "patch_size": 2, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
-    model = timm.create_model("vit_tiny_patch16_224", reg_tokens=2, **options).eval()
-    images = torch.randn(2, 3, 8, 8)
-    remove = remover("tokens", model, images, GRID)
-    nothing = torch.zeros(2, *GRID, dtype=torch.bool)
-    with torch.no_grad():
-        torch.testing.assert_close(remove(nothing), model(images))
-        torch.testing.assert_close(*remove(~nothing))
-        nothing[:, 1, 1] = True
-        assert not torch.allclose(remove(nothing), model(images), atol=1e-4)
