@@ -185,9 +185,8 @@ def eigenvector_centrality(
             found = _iterated(flat, start, tolerance, max_iterations)
             v, eigenvalue, residual = (t.reshape(*A.shape[:-2], *t.shape[1:]) for t in found)
             if (residual > tolerance).any():
-                warnings.warn(
-                    "power iteration stopped at max_iterations, see Perron.residual", RuntimeWarning, stacklevel=2
-                )
+                line = "power iteration stopped at max_iterations: the result is approximate, see Perron.residual"
+                warnings.warn(line, RuntimeWarning, stacklevel=2)
             v = torch.where(eigenvalue.isfinite(), v, torch.nan)
         if torch.is_grad_enabled() and A.requires_grad:
             v, eigenvalue = _implicit(A, v, eigenvalue, tolerance)

@@ -1,7 +1,6 @@
 """`python -m infvit.compare RUN_DIRS...`: prints the table of these runs and writes its files."""
 
 import argparse
-import io
 import shutil
 import sys
 from pathlib import Path
@@ -20,9 +19,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})"
     )
     options = parser.parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show ± or ✓ still gets the numbers.
-        sys.stdout.reconfigure(errors="replace")
     try:
         found = [find_results(path) for path in options.run_dirs]
         if not any(found):

@@ -7,7 +7,6 @@ from timm.data import ImageNetInfo, RealLabelsImagenet
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from infvit.errors import UsageError
 from infvit.measure.accuracy import bootstrap, table
 from infvit.measure.accuracy.real import Real
 from infvit.measure.accuracy.records import Records
@@ -84,8 +83,6 @@ def test_an_interval_is_as_wide_as_the_binomials_and_narrower_for_a_paired_diffe
     mirrored, _ = difference(one, two)
     assert (-mirrored.high, -mirrored.low) == pytest.approx((found.low, found.high))
     assert difference(one, one) == ((0, 0, 0), 0)
-    with pytest.raises(UsageError, match="different images"):
-        difference(one, records_of(*made(2000, 10, seed=5)))
 
 
 def test_a_class_without_images_has_no_line_and_one_that_is_always_right_no_width(tmp_path):

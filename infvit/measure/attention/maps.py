@@ -155,8 +155,9 @@ def _layers(net: Backbone, images: Tensor, method: str) -> Iterator[Tensor]:
     else:
         for found, W in net.weights(images):
             off = (W == 0).flatten(2).all(-1, keepdim=True)
-            measure = _of_vector if found.weighs == "vector" else _of_matrix
-            yield measure(net, found, W, method).masked_fill(off, 0).mean(1)
+            if found.weighs == "vector" and method not in ("attention", "weights", "eigenvector"):
+                W = W.unsqueeze(-2).expand(*W.shape, W.shape[-1])
+            yield (W if W.ndim == 3 else _of_matrix(net, found, W, method)).masked_fill(off, 0).mean(1)
 
 
 def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor:
@@ -176,20 +177,6 @@ def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor
         # Rows of Pure InfSA's M may sum to more than 1: visits are then path weights, which still make a map.
         warnings.simplefilter("ignore", RuntimeWarning)
         return _read(net, absorbing_chain(W, gamma).F)
-
-
-def _of_vector(net: Backbone, found: Operator, a: Tensor, method: str) -> Tensor:
-    """`_of_matrix` for W = 1 aᵀ in closed form: (B, H, N) → (B, H, N)."""
-    if method in ("attention", "weights", "eigenvector"):
-        return a
-    assert found.discounts is not None
-    gamma, total, N = found.discounts[:, None], a.sum(-1, keepdim=True), a.shape[-1]
-    g = gamma / (1 - gamma * total)
-    if method == "katz_in":
-        return N * g * a
-    if method == "katz_out":
-        return (g * total).expand_as(a)
-    return _read(net, torch.eye(N, dtype=a.dtype, device=a.device)) + g * a
 
 
 def _rollout(net: Backbone, images: Tensor) -> Iterator[Tensor]:
