@@ -11,12 +11,7 @@ Row = dict[str, Any]
 COLUMNS: list[Column[Row]] = [
     Column("model", lambda row: row["model"], left=True),
     Column("way", lambda row: row["way"], left=True),
-    Column(
-        "pixels",
-        lambda row: (
-            "{height}²".format_map(row) if row["height"] == row["width"] else "{height}×{width}".format_map(row)
-        ),
-    ),
+    Column("pixels", "{height} × {width}".format_map),
     Column("time", lambda row: row["status"] if row["seconds"] is None else f"{row['seconds']:,.3g} s"),
     Column("peak", lambda row: row["peak"], lambda size: f"{gigabytes(size)} GB"),
     Column("weights", lambda row: row["resident"], lambda size: f"{gigabytes(size)} GB"),

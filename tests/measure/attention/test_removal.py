@@ -128,8 +128,8 @@ def test_removing_no_patch_keeps_the_image_and_removing_all_leaves_nothing(remov
             torch.testing.assert_close(remove(~removed), model(flat))
         if removal == "tokens":  # the class token alone, the same for every image
             torch.testing.assert_close(*remove(~removed))
-        removed[:, 1, 1] = True
-        assert not torch.allclose(remove(removed), model(images), atol=1e-4)
+            removed[:, 1, 1] = True
+            assert not torch.allclose(remove(removed), model(images), atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS.values())
