@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 
-from callbacks.loggers import OfflineFallbackWandbLogger
 from infvit.compare.page import ATTENTION_PICTURE
 from infvit.errors import UsageError, expect
 from infvit.measure.attention.blocks import backbone
@@ -92,8 +92,8 @@ class AttentionMaps(Callback):
                 path.parent.mkdir(exist_ok=True)
                 atomic_write(path, content.getvalue())
             for logger in trainer.loggers if path.is_file() else []:
-                if isinstance(logger, OfflineFallbackWandbLogger):
-                    logger.log_image(name.split("/")[0].removesuffix(".png"), path, trainer.global_step)
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(name.split("/")[0].removesuffix(".png"), [str(path)], trainer.global_step)
 
 
 def _maps_and_health(module: LightningModule, images: Tensor) -> tuple[Tensor, Health]:

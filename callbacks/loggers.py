@@ -1,25 +1,22 @@
 """The loggers of a run, W&B and a CSV file; all W&B runs are started with the settings of this module."""
 
-import base64
 import csv
 import functools
 import io
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import requests
 import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from infvit.cli.preflight import wandb_api_key, wandb_url
 from infvit.run.files import atomic_write, tolerate_write_errors
 
 Mode = Literal["online", "offline", "disabled", "shared"]
@@ -36,7 +33,7 @@ NOT_LOGGED = ("measure", "trainer", "data", "model")
 """Config keys that repeat others, or belong to the run that is measured."""
 
 
-class OfflineFallbackWandbLogger(Logger):
+class OfflineFallbackWandbLogger(WandbLogger):
     """Logs to W&B, and to offline files for `wandb sync` where W&B cannot be reached or refuses to start a run.
 
     The run starts with the first value that is logged. A resumed run continues the W&B run of its folder.
@@ -49,9 +46,9 @@ class OfflineFallbackWandbLogger(Logger):
     """
 
     def __init__(self, save_dir: str, mode: Mode | None = None, init_timeout: float = 30, **options: Any) -> None:
-        super().__init__()
+        super().__init__(save_dir=save_dir, **options)
         self.folder, self.mode = Path(save_dir), mode
-        self.options = {**options, "settings": wandb_settings(init_timeout=init_timeout)}
+        self.options = {**options, "dir": save_dir, "settings": wandb_settings(init_timeout=init_timeout)}
         self.run: Any = None
 
     @property
@@ -65,7 +62,7 @@ class OfflineFallbackWandbLogger(Logger):
 
     def _start(self) -> Any:
         mode = self.mode or wandb_mode()
-        options = {**self.options, "dir": str(self.folder), "id": self.version, "resume": "allow"}
+        options = {**self.options, "id": self.version, "resume": "allow"}
         try:
             return wandb.init(**options, mode=mode)
         except wandb.errors.CommError as error:
@@ -75,26 +72,10 @@ class OfflineFallbackWandbLogger(Logger):
             return wandb.init(**options, mode="offline")
 
     @property
-    def name(self) -> str:
-        return str(self.options.get("project"))
-
-    @property
     def version(self) -> str | None:
         """The id of the newest W&B run in the run's folder; None if there is none."""
         newest = max((path.name.partition("run-")[2] for path in self.folder.glob("wandb/*run-*-*")), default="")
         return newest.partition("-")[2] or None
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *_: Any) -> None:
-        self.experiment.config.update(params, allow_val_change=True)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.experiment.log({**metrics, "trainer/global_step": step})
-
-    @rank_zero_only
-    def log_image(self, key: str, path: Path, step: int) -> None:
-        self.experiment.log({key: [wandb.Image(str(path))], "trainer/global_step": step})
 
 
 class ResumableCSVLogger(Logger):
@@ -226,10 +207,12 @@ def wandb_mode() -> Mode:
     mode = os.environ.get("WANDB_MODE")
     if mode and mode != "online":
         return "offline" if mode == "dryrun" else cast(Mode, mode)
-    key = wandb_api_key()
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    stored = requests.utils.get_netrc_auth(url)
+    key = os.environ.get("WANDB_API_KEY") or (stored[1] if stored else "")
     if not key:  # W&B's own error explains an explicit "online" without a login
         return "online" if mode else "offline"
-    problem = wandb_problem(wandb_url(), key)
+    problem = wandb_problem(url, key)
     if problem:
         _report_offline(problem)
     return "offline" if problem else "online"
@@ -238,20 +221,15 @@ def wandb_mode() -> Mode:
 @functools.cache
 def wandb_problem(url: str, key: str) -> str | None:
     """The reason why W&B at `url` cannot be used with this key; None if it can."""
-    login = base64.b64encode(f"api:{key}".encode()).decode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    query = json.dumps({"query": "query { viewer { id } }"}).encode()
-    request = urllib.request.Request(f"{url.rstrip('/')}/graphql", query, headers)
+    query = {"query": "query { viewer { id } }"}
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:
-            viewer = (json.load(answer).get("data") or {}).get("viewer")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return f"{url} refuses the API key ({error.code}): log in again with `wandb login --relogin`"
-        return f"{url} answers {error.code} {error.reason}"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{url} cannot be reached ({getattr(error, 'reason', error)})"
-    return None if viewer else f"{url} does not know the API key: log in again with `wandb login --relogin`"
+        answer = requests.post(f"{url.rstrip('/')}/graphql", json=query, auth=("api", key), timeout=ANSWER_TIMEOUT)
+        known = answer.ok and (answer.json().get("data") or {}).get("viewer")
+    except requests.RequestException as error:
+        return f"{url} cannot be reached ({type(error).__name__})"
+    if not answer.ok and answer.status_code not in (401, 403):
+        return f"{url} answers {answer.status_code} {answer.reason}"
+    return None if known else f"{url} refuses the API key: log in again with `wandb login --relogin`"
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from infvit import VisionTransformer
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
-from infvit.convert import convert, from_published, load_published
+from infvit.convert import convert, load_published
 from infvit.convert.adapters import MultiheadAdapter
 from infvit.errors import UsageError
 
@@ -267,8 +267,8 @@ class Scaled(SoftmaxAttention):
 
 
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    "torchvision swin": (small_swin, 2, "relative-position bias"),
-    "beit": (lambda: timm_model("beit_base_patch16_224"), 2, "relative-position bias"),
+    "torchvision swin": (small_swin, 2, "q, k, v and o: relative_position_bias_table"),
+    "beit": (lambda: timm_model("beit_base_patch16_224"), 2, "q, k, v and o: relative_position_bias_table"),
     "beit, shared": (
         lambda: timm_model("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
         2,
@@ -279,13 +279,12 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
         2,
         "relative-position bias",
     ),
-    "qk-norm": (lambda: timm_model("vit_tiny_patch16_224", qk_norm=True), 2, "qk-norm"),
-    "rotary": (lambda: timm_model("eva02_tiny_patch14_224"), 2, "rotary"),
-    "cross": (TwoStreams, 1, "cross-attention: TwoStreams calls it with (x, memory, memory)"),
+    "qk-norm": (lambda: timm_model("vit_tiny_patch16_224", qk_norm=True), 2, "q, k, v and o: q_norm.weight"),
+    "rotary": (lambda: timm_model("eva02_tiny_patch14_224"), 2, "tokens and masks: rope"),
     "decoder": (
         lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4), 1),
         2,
-        "self-attention of a decoder, which is called with causal masks",
+        "of a decoder, which is called with causal masks",
     ),
     "kdim": (lambda: nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4, kdim=8)}), 1, "cross-attention"),
     "bias_kv": (lambda: nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, add_bias_kv=True)}), 1, "additional key"),
@@ -293,7 +292,7 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "grouped": (lambda: nn.ModuleDict({"attn": Grouped()}), 1, "grouped queries"),
     "temperature": (lambda: nn.ModuleDict({"attn": Scaled(16, 4)}), 1, "not plain softmax"),
     "pooling": (lambda: timm_model("vit_base_patch16_siglip_224"), 1, "AttentionPoolLatent"),
-    "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "not softmax attention"),
+    "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "q, k, v and o: gamma_logit"),
 }
 
 
@@ -311,7 +310,11 @@ def test_other_attentions_are_left_alone_and_listed(make, count, reason):
 
 
 def test_the_rest_of_a_mixed_model_is_converted():
-    assert convert(TwoStreams()).converted == ["own"]
+    model = TwoStreams()
+    convert(model)
+    with pytest.raises(UsageError, match=r"other: called with query, key and value that are not one tensor.*exclude="):
+        model(TOKENS.transpose(0, 1), TOKENS.transpose(0, 1))
+    assert convert(TwoStreams(), exclude="other").converted == ["own"]
     report = convert(clip())
     assert report.converted == [name for name in report.converted if name.startswith("vision_model")]
     assert len(report.converted) == 2
@@ -423,15 +426,14 @@ def test_published_layers_inside_a_model_are_found_by_prefix():
 
 
 @pytest.mark.parametrize(
-    ("state", "num_heads", "message"),
+    ("state", "error", "message"),
     [
-        (published(), None, "pass num_heads"),
-        (published(rho=torch.zeros(4)), 3, "expected 1 or 3"),
-        (nn.Linear(2, 2).state_dict(), None, "no published InfSA layer"),
-        ({name: w for name, w in published().items() if name != "v_proj.weight"}, 4, r"v_proj\.weight missing"),
+        (published(rho=torch.zeros(3)), RuntimeError, r"size mismatch for gamma_logit"),
+        (nn.Linear(2, 2).state_dict(), UsageError, "no published InfSA layer"),
+        ({n: w for n, w in published().items() if n != "v_proj.weight"}, UsageError, r"v_proj\.weight missing"),
     ],
-    ids=["heads unknown", "heads differ", "another layer", "incomplete"],
+    ids=["heads differ", "another layer", "incomplete"],
 )
-def test_published_state_that_cannot_be_used(state, num_heads, message):
-    with pytest.raises(UsageError, match=message):
-        from_published(state, num_heads)
+def test_published_state_that_cannot_be_used(state, error, message):
+    with pytest.raises(error, match=message):
+        load_published(PureInfSA(16, 4), state)

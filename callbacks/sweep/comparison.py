@@ -1,6 +1,5 @@
 """The Hydra callback that ends a sweep with its comparison: in files, in the terminal and in W&B."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,35 +9,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from callbacks.loggers import Mode, wandb_mode, wandb_settings, wandb_table
+from callbacks.sweep.progress import JOBS
 from infvit.compare import Comparison, records, to_text, write_comparison
 from infvit.errors import UsageError
-from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE
 
-BEGUN = ".begun"
-"""A folder with one file per job that this command has started, which has the job's folder; one for all nodes."""
-
 
 class CompareAtEnd(Callback):
-    """Announces each job of a sweep, and at its end writes and prints the comparison; exits with 1 if a job failed.
+    """Writes and prints the comparison at the end of a sweep; exits with 1 if a job failed.
 
     Runs of earlier commands in the same folder are in the table, but do not make this command fail.
     """
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if is_global_zero() and not config.get("dry_run"):
-            shutil.rmtree(Path(config.hydra.sweep.dir) / BEGUN, ignore_errors=True)
-
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.mode.name != "MULTIRUN" or not is_global_zero():
-            return
-        print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
-        if not config.get("dry_run"):
-            begun = Path(config.hydra.sweep.dir) / BEGUN / str(config.hydra.job.num)
-            with tolerate_write_errors(BEGUN, "the sweep does not report it if this job fails"):
-                begun.parent.mkdir(parents=True, exist_ok=True)
-                begun.write_text(config.hydra.runtime.output_dir)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if config.get("dry_run") or not is_global_zero():
@@ -62,13 +44,13 @@ class CompareAtEnd(Callback):
 
 
 def unfinished_jobs(sweep: Path, comparison: Comparison) -> list[str]:
-    """The folders of this command's jobs that did not finish, with their status; of all jobs if `BEGUN` is missing."""
+    """The folders of this command's jobs that did not finish, with their status; of all jobs if `JOBS` is missing."""
     ended: dict[Path, str] = {Path(run.run_dir).resolve(): run.status for run in comparison.runs}
     for bad in comparison.unreadable:  # other files, such as evaluations, are not of a job
         if Path(bad.path).name == RESULT_FILE:
             ended[Path(bad.path).parent.resolve()] = f"{RESULT_FILE} {bad.reason}"
-    jobs = sorted((sweep / BEGUN).glob("*"), key=lambda path: int(path.name))
-    begun = dict.fromkeys(Path(path.read_text()).resolve() for path in jobs) or ended
+    jobs = sorted((sweep / JOBS).glob("*"), key=lambda path: int(path.name))
+    begun = dict.fromkeys(Path(line).resolve() for path in jobs for line in path.read_text().splitlines()[:1]) or ended
     ends = {folder: ended.get(folder, f"left no {RESULT_FILE}") for folder in begun}
     return [f"{folder.name} ({end})" for folder, end in ends.items() if end != "finished"]
 

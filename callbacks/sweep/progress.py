@@ -1,8 +1,9 @@
-"""A sweep's folder is locked, finished jobs are skipped, and after each job the table so far is printed."""
+"""A sweep's folder is locked, its jobs are announced and counted, and after each one the table so far is printed."""
 
 import datetime
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,11 +24,8 @@ from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import score
 
-ENDED = ".ended"
-"""One line for each job of this command that has ended, "3 ran" or "3 skipped"; parallel jobs append to it.
-
-A job that SLURM requeues has another line.
-"""
+JOBS = ".jobs"
+"""A folder with one file per job of this command: the job's folder, and "ran" or "skipped" once it has ended."""
 
 MAX_ROWS = 20
 """Rows of the table that is printed after a job; the comparison at the end has all."""
@@ -55,12 +53,16 @@ class SweepProgress(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
-        (folder / ENDED).write_text("")
+        shutil.rmtree(folder / JOBS, ignore_errors=True)
+        (folder / JOBS).mkdir()
         self.jobs, self.since = number_of_jobs(config), time.time()
         print(f"sweep: {self.jobs} jobs in {folder}; the same command again runs what is not finished", flush=True)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self.skipped = finished_result(config) is not None
+        if config.hydra.mode == RunMode.MULTIRUN and is_global_zero():
+            print(f"\njob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
+            _note(config, config.hydra.runtime.output_dir)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
@@ -69,13 +71,19 @@ class SweepProgress(Callback):
         if not is_global_zero():
             return
         folder = Path(config.hydra.sweep.dir)
-        with tolerate_write_errors(ENDED, "the count of jobs is too low"), (folder / ENDED).open("a") as file:
-            file.write(f"{config.hydra.job.num} {'skipped' if self.skipped else 'ran'}\n")
-        ended = [*dict(line.split() for line in (folder / ENDED).read_text().splitlines()).values()]
+        _note(config, "skipped" if self.skipped else "ran")
+        noted = [path.read_text() for path in (folder / JOBS).iterdir()]
+        ended = [end for end in ("ran", "skipped") for text in noted if text.endswith(f"\n{end}\n")]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]
         if not self.skipped and len(ended) != self.jobs:
             lines += table_so_far(Comparison.from_dirs([folder]))
         print("\n".join(lines), flush=True)
+
+
+def _note(config: DictConfig, line: str) -> None:
+    path = Path(config.hydra.sweep.dir) / JOBS / str(config.hydra.job.num)
+    with tolerate_write_errors(JOBS, "the sweep counts too few jobs"), path.open("a") as file:
+        file.write(f"{line}\n")
 
 
 def number_of_jobs(config: DictConfig) -> int:

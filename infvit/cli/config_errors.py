@@ -19,30 +19,6 @@ MAX_KEYS = 15
 MAX_WORD = 200
 """Characters of a word, such as a value; longer words lose their middle."""
 
-REWORDED = (
-    (r"Multiple values for (\S+)\. .*: ([^']+)'.*", r"\1 is chosen already: write \1=\2 without +"),
-    (r"(\S+) appears more than once in the final defaults list", r"\1 is chosen already: write \1=OPTION without +"),
-    (r"force-add of config groups is not supported: '\+\+(.*)'", r"\1 chooses a group: write +\1, or \1 without +"),
-    (
-        r"Ambiguous value for argument '((.*?)=(.*?))'\n.*",
-        r"\1 has several values: add -m for a run with each, or write '\2=[\3]' for a list of them",
-    ),
-    (r"Sweep parameters '(.*)' requires --multirun", r"\1 is a sweep: add -m for a run with each value"),
-    (
-        r"Could not override '(.*)'\.\s+No match in the defaults list\..* (\+.*)",
-        r"\1 is not among the groups that are chosen so far: write \2 to add it",
-    ),
-    (
-        r"Could not append to config\. An item is already at '(.*?)'\..*",
-        r"\1 exists already: write \1=VALUE without +",
-    ),
-    (
-        r"Could not delete (?:from config\. )?'(.*)'(?:\. No match| does not exist).*",
-        r"~\1 removes what is not chosen: leave it out",
-    ),
-)
-"""Hydra's messages as regular expressions, and the same with the remedy."""
-
 
 def format_config_error(error: BaseException) -> str | None:
     """The line for an error of Hydra or OmegaConf, None for any other error."""
@@ -64,16 +40,13 @@ def format_config_error(error: BaseException) -> str | None:
         key = f"{error.full_key}: " if error.full_key else ""
         message = (error.msg or str(error)).split("\n    full_key")[0]
         return key + message.removeprefix("UsageError raised while resolving interpolation: ")
+    if isinstance(error, ConfigCompositionException) and (line := _unknown_key(error)):
+        return line
     if isinstance(error, HydraException):
-        return (isinstance(error, ConfigCompositionException) and _unknown_key(error)) or _reworded(error)
+        if twice := re.match(r"Multiple values for (\S+)\.", str(error)):  # Hydra's remedy is for YAML
+            return f"{twice[1]} is chosen already: write {twice[1]}=OPTION without +"
+        return f"{error} ({error.__cause__})" if error.__cause__ else str(error)
     return None
-
-
-def _reworded(error: HydraException) -> str:
-    text = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-    for pattern, replacement in REWORDED:
-        text = re.sub(f"^{pattern}$", replacement, text, flags=re.DOTALL)
-    return text
 
 
 def _unknown_key(error: ConfigCompositionException) -> str | None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -20,34 +20,6 @@ from infvit.run.ranks import launcher
 from infvit.sharding import FullySharded
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
-
-
-class TrainingData(Protocol):
-    """The data module of a run, as the command line uses it (`data.datamodule.ImageDataModule`).
-
-    Attributes:
-        loader_name: of the reader that trains.
-        batch_size: images per optimizer step, over all devices and accumulated batches.
-        eval_batch_size: images in one evaluation batch of one device.
-        repeats: of an image in one epoch.
-        progressive: sides of the training images that grow with the epochs; None if they do not.
-        view: with `size`, pixels of an image's side.
-    """
-
-    name: str
-    fingerprint: str
-    loader_name: str
-    batch_size: int
-    eval_batch_size: int
-    train_size: int
-    val_size: int
-    num_classes: int
-    repeats: int
-    progressive: Any
-    view: Any
-
-    def per_device(self, trainer: Trainer) -> int:
-        """Images in one batch on one device; UsageError if `batch_size` does not divide."""
 
 
 def prepare_run(cfg: DictConfig, *parts: str) -> None:
@@ -99,10 +71,11 @@ def _count(devices: Any) -> int:
     return int(devices) if isinstance(devices, int | str) else len(devices)
 
 
-def check_batch(trainer: Trainer, module: Classifier, data: TrainingData) -> None:
+def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
     """Raises UsageError if the recipe's batch does not divide over the devices, or its settings do not fit together.
 
-    Called before the run starts, because its first work may be to write a data set to disk for hours.
+    Called before the run starts, because its first work may be to write a data set to disk for hours. `data` is the
+    `data.datamodule.ImageDataModule`, which this package does not import.
     """
     if isinstance(trainer.strategy, FullySharded):
         trainer.strategy.check(trainer, module, data.val_size, data.name)

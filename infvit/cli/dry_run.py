@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
-from infvit.cli.devices import TrainingData, check_batch
+from infvit.cli.devices import check_batch
 from infvit.measure.cost import Cost, cost
 from infvit.measure.shape import shape
 from infvit.measure.subprocess_case import peak_memory
@@ -92,7 +92,7 @@ def _seconds_per_image(loader: Any) -> float:
     return (time.perf_counter() - since) / count
 
 
-def estimate_run(cfg: DictConfig, data: TrainingData, module: Classifier, folder: Path) -> None:
+def estimate_run(cfg: DictConfig, data: Any, module: Classifier, folder: Path) -> None:
     """Runs the first steps and one batch of validation, and prints what the whole run takes.
 
     Leaves no result, checkpoint or log in the run's folder; files that the loaders prepare stay for the run.
@@ -116,7 +116,7 @@ def estimate_run(cfg: DictConfig, data: TrainingData, module: Classifier, folder
 
 def estimate(
     cfg: DictConfig,
-    data: TrainingData,
+    data: Any,
     module: Classifier,
     trainer: Trainer,
     timer: StepTimer,

@@ -1,7 +1,5 @@
 """The Hydra callback of every command: no secrets in the config, and a folder that can be written."""
 
-import contextlib
-import netrc
 import os
 import re
 import sys
@@ -9,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlparse
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -60,7 +57,6 @@ class Preflight(Callback):
 def secrets_in(config: DictConfig) -> Iterator[str]:
     """The keys of secrets, known by the key's name or because a secret of the environment has that value."""
     known = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET}
-    known |= {key for key in [wandb_api_key()] if key}
     for key, value in values(OmegaConf.to_container(config, resolve=False)):
         if isinstance(value, str):
             if key.startswith("hydra.overrides."):
@@ -69,20 +65,6 @@ def secrets_in(config: DictConfig) -> Iterator[str]:
             named = SECRET_NAME.search(key) and value not in ("", "null", "???")
             if named or any(map(SECRET_NAME.search, variables)) or any(secret in value for secret in known):
                 yield key
-
-
-def wandb_api_key() -> str | None:
-    """The W&B API key of this user, from WANDB_API_KEY or netrc; None if there is none."""
-    key = os.environ.get("WANDB_API_KEY")
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(wandb_url()).hostname or "")
-        key = key or (entry[2] if entry else None)
-    return key or None
-
-
-def wandb_url() -> str:
-    """The address of W&B's server."""
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def check_writable(folder: Path) -> None:

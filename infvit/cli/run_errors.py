@@ -4,10 +4,10 @@ import contextlib
 import re
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from lightning.pytorch import Trainer
 
-from infvit.cli.devices import TrainingData
 from infvit.errors import UsageError, is_out_of_memory
 from infvit.module import Classifier
 
@@ -19,7 +19,7 @@ READER_HANGS = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 
 
 @contextlib.contextmanager
-def friendly_errors(trainer: Trainer, module: Classifier, data: TrainingData) -> Iterator[None]:
+def friendly_errors(trainer: Trainer, module: Classifier, data: Any) -> Iterator[None]:
     """Raises UsageError for known errors of a training and its test; all other errors pass unchanged.
 
     Callbacks may have a method `before_launch(trainer)`, called before Lightning starts the other processes.
@@ -47,7 +47,7 @@ def friendly_eval_errors() -> Iterator[None]:
         raise UsageError(f"{line} (256 unless the run's config or data= say otherwise)") from error
 
 
-def _out_of_memory_advice(error: BaseException, trainer: Trainer, module: Classifier, data: TrainingData) -> str | None:
+def _out_of_memory_advice(error: BaseException, trainer: Trainer, module: Classifier, data: Any) -> str | None:
     """Returns which batch was too large and the setting that keeps the recipe's batch; None for other errors."""
     if not is_out_of_memory(error):
         return None

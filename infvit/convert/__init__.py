@@ -5,7 +5,8 @@
 
 A module is converted only if it is verified to be plain softmax attention of its q, k, v and o: it holds nothing else,
 takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens. All others are
-left alone and listed with the reason. transformers is not imported here.
+left alone and listed with the reason. An `nn.MultiheadAttention` that its model calls as cross-attention is converted,
+and refuses that call. transformers is not imported here.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from infvit.attention import ATTENTIONS, Attention
 from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
 from infvit.convert.projections import LeftAlone
-from infvit.convert.published import from_published, load_published
+from infvit.convert.published import load_published
 from infvit.convert.report import Report
 from infvit.convert.sites import Site, called_with, find_sites
 from infvit.convert.trial import returned_by
@@ -150,4 +151,4 @@ def _replacement(site: Site, make: Callable[..., nn.Module], copy_weights: bool,
     return TokensAdapter(layer, site.name, projections.num_heads, names, returned, getattr(module, "config", None))
 
 
-__all__ = ["AdaptedAttention", "Report", "convert", "from_published", "load_published"]
+__all__ = ["AdaptedAttention", "Report", "convert", "load_published"]

@@ -1,6 +1,5 @@
 """Reads q, k, v, o from the attention modules of timm, torchvision, torch and transformers."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,25 +151,11 @@ def _probability(module: object, *names: str) -> float:
     return next((drop for drop in drops if isinstance(drop, float)), 0.0)
 
 
-_EXTRA_PARTS = (
-    (r"rel_pos|relative_position|position_bias|attention_bias|\brpe", "relative-position bias"),
-    (r"rope|rotary|freqs", "rotary embedding"),
-    (r"q_norm|k_norm|q_ln|k_ln|qk_norm|norm_q|norm_k|query_norm|key_norm|q_layernorm|k_layernorm", "qk-norm"),
-    (r"gamma_logit", "a learned discount: it is not softmax attention"),
-    (r"logit_scale|temperature", "a learned scale of the scores"),
-    (r"gate", "a gate on the output"),
-    (r"norm", "a norm"),
-)
-
-
 def check_holds_nothing_else(module: nn.Module, projections: Projections) -> None:
-    """Raises LeftAlone, naming what else there is, unless all parameters and buffers belong to q, k, v and o."""
+    """Raises LeftAlone, which names the others, unless all parameters and buffers belong to q, k, v and o."""
     own = (*projections.weights, *projections.biases, *projections.packed, projections.out.weight, projections.out.bias)
     known = {id(tensor) for tensor in own}
     held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     left = [name for name, tensor in held if id(tensor) not in known]
-    if not left:
-        return
-    names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-    kind = next((kind for pattern, kind in _EXTRA_PARTS if re.search(pattern, " ".join(left))), None)
-    raise LeftAlone(f"{kind} ({names})" if kind else f"holds more than q, k, v and o: {names}")
+    if left:
+        raise LeftAlone(f"holds more than q, k, v and o: {', '.join(left[:4])}{', …' * (len(left) > 4)}")

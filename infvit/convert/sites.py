@@ -1,9 +1,7 @@
 """Finds the attentions of a model and the arguments that each is called with."""
 
-import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,13 +54,6 @@ def _looks_like_attention(module: nn.Module) -> bool:
     return bool(named) or any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads"))
 
 
-_UNSUPPORTED_ARGUMENTS = (
-    (r"rope|rotary|position|freqs|object_queries", "rotary or added position embeddings at every call"),
-    (r"encoder|key_value|kv|context|memory|^key$|^value$|query", "cross-attention"),
-    (r"past|cache", "a cache of keys and values"),
-)
-
-
 def called_with(site: Site) -> list[str]:
     """The argument names of a site's forward, the tokens first.
 
@@ -76,14 +67,10 @@ def called_with(site: Site) -> list[str]:
     parameters = inspect.signature(module.forward).parameters.values()
     names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if isinstance(module, nn.MultiheadAttention):
-        _check_self_attention(site)
         return names
-    for name in names[1:]:
-        if name not in REFUSED | WITHOUT_EFFECT:
-            why = next((why for p, why in _UNSUPPORTED_ARGUMENTS if re.search(p, name)), "unknown here")
-            raise LeftAlone(f"its forward takes {name}: {why}")
-    if not names:
-        raise LeftAlone("its forward names no arguments")
+    unknown = [name for name in names[1:] if name not in REFUSED | WITHOUT_EFFECT]
+    if unknown or not names:
+        raise LeftAlone(f"its forward takes more than tokens and masks: {', '.join(unknown) or 'no names'}")
     return names
 
 
@@ -92,6 +79,8 @@ def _check_flags(site: Site) -> None:
         if getattr(site.module, flag, False) is True:
             raise LeftAlone(f"causal or cross-attention ({flag} is true)")
     parent = site.ancestors[-1] if site.ancestors else None
+    if isinstance(parent, nn.TransformerDecoderLayer):
+        raise LeftAlone("of a decoder, which is called with causal masks and with the memory of an encoder")
     if isinstance(getattr(parent, "attn_mask", None), Tensor):
         raise LeftAlone("its block holds an attn_mask")
     # BEiT has a bias in the block, or one for all blocks, and passes it as an argument at every call.
@@ -103,31 +92,3 @@ def _check_flags(site: Site) -> None:
     config = next((c for owner in owners if hasattr(c := getattr(owner, "config", None), "model_type")), None)
     if hasattr(config, "vocab_size") and not any(hasattr(config, n) for n in ("image_size", "patch_size")):
         raise LeftAlone(f"text ({type(config).__name__}): its attention is called with padding or causal masks")
-
-
-def _check_self_attention(site: Site) -> None:
-    """Raises LeftAlone if the source of the parent calls this `nn.MultiheadAttention` as cross-attention."""
-    if not site.ancestors:
-        return
-    parent = site.ancestors[-1]
-    if isinstance(parent, nn.TransformerDecoderLayer) and site.attribute == "self_attn":
-        raise LeftAlone("self-attention of a decoder, which is called with causal masks")
-    for arguments in _calls(type(parent), site.attribute):
-        if len(arguments) == 3 and not (len(set(arguments)) == 1 and arguments[0].isidentifier()):
-            raise LeftAlone(f"cross-attention: {type(parent).__name__} calls it with ({', '.join(arguments)})")
-
-
-def _calls(owner: type, attribute: str) -> Iterator[list[str]]:
-    """Query, key and value of each `self.<attribute>(...)` in the source of `owner`, if it is available."""
-    for cls in owner.__mro__:
-        if cls is nn.Module:
-            return
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == f"self.{attribute}":
-                keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-                arguments = [*node.args[:3], *(keywords[n] for n in ("query", "key", "value") if n in keywords)]
-                yield [ast.unparse(argument) for argument in arguments]

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -42,11 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 with part.open("wb") as file:
-                    hashing = _HashingFile(file)
-                    torch.save(checkpoint, cast(IO[bytes], hashing))
+                    torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                complete = folder / f"{path.stem}-{hashing.sha256.hexdigest()[:16]}.ckpt"
+                complete = folder / f"{path.stem}-{_checksum(part)}.ckpt"
                 part.rename(complete)
                 link_last(complete)
                 for old in newest_first(folder)[KEPT:]:
@@ -56,18 +55,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     left.unlink()
 
 
-class _HashingFile:
-    """A file that is written in order, with the checksum of its content."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+def _checksum(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()[:16]
 
 
 def link_last(path: Path) -> None:
@@ -115,11 +108,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     expect(path.is_file(), f"checkpoint {path} does not exist", "a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
     if named := NAME.fullmatch(path.resolve().name):
-        sha256 = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                sha256.update(block)
-        found = sha256.hexdigest()[:16]
+        found = _checksum(path)
         if found != named[2]:
             raise UsageError(f"{path} is damaged (checksum {found}, expected {named[2]}): use an earlier one")
     try:

@@ -137,8 +137,10 @@ def test_jobs_in_parallel_share_the_cores_and_a_failing_one_leaves_the_others(tm
 def test_a_job_that_is_started_again_counts_once(tmp_path, capsys):
     sweep = SweepProgress()
     sweep.jobs = 2
-    (tmp_path / ".ended").write_text("")
+    (tmp_path / ".jobs").mkdir()
     for number in (0, 1, 1):
+        with (tmp_path / ".jobs" / str(number)).open("a") as file:
+            file.write("its folder\n")
         job = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "job": {"num": number}}
         sweep.on_job_end(OmegaConf.create({"hydra": job}), JobReturn())
     assert [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines() if "jobs" in line] == [

@@ -6,6 +6,7 @@ bit by bit. Each run is a process forked from this one, which has imported every
 
 import argparse
 import csv
+import io
 import itertools
 import json
 import os
@@ -148,20 +149,23 @@ def forgotten(trial: Path, step: int) -> str | None:
 
 def in_writing(place: str, count: int) -> Callable[[], None]:
     """Returns what makes a process kill itself at this place while it writes its `count`-th checkpoint."""
-    owner: Any = {"write": checkpoint._HashingFile, "fsync": os}.get(place, Path)
-    real, seen = getattr(owner, place), 0
+    owner, name = {"write": (torch, "save"), "fsync": (os, "fsync")}.get(place, (Path, place))
+    real, seen = getattr(owner, name), 0
 
     def fatal(*args: Any) -> Any:
         nonlocal seen
         ours = owner is not Path or str(args[0]).endswith(".part")
-        seen += ours and (place != "write" or not args[0].file.tell())
-        if seen >= count and ours and (place != "write" or args[0].file.tell() > 20_000):
+        seen += ours
+        if seen >= count and ours:
             if place == "write":
-                args[0].file.flush()
+                content = io.BytesIO()
+                real(args[0], content)
+                args[1].write(content.getvalue()[:20_000])
+                args[1].flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args)
 
-    return lambda: setattr(owner, place, fatal)
+    return lambda: setattr(owner, name, fatal)
 
 
 def after_steps(acts: dict[float, Callable[[], None]]) -> Callable[[], None]:
