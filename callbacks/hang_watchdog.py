@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -111,13 +109,15 @@ class HangWatchdog(Callback):
         self._take_children(trainer)
         waits = isinstance(exception, dist.DistError) or any(word in str(exception) for word in GLOO_ERRORS)
         entry, error = "waits" if waits else "error", f"{type(exception).__name__}: {exception}".splitlines()[0]
-        _answers(GRACE, lambda: store.set(f"{entry}/{rank}", error))
+        with contextlib.suppress(RuntimeError):
+            store.set(f"{entry}/{rank}", error)
         if not waits:
             self._end_children(0)
             return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to all when one rank has died
-        if not _answers(3 * GRACE, lambda: self._read_table(store, ranks)):
-            # The store is in rank zero, which is at fault, or in torchrun.
+        try:
+            self._read_table(store, ranks)
+        except (OSError, RuntimeError):  # the store was in rank zero, which is at fault, or in torchrun
             self.table["waits"] = dict.fromkeys(ranks if store_outlives_workers() else ranks[1:], "")
         errors, waiting = self.table["error"], self.table["waits"]
         silent = {r: self.table["position"].get(r, "") for r in ranks if r not in errors | waiting}
@@ -137,7 +137,13 @@ class HangWatchdog(Callback):
         raise (SystemExit(2) if rank else UsageError(line)) from exception
 
     def _read_table(self, store: Store, ranks: range) -> None:
-        """Reads the table once all ranks, without an error all but one, have noted something, or some seconds later."""
+        """Reads the table once all ranks, without an error all but one, have noted something, or some seconds later.
+
+        OSError or RuntimeError if the store does not answer.
+        """
+        rank_zero = self.table["process"].get(0)
+        if rank_zero and not store_outlives_workers() and _is_stopped(*rank_zero.split()):
+            raise RuntimeError("torch would wait for this store without a timeout")
         until, missing = time.monotonic() + GRACE, len(ranks)
         while missing > (not self.table["error"]) and time.monotonic() < until:
             self.table = {
@@ -188,14 +194,6 @@ def _report_for_rank_zero(trainer: Trainer, line: str) -> None:
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
-def _answers(seconds: float, ask: Callable[[], None]) -> bool:
-    """Whether the store answers in time; torch itself would wait for ever for one in a stopped process."""
-    answered = threading.Event()
-
-    def run() -> None:
-        with contextlib.suppress(RuntimeError):
-            ask()
-            answered.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    return answered.wait(seconds)
+def _is_stopped(pid: str, host: str) -> bool:
+    """Whether a process of this machine does not run because of SIGSTOP or a debugger; OSError if it has died."""
+    return host == os.uname().nodename and Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "Tt"
