@@ -17,18 +17,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from infvit.cli.run_folder import finished_result
-from infvit.compare import Comparison, Estimate, Row
-from infvit.compare.notes import shared
+from infvit.compare import Comparison
+from infvit.compare.columns import table
 from infvit.run.environment import SWEEP_COMMAND, command
 from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
-from infvit.run.result import score
 
 JOBS = ".jobs"
 """A folder with one file per job of this command: the job's folder, and "ran" or "skipped" once it has ended."""
-
-MAX_ROWS = 20
-"""Rows of the table that is printed after a job; the comparison at the end has all."""
 
 
 class SweepProgress(Callback):
@@ -76,7 +72,7 @@ class SweepProgress(Callback):
         ended = [end for end in ("ran", "skipped") for text in noted if text.endswith(f"\n{end}\n")]
         lines = [f"── {progress(ended, self.jobs, time.time() - self.since)}"]
         if not self.skipped and len(ended) != self.jobs:
-            lines += table_so_far(Comparison.from_dirs([folder]))
+            lines.append(table(Comparison.from_dirs([folder])).text())
         print("\n".join(lines), flush=True)
 
 
@@ -106,25 +102,3 @@ def progress(ended: list[str], jobs: int | None, seconds: float) -> str:
     if ran and jobs:
         eta = str(datetime.timedelta(seconds=round(seconds / ran * max(jobs - len(ended), 0))))
     return f"{len(ended)} of {jobs or '?'} jobs{before} · ETA {eta}"
-
-
-def table_so_far(comparison: Comparison) -> list[str]:
-    """Lines of at most 80 columns: the overrides that all rows share, then name, seeds, mean top-1 and 95% interval.
-
-    The best rows are first.
-    """
-    lines = [f"   {line}" if len(line) <= 77 else f"   {line[:76]}…" for line in shared(comparison)]
-    for row in sorted(comparison.rows, key=lambda row: -(_top1(row).mean or -1))[:MAX_ROWS]:
-        top1 = _top1(row)
-        mean = "" if top1.mean is None else f"{100 * top1.mean:.2f}"
-        half = "" if top1.half_width is None else f"± {100 * top1.half_width:.2f}"
-        name = row.name if len(row.name) <= 42 else row.name[:20] + "…" + row.name[-21:]
-        line = f"   {name:<42} {row.finished:>2} seeds {mean:>6} {half:<7} {row.troubles}"
-        lines.append(line.rstrip()[:80])
-    if len(comparison.rows) > MAX_ROWS:
-        lines.append(f"   … and {len(comparison.rows) - MAX_ROWS} more")
-    return lines
-
-
-def _top1(row: Row) -> Estimate:
-    return Estimate.of(score(run) for run in row.counted)

@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError
 from torch import nn
 
 from infvit.cli.devices import check_devices
@@ -110,10 +109,7 @@ class ConfigModelSource:
             scale = {name: own.module[name] for name in ("mean", "std")}  # the model was trained with it
             return OmegaConf.merge(self.cfg.data, {"module": scale})  # type: ignore[return-value]
         OmegaConf.set_struct(own, True)
-        try:
-            return OmegaConf.merge(own, _given(self.cfg.data))  # type: ignore[return-value]
-        except ConfigKeyError as error:
-            raise UsageError(f"{error.full_key} is not a key of the run's data={own.name}: leave it out") from error
+        return OmegaConf.merge(own, _given(self.cfg.data))  # type: ignore[return-value]
 
     def _names_data(self) -> bool:
         """Whether `data=` names a data set; without one, settings such as data.root=DIR are of the run's own."""

@@ -47,9 +47,6 @@ def check_config(cfg: DictConfig, *parts: str) -> None:
             called = find_object(target) if isinstance(target, str) else None
             if not callable(called):
                 raise UsageError(f"{key}._target_={target} is not a class or function: expected its full name")
-            for flag in ("_partial_", "_recursive_"):
-                if not isinstance(node.get(flag, False), bool):
-                    raise UsageError(f"{key}.{flag}={_shown(node[flag])}: expected true or false")
             arguments = {name: value for name, value in node.items() if not str(name).startswith("_")}
             check_call(called, arguments, functools.partial(_typed_key, raw, key))
 

@@ -44,16 +44,11 @@ def returned_by(module: nn.Module, tokens: str) -> int:
 
 
 def _random_twin(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    twin = copy.deepcopy(module)
-    on_meta = any(tensor.is_meta for tensor in [*twin.parameters(), *twin.buffers()])
-    twin = (twin.to_empty(device="cpu") if on_meta else twin.cpu()).double().eval()
+    twin = copy.deepcopy(module).cpu().double().eval()
     with torch.no_grad():
         for parameter in twin.parameters():
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
-        if on_meta:
-            for buffer in twin.buffers():
-                buffer.zero_()
     for part in twin.modules():
         # Flash and flex kernels support some devices and dtypes only.
         config: Any = getattr(part, "config", None)

@@ -244,7 +244,7 @@ def test_data_root_and_batch_size_alone_keep_the_rest_of_the_runs_data(cli, digi
         assert row["loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
         assert row["fingerprint"] == result["data_fingerprint"]
     mistake = cli("eval", f"ckpt={ckpt}", f"data.root={moved}", "+data.module.eval_batchsize=2")
-    assert "data.module.eval_batchsize is not a key of the run's data=imagefolder" in mistake.error()
+    assert "data.module.eval_batchsize: Key 'eval_batchsize' is not in struct" in mistake.error()
 
     monkeypatch.setattr(records._Recorder, "test_step", lambda *_: torch.empty(2**48))
     line = cli("eval", f"ckpt={ckpt}", f"data.root={moved}").error()
