@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
 from torch import nn
 
 from infvit.attention import ATTENTIONS
@@ -68,18 +67,11 @@ class HubModel(PyTorchModelHubMixin):
         super()._save_pretrained(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **arguments: Any) -> Any:
-        folder = Path(model_id)
-        for name in ("config.json", "model.safetensors"):
-            if folder.is_dir() and not (folder / name).is_file():
-                raise UsageError(f"{folder} holds no {name}: give a folder that save_pretrained wrote")
+    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> Any:
         for argument in NAMED.keys() & arguments.keys():
             if not callable(arguments[argument]):
                 arguments[argument] = _from_json(argument, arguments[argument])
-        try:
-            return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
-        except SafetensorError as error:
-            raise UsageError(f"{model_id}: model.safetensors is incomplete ({error}): copy it again") from error
+        return super()._from_pretrained(strict=strict, **arguments)
 
 
 def export_onnx(model: nn.Module, path: str | Path, image_size: int | tuple[int, int], in_chans: int = 3) -> None:
