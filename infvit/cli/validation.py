@@ -7,7 +7,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -17,8 +17,6 @@ from pydantic_core import SchemaError
 from infvit.attention.signature import constructor_signature
 from infvit.cli.targets import check_targets, find_object
 from infvit.errors import UsageError
-
-PLAIN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (a number in quotes)"}
 
 ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 
@@ -73,24 +71,33 @@ def check_call(called: Callable[..., Any], arguments: Mapping[str, Any], key_of:
             found = f"{key_of(name)}={_shown(value)}: {called.__name__}"
             raise UsageError(f"{found} does not take {name}: expected one of {known}")
         if isinstance(value, float) and math.isnan(value):
-            raise UsageError(f"{key_of(name)}=nan is not a number: expected {_words(hints.get(name, float))}")
-        if name in hints and not _has_object(value) and not _accepts(hints[name], value):
-            raise UsageError(f"{key_of(name)}={_shown(value)}: {called.__name__} expects {_words(hints[name])}")
+            raise UsageError(f"{key_of(name)}=nan is not a number")
+        if name in hints and not _has_object(value) and (expected := _expected(hints[name], value)):
+            raise UsageError(f"{key_of(name)}={_shown(value)}: {called.__name__} expects {expected}")
 
 
-def _accepts(hint: Any, value: Any) -> bool:
-    """Whether the value is of that type, by pydantic's strict mode for JSON: a list is a tuple, and true is not 1."""
+def _expected(hint: Any, value: Any) -> str:
+    """What the type accepts, in pydantic's words; empty if it accepts the value.
+
+    By its strict mode for JSON: a list is a tuple, and true is not 1.
+    """
     text = json.dumps([value], default=str)
+    words = []
     for member in _members(hint):
         try:  # within a tuple, because pydantic takes no settings for a dataclass alone
             one: Any = types.GenericAlias(tuple, (member,))
             TypeAdapter(one, config=ANY_CLASS).validate_json(text, strict=True)
-        except (ValidationError, SchemaError):  # the latter for a Protocol: no value of a config is an instance
-            continue
+        except ValidationError as error:
+            found = error.errors()[0]
+            known = found["type"] not in ("needs_python_object", "callable_type")
+            words.append(found["msg"].removeprefix("Input should be ") if known else AN_OBJECT)
+        except SchemaError:  # a Protocol: no value of a config is an instance
+            words.append(AN_OBJECT)
         except PydanticUserError:  # a hint that only type checkers understand
-            pass
-        return True
-    return False
+            return ""
+        else:
+            return ""
+    return " or ".join(dict.fromkeys(words))
 
 
 def _calls(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,29 +134,10 @@ def _typed_key(raw: Any, key: str, name: str) -> str:
     return key
 
 
-def _words(hint: Any) -> str:
-    """The values of a type in words, such as "a whole number or null"."""
-    members = _members(hint)
-    words = [_word(member) for member in members if member is not type(None)]
-    return " or ".join(dict.fromkeys(words + ["null"] * (type(None) in members)))
-
-
 def _members(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return [member for part in get_args(hint) for member in _members(part)]
     return [hint]
-
-
-def _word(hint: Any) -> str:
-    if hint in PLAIN_WORDS:
-        return PLAIN_WORDS[hint]
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) in (list, tuple) or getattr(get_origin(hint), "__name__", "") == "Sequence":
-        inner = dict.fromkeys(_words(part) for part in get_args(hint) if part is not ...)
-        return f"a list [...] of {' and '.join(inner)}"
-    name = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-    return AN_OBJECT if name == "Callable" or inspect.isclass(hint) else name
 
 
 def _shown(value: Any) -> str:

@@ -110,7 +110,7 @@ def test_out_of_memory_and_too_slow_are_results_and_the_others_finish(cli):
         (["models=[vit,nothing]"], ["model=nothing", "linear_infvit"]),
         (["models=[]"], ["models"]),
         (["resolutions=[8,9]"], ["9", "patch size 2", "8 or 10"]),
-        (["resolutions=[large]"], ["large", "whole number"]),
+        (["resolutions=[large]"], ["large", "valid integer"]),
         (["rounds=1"], ["rounds=1", "2"]),
         (["precision=fp8"], ["precision=fp8", "bf16"]),
         (["passes=[backward]"], ["backward", "training"]),
