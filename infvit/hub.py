@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
 from torch import nn
 
 from infvit.attention import ATTENTIONS
@@ -67,11 +68,14 @@ class HubModel(PyTorchModelHubMixin):
         super()._save_pretrained(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **arguments: Any) -> Any:
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **arguments: Any) -> Any:
         for argument in NAMED.keys() & arguments.keys():
             if not callable(arguments[argument]):
                 arguments[argument] = _from_json(argument, arguments[argument])
-        return super()._from_pretrained(strict=strict, **arguments)
+        try:
+            return super()._from_pretrained(model_id=model_id, strict=strict, **arguments)
+        except SafetensorError as error:
+            raise UsageError(f"{model_id}: model.safetensors is incomplete ({error}): copy it again") from error
 
 
 def export_onnx(model: nn.Module, path: str | Path, image_size: int | tuple[int, int], in_chans: int = 3) -> None:

@@ -62,7 +62,7 @@ def tree(tmp_path):
         (["+model=vit"], ["model is chosen already: write model=OPTION without +"]),
         (["gamma=fixed"], ["Could not override 'gamma'. No match in the defaults list", "use +gamma=fixed"]),
         (["+seed=1"], ["An item is already at 'seed'", "Either remove + prefix: 'seed=1'"]),
-        (["~nothing"], ["Could not delete 'nothing'. No match in the defaults list"]),
+        (["~nothing"], ["'nothing' does not exist"]),
         (["seed='1"], ["seed='1 cannot be read: write NAME=VALUE"]),
         (["--seed=1"], ["--seed=1 is not an option: overrides have no dashes"]),
         (["recipe.base_lr=???"], ["recipe.base_lr has no value: give recipe.base_lr=VALUE"]),
