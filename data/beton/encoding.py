@@ -1,8 +1,6 @@
 """Encodes images as FFCV stores them, with one process per core."""
 
-import contextlib
 import hashlib
-import io
 import os
 import re
 import warnings
@@ -12,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data.datasets.image_files import decode
@@ -22,9 +20,6 @@ from infvit.measure.subprocess_case import end_with_parent
 
 Pieces = list[list[int]]
 """Indices of images in the order of reading; one process takes the images of a piece together."""
-
-BAD, CMYK, OTHER_FORMAT, ROTATED = 1, 2, 4, 8
-"""Oddities: cannot be decoded (and was left out), CMYK, not the format that its name says, an EXIF rotation."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,8 @@ class Encoded(NamedTuple):
     content: bytes = b""
     read: int = 0
     digest: bytes = bytes(32)
-    oddities: int = 0
+    bad: bool = False
+    """it can be read, but not decoded"""
     problem: str = ""
 
 
@@ -97,6 +93,7 @@ def _begin(*_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
+    warnings.simplefilter("ignore")  # about EXIF, which is often broken and never needed
     end_with_parent()
 
 
@@ -110,29 +107,14 @@ class _Encoder(Dataset):
             if not isinstance(self.images, Originals):
                 return encode(self.images[index][0], self.settings, index)
             original = self.images.read(index)
-            image, oddities = inspect(original, self.images.title(index))
-            digest = hashlib.sha256(original).digest()
-            return encode(image, self.settings, index)._replace(read=len(original), digest=digest, oddities=oddities)
+            encoded = encode(decode(original), self.settings, index)
+            return encoded._replace(read=len(original), digest=hashlib.sha256(original).digest())
         except Exception as error:
             # PIL's messages name the address of the buffer.
             reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
-            problem = f"{type(error).__name__}: {reason}"
-            if original is None:
-                return Encoded(index, problem=f"it cannot be read, {problem}")
-            return Encoded(index, read=len(original), oddities=BAD, problem=f"not a whole image, {problem}")
-
-
-def inspect(content: bytes, name: str) -> tuple[Image.Image, int]:
-    """Returns the image of a file's bytes in RGB, and its oddities."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about EXIF, which is often broken and never needed
-        with Image.open(io.BytesIO(content)) as image:
-            named = Image.registered_extensions().get(os.path.splitext(name)[1].lower(), image.format)
-            is_named = image.format == named or {image.format, named} == {"JPEG", "MPO"}
-            oddities = CMYK * (image.mode == "CMYK") | OTHER_FORMAT * (not is_named)
-            with contextlib.suppress(Exception):
-                oddities |= ROTATED * (image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
-        return decode(content), oddities
+            what = "it cannot be read" if original is None else "not a whole image"
+            problem = f"{what}, {type(error).__name__}: {reason}"
+            return Encoded(index, bad=original is not None, problem=problem)
 
 
 def encode(image: Image.Image, settings: BetonSettings, sample: int) -> Encoded:

@@ -24,7 +24,7 @@ ROW = np.dtype(
         ("start", "<u8"),
         ("size", "<u8"),
         ("digest", "V32"),
-        ("oddities", "<u1"),
+        ("bad", "?"),
     ]
 )
 """The record of a written image: its place in the file, and the sha256 of the original."""
@@ -78,7 +78,7 @@ class Shards:
             self.end = start
         self.file.write(one.content)
         place = (one.sample, one.mode, one.width, one.height, self.end, len(one.content))
-        self.waiting.append((*place, one.digest, one.oddities))
+        self.waiting.append((*place, one.digest, one.bad))
         self.end += len(one.content)
 
     def keep(self) -> None:

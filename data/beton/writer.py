@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.beton.encoding import BAD, BetonSettings, Pieces, encode_all
+from data.beton.encoding import BetonSettings, Pieces, encode_all
 from data.beton.shards import PAGE, Shards
 from data.datasets.source import ImageSet, Originals
 from infvit.errors import UsageError
@@ -48,7 +48,7 @@ def write_shards(
         identity: of images and settings: a file that was started with another one is discarded.
         title: of the progress bar.
         shard: images per shard.
-        skip_bad: leave out images that cannot be decoded (their rows are marked BAD) instead of stopping.
+        skip_bad: leave out images that cannot be decoded, with rows that are marked `bad`, instead of stopping.
 
     Raises:
         UsageError: an image cannot be read or is too large, the disk is full, or a writing process was killed.
@@ -66,7 +66,7 @@ def write_shards(
         ):
             for batch in stream:
                 for one in batch:
-                    if one.problem and not (skip_bad and one.oddities & BAD):
+                    if one.problem and not (skip_bad and one.bad):
                         raise UsageError(f"{cannot}: {one.problem} (at {title_of(images, one.sample)}): {REPAIR}")
                     if len(one.content) > PAGE:
                         raise UsageError(
@@ -79,7 +79,7 @@ def write_shards(
                 progress.update(len(batch))
             shards.keep()
             rows = shards.rows()
-            shards.finish(images.labels, rows[rows["oddities"] & BAD == 0])
+            shards.finish(images.labels, rows[~rows["bad"]])
     except OSError as error:
         raise UsageError(f"{cannot}: {error.strerror or error}: {ROOM}") from error
     except RuntimeError as error:

@@ -55,19 +55,12 @@ class ImageNetV2(Source):
 
 def in_order_of_labels(names: list[str], classes: list[str], folder: Path) -> list[str]:
     """Returns the names of the class folders in the order of their labels; `folder` is for messages."""
-    numbers = {int(name): name for name in names if name.isascii() and name.isdigit()}
-    known = {i: name for i, name in enumerate(classes) if name in set(names)}
-    labelled = max(numbers, known, key=len)
-    strange = sorted(set(names) - set(labelled.values()))
-    if strange:
+    numbers = [str(label) for label in range(len(classes))]
+    expected = max(numbers, classes, key=lambda layout: len(set(layout).intersection(names)))
+    wrong = sorted(set(names) ^ set(expected))
+    if wrong:
         raise UsageError(
-            f"{folder} has class folders of two kinds, {some(strange)} beside "
-            f"{some(sorted(labelled.values()))}: expected all of 0 to {len(classes) - 1}, or all synsets of ImageNet-1K"
+            f"{folder} has {len(names)} class folders, expected all of 0 to {len(classes) - 1}, or all synsets of "
+            f"ImageNet-1K; missing or not one of them: {some(wrong)}: unpack its archive again"
         )
-    missing = [str(i) for i in range(len(classes)) if i not in labelled]
-    if missing or len(labelled) != len(classes):
-        raise UsageError(
-            f"{folder} has {len(names)} class folders, expected {len(classes)}; the classes without one: "
-            f"{some(missing) or 'none'}: unpack its archive again"
-        )
-    return [labelled[i] for i in range(len(classes))]
+    return expected

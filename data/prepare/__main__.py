@@ -1,4 +1,4 @@
-"""Writes a data set into FFCV's files, once, from any form in which it is published.
+"""Writes a data set into FFCV's files, once: ImageNet from folders, tars or Parquet files, other data from folders.
 
   python -m data.prepare imagenet    --source DIR --out OUT
   python -m data.prepare imagenet_v2 --source DIR --out OUT
@@ -11,18 +11,18 @@ After a stop the same command resumes after the last whole shard.
 """
 
 import argparse
-import io
 import shutil
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from data.beton.encoding import BetonSettings
 from data.beton.loader import FFCVReader
-from data.beton.writer import SHARD
+from data.beton.writer import ROOM, SHARD, SMALLER
 from data.datasets.imagenet_v2 import FOLDERS, synsets
 from data.datasets.source import SPLITS, Split
 from data.prepare import recognise
-from data.prepare.expect import announce, missing
 from data.prepare.job import Job
 from data.prepare.originals import Published
 from data.prepare.verify import verify
@@ -34,11 +34,8 @@ INDICES = "indices"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    options = _options(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show ≤
     try:
-        _prepare(options)
+        _prepare(_options(arguments))
     except UsageError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -57,9 +54,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("data", choices=("imagenet", "imagenet_v2", "imagefolder"), help="as in data=NAME of train.py")
-    add("--source", required=True, metavar="DIR", help="folder of the data set, as folders, tars or Parquet files")
+    add("--source", required=True, metavar="DIR", help="folder of the data set")
     add("--out", required=True, metavar="OUT", help="the folder to fill")
-    add("--variant", choices=tuple(FOLDERS), help="of ImageNet-V2 (default: all that are found)")
     add("--mode", choices=("jpg", "raw"), default="jpg", help="how pixels are stored; default: jpg")
     add("--max-side", type=int, default=500, metavar="PX", help="scale larger images down; 0: never; default: 500")
     add("--quality", type=int, default=90, metavar="Q", help="of JPEGs; default: 90")
@@ -81,7 +77,7 @@ def _prepare(options: argparse.Namespace) -> None:
     lacking: list[str] = []
     for (name, split), images in found.items():
         print(f"{name} {split}: {len(images):,} images in {images.kind}", flush=True)
-        if words := missing(images, options.data, split, classes):
+        if words := recognise.missing(images, options.data, split, classes):
             lacking.append(f"{name} {split} has {', '.join(words)}")
     if options.data == "imagenet":
         absent = [split for split in SPLITS if ("imagenet", split) not in found]
@@ -94,8 +90,11 @@ def _prepare(options: argparse.Namespace) -> None:
     given = (classes, out, settings, options.shard, options.skip_bad)
     jobs = [Job(name, split, images, *given) for (name, split), images in found.items()]
     waiting = [job for job in jobs if not job.is_done()]
-    if waiting:
-        announce(waiting, out)
+    needed, free = sum(job.bytes_to_write() for job in waiting), shutil.disk_usage(out).free
+    about = f"{tqdm.format_sizeof(needed)}B are needed, {tqdm.format_sizeof(free)}B are free"
+    if needed > free:
+        raise UsageError(f"{out} has too little room, {about}: {ROOM}; or {SMALLER}")
+    print(f"{out}: about {about}", flush=True)
     for job in jobs:
         if job not in waiting:
             print(f"{job.path} exists already and is complete")
@@ -117,11 +116,9 @@ def _found(
     if options.data == "imagenet":
         splits = recognise.imagenet(source, classes, indices)
         return {("imagenet", split): images for split, images in splits.items()}, classes
-    variants = [options.variant] if options.variant else list(FOLDERS)
-    sets = {name: recognise.imagenet_v2(source, name, classes, indices) for name in variants}
+    sets = {name: recognise.imagenet_v2(source, name, classes) for name in FOLDERS}
     if not any(sets.values()):
-        forms = [f"{FOLDERS[name]}/ or {FOLDERS[name].removesuffix('-format-val')}.tar.gz" for name in variants]
-        raise UsageError(f"{source} holds no ImageNet-V2: looked for {', '.join(forms)}")
+        raise UsageError(f"{source} holds no ImageNet-V2: expected one of the folders {', '.join(FOLDERS.values())}")
     return {(f"imagenet_v2_{name}", "val"): images for name, images in sets.items() if images}, classes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.beton.encoding import BAD, CMYK, OTHER_FORMAT, ROTATED, BetonSettings
+from data.beton.encoding import BetonSettings, encode_all
 from data.beton.files import FORMAT, describe_labels
 from data.beton.shards import shards_of
 from data.beton.writer import progress_bar, write_shards
@@ -21,18 +21,7 @@ from infvit.run.files import atomic_write, create_once
 
 @dataclass(frozen=True)
 class Job:
-    """The preparation of one split.
-
-    Args:
-        name: of the data set, as in conf/data.
-        split: "train" or "val".
-        images: the originals.
-        classes: names of the labels.
-        out: the folder to write to.
-        settings: how images are encoded.
-        shard: images per shard.
-        skip_bad: leave out images that cannot be decoded.
-    """
+    """The preparation of one split into the folder `out`; `name` is that of the data set in conf/data."""
 
     name: str
     split: Split
@@ -65,6 +54,15 @@ class Job:
             raise UsageError(f"{self.path} exists and holds {what}: remove it, or choose another --out")
         return True
 
+    def bytes_to_write(self) -> float:
+        """Returns the size of what is still to be written, estimated from a sample of the images."""
+        pieces = encode_all(self.images, self.settings, self.images.sample(64))
+        kept = self.split == "val"  # then the originals are written too
+        sizes = [len(one.content) + kept * one.read for piece in pieces for one in piece if not one.problem]
+        part = self.path.with_suffix(".beton.part")
+        written = part.stat().st_size if part.exists() else 0
+        return len(self.images) * sum(sizes) / max(len(sizes), 1) - written
+
     def run(self) -> None:
         """Writes the files that are missing.
 
@@ -84,11 +82,13 @@ class Job:
             identity = json.dumps([self.images.fingerprint(), asdict(self.settings), FORMAT])
             print(f"writing {self.path}", flush=True)
             rows = write_shards(self.images, part, self.settings, identity, self.split, self.shard, self.skip_bad)
-            bad = rows["sample"][rows["oddities"] & BAD > 0].tolist()
+            bad = rows["sample"][rows["bad"]].tolist()
             if self.split == "val":
                 self._keep_originals(set(bad))
             atomic_write(self.path.with_suffix(".json"), json.dumps(self._about(rows, bad), indent=2) + "\n")
-        self._report(rows, bad)
+        if bad:
+            print(f"  left out {len(bad):,} that cannot be decoded, named in {self.path.with_suffix('.json').name}:")
+            print("\n".join(f"    {self.images.title(index)}" for index in bad))
 
     def _keep_originals(self, bad: set[int]) -> None:
         """Stores the evaluation images as they were published, as <class>/<name>, for the exact pipeline."""
@@ -105,22 +105,10 @@ class Job:
                     progress.update(len(piece))
 
     def _about(self, rows: np.ndarray, bad: list[int]) -> dict:
-        good = rows[rows["oddities"] & BAD == 0]
+        good = rows[~rows["bad"]]
         content, labels = hashlib.sha256(), self.images.labels[good["sample"]]
         for digest, label in zip(good["digest"], labels.tolist(), strict=True):
             content.update(f"{digest.tobytes().hex()} {label}\n".encode())  # as in data.datasets.image_files
         about = {"fingerprint": content.hexdigest(), "classes": self.classes, **describe_labels(labels)}
         about |= {"settings": asdict(self.settings), "format": FORMAT, "listing": self.images.listing()}
         return about | {"source": self.images.kind, "left_out": {i: self.images.title(i) for i in bad}}
-
-    def _report(self, rows: np.ndarray, bad: list[int]) -> None:
-        for flag, words in (
-            (CMYK, "in CMYK, converted to RGB"),
-            (OTHER_FORMAT, "of another format than the name says, read as what they are"),
-            (ROTATED, "with an EXIF rotation, which training and evaluation ignore too"),
-        ):
-            if count := int((rows["oddities"] & flag > 0).sum()):
-                print(f"  {count:,} {words}")
-        if bad:
-            print(f"  left out {len(bad):,} that cannot be decoded, named in {self.path.with_suffix('.json').name}:")
-            print("\n".join(f"    {self.images.title(index)}" for index in bad))

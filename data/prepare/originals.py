@@ -19,8 +19,8 @@ class Published(Originals):
     Args:
         kind: the form, in words.
         names: of the images, within their class.
-        labels: (n,) int64.
-        places: (n, m) int64: the place of each image, in the order of storage.
+        labels: (n,)
+        places: (n, m) int64: the place of each image, which sorts them in the order of storage.
     """
 
     def __init__(self, kind: str, names: list[str], labels: list[int], places: np.ndarray) -> None:
@@ -48,6 +48,12 @@ class Published(Originals):
         """Returns the indices in the order of storage: archives are read front to back."""
         order = np.lexsort(self.places.T[::-1]).tolist()
         return [order[start : start + PIECE] for start in range(0, len(order), PIECE)]
+
+    def sample(self, count: int) -> list[list[int]]:
+        """Returns the indices of about `count` images, evenly spread, in parts that are read together."""
+        pieces = self.pieces()
+        chosen = np.unique(np.linspace(0, len(pieces) - 1, min(8, len(pieces))).round().astype(int))
+        return [pieces[i][: max(count // len(chosen), 1)] for i in chosen]
 
 
 class Stored(NamedTuple):

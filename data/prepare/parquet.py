@@ -17,10 +17,7 @@ SYNSET = re.compile(r"^(n\d{8})_|_(n\d{8})\.")
 class Rows(Published):
     """The rows of Parquet files, read one row group at a time.
 
-    Args:
-        kind: the form, in words.
-        files: of the split.
-        classes: synsets in the order of their labels; every name that contains its synset is checked against its label.
+    Every name that contains its synset is checked against its label, the position of the synset in `classes`.
 
     Raises:
         UsageError: files with other columns, labels that do not match the classes.
@@ -35,19 +32,17 @@ class Rows(Published):
             opened = _opened(file)
             for group in range(opened.num_row_groups):
                 table = _table(file, group, ["image.path", "label"])
-                names += [path or "" for path in table["image"].combine_chunks().field("path").to_pylist()]
+                names += table["image"].combine_chunks().field("path").to_pylist()
                 labels += table["label"].to_pylist()
                 places += [(number, group, row, file.stat().st_mtime_ns) for row in range(len(table))]
         for name, label, place in zip(names, labels, places, strict=True):
             synset = SYNSET.search(name)
-            named = synset and (synset[1] or synset[2])
             means = classes[label] if 0 <= label < len(classes) else "no class"
-            if means == "no class" or (named and means != named):
+            if means == "no class" or (synset and means not in synset.groups()):
                 raise UsageError(
-                    f"{files[place[0]]} gives {name or 'an image'} (row {place[2]} of group {place[1]}) the label "
-                    f"{label}, which is {means}: expected labels in ImageNet's order, 0 for {classes[0]}"
+                    f"{files[place[0]]} gives {name} (row {place[2]} of group {place[1]}) the label {label}, which is "
+                    f"{means}: expected labels in ImageNet's order, 0 for {classes[0]}"
                 )
-        names = [n or "{:05}-{:05}-{:05}".format(*place) for n, place in zip(names, places, strict=True)]
         # Hugging Face appends the synset to the published name; without it the images sort as in the other forms.
         names = [re.sub(r"_n\d{8}(?=\.JPEG$)", "", name) for name in names]
         super().__init__(kind, names, labels, np.array(places, dtype=np.int64).reshape(-1, 4))

@@ -1,25 +1,25 @@
 """Recognises the published forms of ImageNet-1K and ImageNet-V2, and class folders, in a folder."""
 
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from data.datasets.image_files import class_folders, common_classes, images_in, some
 from data.datasets.imagenet_v2 import FOLDERS, in_order_of_labels
 from data.datasets.source import SPLITS, Split
-from data.prepare.devkit import FOLDER as DEVKIT
-from data.prepare.devkit import labels_of
+from data.prepare.devkit import DEVKIT, labels_of
 from data.prepare.originals import Files, Published, Stored
 from data.prepare.parquet import Rows
-from data.prepare.tars import Member, members, unzipped
+from data.prepare.tars import Member, members
 from infvit.errors import UsageError
 
 LOOKED_FOR: dict[Split, str] = {
     "train": "training images: looked for train/<synset>/*.JPEG, ILSVRC2012_img_train.tar or data/train-*.parquet",
     "val": "validation images: looked for val/<synset>/*.JPEG, val/ILSVRC2012_val_*.JPEG or ILSVRC2012_img_val.tar "
-    f"(either with {DEVKIT}.tar.gz), or data/validation-*.parquet",
+    f"(either with {DEVKIT}), or data/validation-*.parquet",
 }
+
+COUNTS = {("imagenet", "train"): 1_281_167, ("imagenet", "val"): 50_000, ("imagenet_v2", "val"): 10_000}
+"""Number of images of the published data sets."""
 
 
 def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Published]:
@@ -31,7 +31,7 @@ def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Pub
         indices: folder of the stored indices of archives.
 
     Raises:
-        UsageError: a form that was recognised is incomplete, or has other classes.
+        UsageError: a form that was recognised is damaged, or has other classes.
     """
     found: dict[Split, Published | None] = {
         "train": _synset_folders(source / "train", classes)
@@ -39,7 +39,6 @@ def imagenet(source: Path, classes: list[str], indices: Path) -> dict[Split, Pub
         or _parquet(source, "train", classes),
         "val": _synset_folders(source / "val", classes)
         or _flat(source / "val", source, classes)
-        or _flat(source, source, classes)
         or _val_tar(source / "ILSVRC2012_img_val.tar", classes, indices)
         or _parquet(source, "validation", classes),
     }
@@ -55,28 +54,28 @@ def imagefolder(source: Path) -> tuple[dict[Split, Published], list[str]]:
     return {split: _class_folders(source / split, classes, classes, "class") for split in SPLITS}, classes
 
 
-def imagenet_v2(source: Path, variant: str, classes: list[str], indices: Path) -> Published | None:
-    """Returns one variant of ImageNet-V2, from its folder or its archive, compressed or not; None without either."""
-    folder = FOLDERS[variant]
-    if (source / folder).is_dir():
-        named = in_order_of_labels(class_folders(source / folder), classes, source / folder)
-        return _class_folders(source / folder, named, classes, "number" if "0" in named else "synset")
-    for name in (f"{folder.removesuffix('-format-val')}.tar", f"{folder}.tar"):
-        archive, packed = source / name, source / f"{name}.gz"
-        if packed.is_file() and not archive.is_file():
-            archive = unzipped(packed, indices)
-        if archive.is_file():
-            found = members(archive, indices)
-            named = in_order_of_labels(sorted({member.folder for member in found}), classes, archive)
-            return _archive(archive.name, archive, found, [named.index(member.folder) for member in found])
-    return None
+def imagenet_v2(source: Path, variant: str, classes: list[str]) -> Published | None:
+    """Returns one variant of ImageNet-V2, unpacked; None if it is not there."""
+    folder = source / FOLDERS[variant]
+    if not folder.is_dir():
+        return None
+    named = in_order_of_labels(class_folders(folder), classes, folder)
+    return _class_folders(folder, named, classes, "number" if "0" in named else "synset")
+
+
+def missing(images: Published, data: str, split: Split, classes: list[str]) -> list[str]:
+    """Returns the differences from the published data set, in words; none if COUNTS does not know it."""
+    expected = COUNTS.get((data, split))
+    words = [f"{len(images):,} of {expected:,} images"] if expected and expected != len(images) else []
+    empty = sorted(set(range(len(classes))) - set(images.labels.tolist()))
+    return words + ([f"none of {some([classes[label] for label in empty])}"] if empty else [])
 
 
 def _synset_folders(folder: Path, classes: list[str]) -> Published | None:
     if not folder.is_dir() or not any(entry.is_dir() for entry in os.scandir(folder)):
         return None
     names = class_folders(folder)
-    _check_known(names, classes, folder)
+    _check_known(set(names), classes, folder)
     return _class_folders(folder, names, classes, "synset")
 
 
@@ -104,9 +103,9 @@ def _train_tar(archive: Path, classes: list[str], indices: Path) -> Published | 
         return None
     found = members(archive, indices)
     known = {name: label for label, name in enumerate(classes)}
-    names = {member.folder for member in found}
+    names = {member.inside for member in found}
     _check_known(names, classes, archive)
-    return _archive(f"{archive.name} ({len(names):,} tars)", archive, found, [known[m.folder] for m in found])
+    return _archive(f"{archive.name} ({len(names):,} tars)", archive, found, [known[m.inside] for m in found])
 
 
 def _val_tar(archive: Path, classes: list[str], indices: Path) -> Published | None:
@@ -123,28 +122,12 @@ def _archive(kind: str, archive: Path, found: list[Member], labels: list[int]) -
 
 
 def _parquet(source: Path, split: str, classes: list[str]) -> Published | None:
-    for folder in (source / "data", source):
-        files = sorted(folder.glob(f"{split}-*.parquet"))
-        if files:
-            _check_whole(files)
-            return Rows(f"{len(files)} Parquet files, {files[0].name} and on", files, classes)
-    return None
+    files = sorted((source / "data").glob(f"{split}-*.parquet"))
+    return Rows(f"{len(files)} Parquet files, {files[0].name} and on", files, classes) if files else None
 
 
-def _check_whole(files: list[Path]) -> None:
-    """Raises UsageError if files are missing; `train-00003-of-00294.parquet` contains their number."""
-    parts = [re.search(r"-(\d+)-of-(\d+)\.parquet$", file.name) for file in files]
-    count = int(parts[0][2]) if parts[0] else 0
-    missing = sorted(set(range(count)) - {int(part[1]) for part in parts if part})
-    if missing:
-        raise UsageError(
-            f"{files[0].parent} holds {len(files)} of {count} {files[0].name.split('-')[0]} files; missing are those "
-            f"with the numbers {some([f'{number:05}' for number in missing])}: fetch them"
-        )
-
-
-def _check_known(names: Iterable[str], classes: list[str], where: Path) -> None:
-    strange = sorted(set(names) - set(classes))
+def _check_known(names: set[str], classes: list[str], where: Path) -> None:
+    strange = sorted(names - set(classes))
     if strange:
         raise UsageError(
             f"{where} has classes that ImageNet-1K does not have: {some(strange)}; expected names such as "

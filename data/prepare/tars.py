@@ -3,10 +3,8 @@
 Names of members are used as labels and titles, never as paths: nothing is unpacked.
 """
 
-import gzip
 import io
 import json
-import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -21,11 +19,11 @@ from infvit.run.files import create_once
 
 
 class Member(NamedTuple):
-    """An image in an archive: its full and its short name, its folder (or inner tar), and its place in bytes."""
+    """An image in an archive: its full and its short name, its inner tar, and its place in bytes."""
 
     name: str
     short: str
-    folder: str
+    inside: str
     start: int
     size: int
 
@@ -54,38 +52,15 @@ def _members(file: io.BufferedReader, start: int, end: int, archive: Path, insid
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # a million members would take gigabytes
-                if member.offset_data + member.size > end:
+                path, stop = PurePosixPath(member.name), member.offset_data + member.size
+                if stop > end:
                     raise UsageError(broken)
                 if not member.isfile():
                     continue
-                path = PurePosixPath(member.name)
-                suffix = path.suffix.lower()
-                if suffix == ".tar" and not inside:
-                    stop = member.offset_data + member.size
+                if path.suffix == ".tar" and not inside:
                     yield from _members(file, member.offset_data, stop, archive, member.name)
-                elif suffix in SUFFIXES and not path.name.startswith("."):
-                    folder = PurePosixPath(inside).stem if inside else path.parent.name
+                elif path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
                     name = f"{inside}/{member.name}" if inside else member.name
-                    yield Member(name, path.name, folder, member.offset_data, member.size)
+                    yield Member(name, path.name, PurePosixPath(inside).stem, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:
         raise UsageError(broken) from error
-
-
-def unzipped(archive: Path, folder: Path) -> Path:
-    """Returns the tar of a .tar.gz, unpacked once: a compressed file cannot be read from the middle.
-
-    Raises:
-        UsageError: the archive is damaged or truncated.
-    """
-    path = folder / archive.name.removesuffix(".gz")
-    with create_once(path) as part:
-        if part is not None:
-            print(f"{archive.name} is compressed: unpacked once to {path}, which is deleted at the end", flush=True)
-            try:
-                with gzip.open(archive) as packed, part.open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
-            except (EOFError, gzip.BadGzipFile, OSError) as error:
-                if getattr(error, "errno", None):
-                    raise
-                raise UsageError(f"{archive} is damaged or truncated: fetch it again") from error
-    return path

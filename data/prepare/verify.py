@@ -9,7 +9,6 @@ from PIL import Image
 from data.beton.encoding import encode_all
 from data.beton.files import check_beton
 from data.datasets.prepared import PreparedImages
-from data.prepare.expect import spread
 from data.prepare.job import Job
 from infvit.errors import UsageError
 
@@ -29,7 +28,7 @@ def verify(job: Job) -> None:
     left_out = {int(i) for i in json.loads(job.path.with_suffix(".json").read_text())["left_out"]}
     kept = np.array([i for i in range(len(job.images)) if i not in left_out])
     check_beton(job.path, len(kept), job.images.labels[kept])
-    chosen = [[i for i in piece if i not in left_out] for piece in spread(job.images, SAMPLE)]
+    chosen = [[i for i in piece if i not in left_out] for piece in job.images.sample(SAMPLE)]
     written, is_jpg, worst, count = PreparedImages(job.path), job.settings.mode == "jpg", 0.0, 0
     for piece in encode_all(job.images, replace(job.settings, mode="raw"), chosen):
         for one in piece:

@@ -42,8 +42,8 @@ def reader(request):
 
 @pytest.fixture(scope="session")
 def v2(tmp_path_factory):
-    """ImageNet-V2, matched-frequency: the roots of its three forms."""
-    roots = {form: tmp_path_factory.mktemp(form) for form in ("numbers", "synsets", "archive")}
+    """ImageNet-V2, matched-frequency: the roots of its two forms."""
+    roots = {form: tmp_path_factory.mktemp(form) for form in ("numbers", "synsets")}
     imagenet_v2(*roots.values())
     return roots
 

@@ -14,16 +14,14 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from data.beton.encoding import BetonSettings
-from data.beton.files import beton_path
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import FOLDERS, synsets
 from data.datasets.prepared import Prepared, imagefolder
 from data.order import EpochOrder
 from data.prepare.__main__ import main
-from data.view import View
 from infvit.errors import UsageError
 from tests.data import made_imagenet as made
+from tests.data.digits_run import loader
 
 pytest.importorskip("ffcv")
 NAMES = synsets()
@@ -77,14 +75,10 @@ def test_a_prepared_folder_is_the_tree(prepared, imagenet_tree, tmp_path):
 def test_ffcv_reads_it_with_the_right_labels(prepared, tmp_path):
     from data.beton.loader import FFCVReader
 
-    reader, settings, cpu = FFCVReader(), BetonSettings(), torch.device("cpu")
     for split, count in (("train", 2000), ("val", 1000)):
-        images = imagefolder(str(prepared), "imagenet").split(split)
-        beton = beton_path(images, "imagenet", split, tmp_path, settings)
-        reader.prepare(images, beton, settings)
-        order = EpochOrder(count, 256, shuffle=False)
-        loader = reader.loader(images, beton, View(8, 1.0), order, 250, 1, cpu)
-        seen = [(pixels[:, :, 1, 1] // 25, labels) for pixels, labels in loader]
+        images, order = imagefolder(str(prepared), "imagenet").split(split), EpochOrder(count, 256, shuffle=False)
+        batches = loader(FFCVReader(), tmp_path, images, order=order, batch_size=250)
+        seen = [(pixels[:, :, 1, 1] // 25, labels) for pixels, labels in batches]
         digits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
         assert labels.tolist() == images.labels.tolist()
         assert ((digits * torch.tensor([100, 10, 1])).sum(1) == labels).float().mean() > 0.99
@@ -145,11 +139,7 @@ def test_a_job_with_other_settings_starts_again_and_a_finished_file_is_never_ove
 
 def test_odd_images_are_stored_as_the_exact_pipeline_sees_them(few, tmp_path, capfd):
     assert prepare(few, tmp_path / "out", "--mode", "raw", "--verify") == 0
-    printed = capfd.readouterr().out
-    assert "  1 in CMYK, converted to RGB\n" in printed
-    assert "  1 of another format than the name says" in printed
-    assert "  1 with an EXIF rotation" in printed
-    assert printed.count("they differ by at most 0.0 of 255") == 2
+    assert capfd.readouterr().out.count("they differ by at most 0.0 of 255") == 2
     written, tree = Prepared(str(tmp_path / "out"), "imagenet"), ImageFolder(str(few), str(tmp_path / "cache"))
     for split in ("train", "val"):
         images = written.split(split)
@@ -190,13 +180,12 @@ def test_missing_images_are_listed_and_nothing_is_written(few, tmp_path, capfd):
     printed = capfd.readouterr().err
     assert "imagenet train has 12 of 1,281,167 images, none of n01443537, n01484850, n01491361 and" in printed
     assert "imagenet val has 6 of 50,000 images" in printed
-    assert "1 of n01440764, 1 of n01496331, 1 of n01531178 and 3 more instead of 50" in printed
     assert "--allow-partial" in printed
     (few / "val").rename(few / "validation")
     assert main(["imagenet", *options]) == 2
     assert "holds no validation images: looked for val/<synset>/*.JPEG" in capfd.readouterr().err
     assert main(["imagenet_v2", *options]) == 2
-    assert "holds no ImageNet-V2: looked for imagenetv2-matched-frequency-format-val/ or" in capfd.readouterr().err
+    assert "holds no ImageNet-V2: expected one of the folders imagenetv2-matched-freq" in capfd.readouterr().err
     assert not list((tmp_path / "out").rglob("*.beton*"))
 
 
@@ -204,10 +193,9 @@ def test_without_room_nothing_is_written(few, tmp_path, capfd, monkeypatch):
     usage = type("Usage", (), {"free": 5000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert prepare(few, tmp_path / "out", "--mode", "raw") == 2
-    printed = capfd.readouterr()
-    assert "has 5.00kB free, " in printed.err
-    assert "--max-side or --mode jpg" in printed.err
-    assert "imagenet-train.beton" in printed.out
+    printed = capfd.readouterr().err
+    assert "B are needed, 5.00kB are free: make room" in printed
+    assert "--max-side or --mode jpg" in printed
     assert not list((tmp_path / "out").glob("imagenet-*"))
 
 
@@ -234,7 +222,7 @@ def test_a_variant_of_imagenet_v2_and_any_tree(tree, tmp_path, capfd):
         (root / str(label) / "a.jpeg").symlink_to(tmp_path / "a.jpeg")
     Image.new("RGB", (9, 9)).save(tmp_path / "a.jpeg")
     assert prepare(tmp_path, out, data="imagenet_v2") == 0
-    assert "imagenet_v2_threshold-0.7 val has 1,000 of 10,000 images, 1 of n01440764" in capfd.readouterr().out
+    assert "imagenet_v2_threshold-0.7 val has 1,000 of 10,000 images" in capfd.readouterr().out
     ready = Prepared(str(out), "imagenet_v2_threshold-0.7")
     assert ready.split("val").labels.tolist() == list(range(1000))
     assert len(ready.split("train")) == 0
