@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,6 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from data.draws import CROP, FLIP, uniforms
@@ -26,19 +25,25 @@ RATIO = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class View:
-    """The model's input: its size, and in training the random crop and flip.
+    """The model's input: its size, in training the random crop and flip, and the exact transform of evaluation.
 
     Args:
         size: side of the square, pixels.
         crop_ratio: share of the shorter side that the centre crop of evaluation keeps.
         crop_scale: smallest and largest share of the area of a random resized crop; None for the centre crop.
         flip: flip horizontally with probability 1/2.
+        interpolation: of evaluation: "bicubic", "bilinear", ...; training is bicubic.
+        crop_mode: of evaluation: "center"; "squash", which does not keep the aspect ratio; "border", which pads.
+        mean: of the channels on the scale [0, 1], the colour of a border.
     """
 
     size: int
     crop_ratio: float = 0.875
     crop_scale: tuple[float, float] | None = None
     flip: bool = False
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         expect(self.size >= 1, f"size={self.size}", "1 pixel or more")
@@ -48,27 +53,36 @@ class View:
             expect(0 < least <= most <= 1, f"crop_scale=[{least}, {most}]", "shares, 0 < least ≤ most ≤ 1")
 
     def __str__(self) -> str:
-        return f"{self.size} px, PIL bicubic, centre crop {self.crop_ratio}"
+        return f"{self.size} px, PIL {self.interpolation}, {self.crop_mode} crop {self.crop_ratio}"
 
     def evaluation(self) -> "View":
         """Returns the same view without randomness."""
-        return View(self.size, self.crop_ratio)
+        return replace(self, crop_scale=None, flip=False)
 
     def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
-        """PIL image → uint8 (3, size, size), resized bicubically by PIL as timm and torchvision do.
+        """PIL image → uint8 (3, size, size), resized by PIL as timm and torchvision do.
 
         `key`, (1,) int64, determines the random crop and flip; a view without them needs none.
         """
         if self.crop_scale is None:
-            image = self._centre(image)
+            pixels = torch.as_tensor(self._exact(image))
         else:
             assert key is not None
             left, top, width, height = self.boxes(key, *torch.tensor(image.size).view(2, 1))[0].tolist()
             box = (left, top, left + width, top + height)
-            image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if self.flip and key is not None and self.flips(key).item():
-            image = F.horizontal_flip(image)
-        return F.pil_to_tensor(image)
+            pixels = F.pil_to_tensor(image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC))
+        return pixels.flip(-1) if self.flip and key is not None and self.flips(key).item() else pixels
+
+    @cached_property
+    def _exact(self) -> Any:
+        return create_transform(
+            self.size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_ratio,
+            crop_mode=self.crop_mode,
+            mean=tuple(self.mean),
+            use_prefetcher=True,  # uint8, which is normalised on the device
+        )
 
     def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Returns boxes in an image as boxes in its evaluation view: scaled, shifted and clipped as its pixels are.
@@ -79,16 +93,10 @@ class View:
         Returns:
             (n, 4) float32, in pixels of the view; a box outside of it has no area.
         """
-        moved = tv_tensors.BoundingBoxes(
-            boxes.float(), format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
-        )
-        return self._centre(moved).as_subclass(Tensor)
-
-    def _centre(self, image: Any) -> Any:
-        """Resizes the shorter side and crops the centre of a PIL image or of torchvision's boxes."""
-        shorter = math.floor(self.size / self.crop_ratio)
-        image = F.resize(image, [shorter], interpolation=v2.InterpolationMode.BICUBIC)
-        return F.center_crop(image, [self.size, self.size])
+        xyxy = tv_tensors.BoundingBoxFormat.XYXY
+        moved = tv_tensors.BoundingBoxes(boxes.float(), format=xyxy, canvas_size=(height, width))
+        moved = F.resize(moved, [math.floor(self.size / self.crop_ratio)])
+        return F.center_crop(moved, [self.size, self.size]).as_subclass(Tensor)
 
     def boxes(self, keys: Tensor, widths: Tensor, heights: Tensor) -> Tensor:
         """Returns the crops (left, top, width, height) of images of these sizes and keys, all (n,): (n, 4) int64.
@@ -103,43 +111,6 @@ class View:
     def flips(self, keys: Tensor) -> Tensor:
         """Returns which of the images with these keys (n,) are flipped: (n,) bool."""
         return uniforms(keys, FLIP, 1)[0] < (0.5 if self.flip else 0)
-
-
-@dataclass(frozen=True)
-class TimmView(View):
-    """The evaluation transform of a published model of timm: the size, crop and interpolation of its weights.
-
-    Args:
-        interpolation: "bicubic", "bilinear", ...
-        crop_mode: "center"; "squash", which does not keep the aspect ratio; "border", which pads.
-        mean: of the channels on the scale [0, 1], the colour of a border.
-    """
-
-    interpolation: str = "bicubic"
-    crop_mode: str = "center"
-    mean: Sequence[float] = field(default=(0.0, 0.0, 0.0), hash=False)  # a list when it comes from a config
-
-    def __str__(self) -> str:
-        return f"{self.size} px, PIL {self.interpolation}, {self.crop_mode} crop {self.crop_ratio}"
-
-    def evaluation(self) -> "TimmView":
-        """Returns itself: nothing in it is random."""
-        return self
-
-    def __call__(self, image: Image.Image, key: Tensor | None = None) -> Tensor:
-        """PIL image → uint8 (3, size, size)."""
-        return torch.as_tensor(self._transform(image))
-
-    @cached_property
-    def _transform(self) -> Any:
-        return create_transform(
-            self.size,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_ratio,
-            crop_mode=self.crop_mode,
-            mean=tuple(self.mean),
-            use_prefetcher=True,  # uint8, which is normalised on the device
-        )
 
 
 def random_boxes(keys: Tensor, widths: Tensor, heights: Tensor, scale: tuple[float, float]) -> Tensor:

@@ -84,7 +84,7 @@ class ConfigModelSource:
         run.data = self.cfg.data
         run.data.loader = EXACT
         how = published_view(name)
-        run.data.module.update(how | {"view": {"_target_": "data.view.TimmView"} | how["view"]})
+        run.data.module.update(how | {"view": {"_target_": "data.view.View"} | how["view"]})
         data = instantiate(run.data.module, batch_size=1, _convert_="all")
         return LoadedRun(
             name=name,
