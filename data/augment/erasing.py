@@ -5,28 +5,18 @@ in mode `pixel` with one rectangle, as DeiT uses it.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.draws import NOISE, RECTANGLES, advance, normals, uniforms
-from infvit.errors import UsageError, expect
+from infvit.errors import expect
 
 AREA, ASPECT = (0.02, 1 / 3), 0.3
 """Smallest and largest share of the area, and smallest height / width, that a rectangle has; timm's defaults."""
 
 ATTEMPTS = 10
 """Rectangles that are drawn for an image until one fits; if none does, nothing is erased."""
-
-
-class Rectangles(NamedTuple):
-    """One rectangle per image, in pixels, each an integer tensor (n,); height and width 0 where nothing is erased."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
 
 
 class RandomErasing(nn.Module):
@@ -42,8 +32,11 @@ class RandomErasing(nn.Module):
         expect(0 <= probability <= 1, f"RandomErasing's probability is {probability}", "0 to 1")
         self.probability = probability
 
-    def draw(self, keys: Tensor, height: int, width: int) -> Rectangles:
-        """Returns the rectangles for images of `height` x `width` pixels with these keys (n,); see data/draws.py."""
+    def draw(self, keys: Tensor, height: int, width: int) -> Tensor:
+        """Returns the rectangles for images of `height` x `width` pixels with these keys (n,); see data/draws.py.
+
+        They are (4, n) int64: top, left, height, width, the last two 0 where nothing is erased.
+        """
         low, high = AREA
         u = uniforms(keys, RECTANGLES, 2 * ATTEMPTS + 3)
         area = (low + (high - low) * u[:ATTEMPTS]) * (height * width)
@@ -56,24 +49,11 @@ class RandomErasing(nn.Module):
         h, w = h.gather(0, first)[0] * erased, w.gather(0, first)[0] * erased
         top = (u[-2] * (height - h + 1)).long()
         left = (u[-1] * (width - w + 1)).long()
-        return Rectangles(top, left, h, w)
+        return torch.stack([top, left, h, w])
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Erases in normalised floating-point images (B, C, H, W), in place, and returns them.
-
-        Args:
-            images: overwritten.
-            keys: (B,) int64, of the images.
-
-        Raises:
-            UsageError: another shape, or integers.
-        """
-        if images.ndim != 4 or not images.is_floating_point():
-            raise UsageError(
-                f"RandomErasing got {images.dtype} images of shape {tuple(images.shape)}; expected normalised "
-                "floating-point images (B, C, H, W): call it after normalisation."
-            )
+        """Erases in normalised floating-point images (B, C, H, W) with `keys` (B,), in place, and returns them."""
         n, channels, H, W = images.shape
         top, left, height, width = self.draw(keys, H, W)
         y, x = torch.arange(H, device=images.device), torch.arange(W, device=images.device)

@@ -4,15 +4,13 @@ Source: Cubuk et al., "RandAugment", arXiv:1909.13719, by the rules of timm/data
 `rand-m9-mstd0.5-inc1` is DeiT's and the default here.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from data.augment.operations import FULL, KERNELS, OPERATIONS, Interpolation
 from data.draws import OPERATIONS as STREAM
 from data.draws import normals, uniforms
-from infvit.errors import UsageError, expect
+from infvit.errors import expect
 
 CHUNK = 4
 """Images that a CPU changes together: more would not fit into its caches."""
@@ -20,16 +18,6 @@ CHUNK = 4
 # glibc returns freed memory to the kernel and fetches it again page by page at every operation, unless one large block
 # was freed before. This block is never written, so it takes no memory.
 torch.empty(30 << 20, dtype=torch.uint8)
-
-
-class Draw(NamedTuple):
-    """The operations of a batch of n images, in L layers.
-
-    `operation` (L, n): index into OPERATIONS, -1 where the image is left as it is. `magnitude` (L, n): in [-10, 10].
-    """
-
-    operation: Tensor
-    magnitude: Tensor
 
 
 class RandAugment(nn.Module):
@@ -63,8 +51,11 @@ class RandAugment(nn.Module):
         self.num_layers, self.probability, self.interpolation = num_layers, probability, interpolation
         self.magnitude, self.magnitude_std = magnitude, magnitude_std
 
-    def draw(self, keys: Tensor) -> Draw:
-        """Returns the operations for images with these keys (n,); see data/draws.py."""
+    def draw(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns operations and magnitudes for images with these keys (n,), each (num_layers, n); see data/draws.py.
+
+        An operation is an index into OPERATIONS, -1 where the image is left as it is; a magnitude is in [-10, 10].
+        """
         layers = self.num_layers
         u = uniforms(keys, STREAM, 3 * layers)
         operation = (u[:layers] * len(OPERATIONS)).long()
@@ -73,28 +64,16 @@ class RandAugment(nn.Module):
         magnitude = (self.magnitude + self.magnitude_std * normal).clamp_(0, FULL)
         signed = torch.tensor([op.signed for op in OPERATIONS], device=keys.device)[operation]
         negative = signed & (u[2 * layers :] < 0.5)
-        return Draw(operation.masked_fill(skipped, -1), torch.where(negative, -magnitude, magnitude))
+        return operation.masked_fill(skipped, -1), torch.where(negative, -magnitude, magnitude)
 
     @torch.no_grad()
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Augments uint8 images (B, 3, H, W) in place and returns them; a copy if they are not contiguous.
-
-        Args:
-            images: overwritten.
-            keys: (B,) int64, of the images.
-
-        Raises:
-            UsageError: another shape or dtype.
-        """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise UsageError(
-                f"RandAugment got {images.dtype} images of shape {tuple(images.shape)}; expected uint8 (B, 3, H, W)."
-            )
+        """Augments uint8 images (B, 3, H, W) with `keys` (B,) in place; returns them, or a copy if not contiguous."""
         images = images.contiguous()
-        draw = self.draw(keys)
+        operations, magnitudes = self.draw(keys)
         choices = torch.arange(-1, len(OPERATIONS), device=images.device)
-        sizes = (draw.operation.unsqueeze(2) == choices).sum(1).tolist()
-        for operation, magnitude, counts in zip(*draw, sizes, strict=True):
+        sizes = (operations.unsqueeze(2) == choices).sum(1).tolist()
+        for operation, magnitude, counts in zip(operations, magnitudes, sizes, strict=True):
             groups = operation.argsort(stable=True).split(counts)
             for op, group in zip(OPERATIONS, groups[1:], strict=True):  # groups[0] is left as it is
                 for index in group.split(CHUNK if images.device.type == "cpu" else max(len(group), 1)):

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.augment import RandAugment, RandomErasing
-from data.augment.erasing import Rectangles
 from data.augment.operations import OPERATIONS, Operation, posterize
-from data.augment.rand_augment import Draw
 from infvit.errors import UsageError
 from tests.data import timm_in_pillow
 from tests.data.photographs import photographs, random_keys
@@ -98,9 +96,9 @@ def test_each_image_of_a_batch_gets_its_own_operations_in_its_own_order():
     augment = RandAugment(num_layers=2, interpolation="bilinear")
     images = photographs(100, 64, 72)
     keys = random_keys(len(images))
-    draw, theirs = augment.draw(keys), []
+    (operations, magnitudes), theirs = augment.draw(keys), []
     for i, image in enumerate(images):
-        for operation, magnitude in zip(draw.operation[:, i].tolist(), draw.magnitude[:, i].tolist(), strict=True):
+        for operation, magnitude in zip(operations[:, i].tolist(), magnitudes[:, i].tolist(), strict=True):
             if operation >= 0:
                 image = timm_in_pillow.operation(OPERATIONS[operation].name, image, magnitude, "bilinear")
         theirs.append(image)
@@ -127,10 +125,10 @@ def timms_draws(trials: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[
 def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch):
     trials = 40_000
     theirs = timms_draws(trials, monkeypatch)
-    draw = RandAugment().draw(random_keys(trials))
-    assert draw.magnitude.abs().max() <= 10
+    operations, magnitudes = RandAugment().draw(random_keys(trials))
+    assert magnitudes.abs().max() <= 10
     for index, op in enumerate(OPERATIONS):
-        magnitude = draw.magnitude[draw.operation == index]
+        magnitude = magnitudes[operations == index]
         chance, draws = 0.5 / 15, 2 * trials
         spread = (draws * chance * (1 - chance)) ** 0.5
         assert abs(len(magnitude) - draws * chance) < 4.5 * spread, op.name
@@ -141,11 +139,10 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(monkeypatch):
 
 
 def test_layers_and_images_draw_independently():
-    draw = RandAugment(probability=1.0).draw(random_keys(30_000))
-    first, second = draw.operation
+    (first, second), _ = RandAugment(probability=1.0).draw(random_keys(30_000))
     assert abs((first == second).float().mean().item() - 1 / 15) < 0.01
     assert abs((first[1:] == first[:-1]).float().mean().item() - 1 / 15) < 0.01
-    skipped = RandAugment().draw(random_keys(30_000)).operation < 0
+    skipped = RandAugment().draw(random_keys(30_000))[0] < 0
     assert abs(skipped.all(0).float().mean().item() - 1 / 4) < 0.015
 
 
@@ -175,7 +172,7 @@ def test_the_number_of_kernels_does_not_grow_with_the_batch(monkeypatch):
     augment, calls = RandAugment(probability=1.0), []
     for n in (30, 60):
         images = photographs(n, 32, 32)
-        draw = Draw(torch.arange(n).remainder(15).expand(2, n), torch.full((2, n), 9.0))
+        draw = torch.arange(n).remainder(15).expand(2, n), torch.full((2, n), 9.0)
         monkeypatch.setattr(augment, "draw", lambda _, draw=draw: draw)
         with Counting() as counting:
             augment(images, random_keys(n))
@@ -186,13 +183,9 @@ def test_the_number_of_kernels_does_not_grow_with_the_batch(monkeypatch):
 @pytest.mark.parametrize(
     "mistake",
     [
-        lambda: RandAugment()(torch.zeros(3, 8, 8, dtype=torch.uint8), random_keys(2)),
-        lambda: RandAugment()(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), random_keys(2)),
-        lambda: RandAugment()(torch.zeros(2, 3, 8, 8), random_keys(2)),
         lambda: RandAugment(magnitude=12),
         lambda: RandAugment(probability=2),
         lambda: RandAugment(interpolation="lanczos"),  # type: ignore[arg-type]
-        lambda: RandomErasing()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), random_keys(2)),
         lambda: RandomErasing(probability=-1),
     ],
 )
@@ -246,8 +239,7 @@ def test_erased_pixels_are_standard_normal_and_the_others_stay(monkeypatch):
 
 def test_rectangles_are_erased_in_place(monkeypatch):
     images, erasing = torch.zeros(2, 3, 10, 12, dtype=torch.float64), RandomErasing()
-    boxes = Rectangles(*(torch.tensor(v) for v in ([2, 0], [3, 0], [4, 0], [5, 0])))
-    monkeypatch.setattr(erasing, "draw", lambda *_: boxes)
+    monkeypatch.setattr(erasing, "draw", lambda *_: torch.tensor([[2, 0], [3, 0], [4, 0], [5, 0]]))
     assert erasing(images, random_keys(2)) is images
     assert (images[0, :, 2:6, 3:8] != 0).all()
     assert images.count_nonzero() == 3 * 4 * 5
