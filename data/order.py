@@ -23,14 +23,6 @@ class EpochOrder:
 
     Evaluation: rank r takes the images r, r + world_size, ...: every image once, without padding, also for sizes that
     do not divide.
-
-    Args:
-        size: number of images.
-        batch_size: images per step over all ranks; used in training only.
-        seed: of the permutations.
-        shuffle: training or evaluation.
-        rank, world_size: this process and the number of processes.
-        repeats: how often each chosen image is seen in a training epoch.
     """
 
     size: int

@@ -91,15 +91,7 @@ def _to_planes(square, planes, flipped):  # type: ignore[no-untyped-def]
 
 
 class Epoch(EpochIterator):
-    """FFCV's reading thread for one epoch; draws boxes and flips batch by batch.
-
-    Args:
-        loader: its image pipeline begins with `decoder`.
-        indices: (n,) the images in order.
-        keys: (n,) int64, from which the view draws the box and the flip of each.
-        view: the size, crop and flip.
-        batch_size: images per batch; the last one may have fewer.
-    """
+    """FFCV's reading thread for one epoch of images `indices` (n,); draws their boxes and flips from `keys` (n,)."""
 
     def __init__(
         self, loader: Loader, decoder: BoxDecoder, indices: np.ndarray, keys: Tensor, view: View, batch_size: int

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.beton.encoding import BetonSettings
 from data.beton.files import check_beton, write_beton
 from data.datasets.source import ImageSet
 from data.order import EpochOrder
@@ -35,6 +34,7 @@ class FFCVReader:
     timeout: float = 600.0
 
     name = "ffcv"
+    prepare = staticmethod(write_beton)
 
     def __post_init__(self) -> None:
         try:
@@ -46,10 +46,6 @@ class FFCVReader:
                 "pkg-config g++; pip install ffcv) or read with data/loader=torch"
             ) from error
 
-    def prepare(self, images: ImageSet, beton: Path, settings: BetonSettings) -> None:
-        """Writes the file `beton` unless it exists."""
-        write_beton(images, beton, settings)
-
     def loader(
         self,
         images: ImageSet,
@@ -60,10 +56,7 @@ class FFCVReader:
         workers: int,
         device: torch.device,
     ) -> Iterable:
-        """Returns batches of (uint8 (B, 3, size, size), labels int64 (B,)); in training keys int64 (B,) come third.
-
-        `order` is its `sampler`.
-        """
+        """Returns batches as TorchReader's loader does; `order` is its `sampler`."""
         check_beton(beton, len(images), images.labels)
         written = beton.stat().st_mtime_ns
         with _torch_threads_kept():

@@ -6,8 +6,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +29,11 @@ def image_sets(
     """Returns the image sets of a tree by name, in the order of their samples.
 
     The first time every image is read and decoded, to name those that cannot be and to take the fingerprint of the
-    content. Later runs recognise the tree by the names, sizes and times of its files. Images are decoded as by
-    torchvision's ImageFolder: to RGB, ignoring EXIF rotation.
-
-    Args:
-        root: the tree.
-        found: the samples of each set.
-        cache_dir: folder of the stored fingerprints.
-        name: of the data set, for messages.
-        skip_bad: leave out images that cannot be decoded, with a warning, instead of stopping.
+    content, which are stored in `cache_dir`. Later runs recognise the tree by the names, sizes and times of its files.
+    Images are decoded as by torchvision's ImageFolder: to RGB, ignoring EXIF rotation.
 
     Raises:
-        UsageError: an image that cannot be read or decoded.
+        UsageError: an image cannot be read, or not be decoded; with `skip_bad` these are left out with a warning.
     """
     stats = [(path, *size_and_time(root / path)) for samples in found.values() for path, _ in samples]
     signature = hashlib.sha256(json.dumps([str(root), stats]).encode()).hexdigest()[:32]
@@ -152,17 +144,13 @@ def size_and_time(path: Path) -> tuple[int, int]:
 def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
     """Returns {"bad": paths, set name: its fingerprint, ...}."""
     known: dict = {"bad": []}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPool() as pool:
         for split, samples in found.items():
-            # Part by part: a million pending tasks would take 2 GB.
-            parts = (samples[start : start + 4096] for start in range(0, len(samples), 4096))
-            digests: Iterable[str | None] = (
-                digest for part in parts for digest in pool.map(_digest, [root / path for path, _ in part])
-            )
+            digests = pool.imap(lambda sample: _digest(root / sample[0]), samples, chunksize=64)
             title = f"reading {split} images of {name}"
-            digests = tqdm(digests, title, len(samples), disable=len(samples) <= 2000, file=sys.stdout)
+            progress = tqdm(digests, title, len(samples), disable=len(samples) <= 2000, file=sys.stdout)
             content = hashlib.sha256()
-            for (path, label), digest in zip(samples, digests, strict=True):
+            for (path, label), digest in zip(samples, progress, strict=True):
                 if digest is None:
                     known["bad"].append(path)
                 else:

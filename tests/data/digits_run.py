@@ -26,11 +26,9 @@ def loader(reader, cache, images=None, view=VIEW, order=None, batch_size=64, wor
     return reader.loader(images, beton, view, order, batch_size, workers, CPU)
 
 
-def datamodule(cache, reader=None, source=None, **options: Any) -> ImageDataModule:
+def datamodule(cache, reader=None, source=None, kind=ImageDataModule, **options: Any) -> ImageDataModule:
     defaults = {"view": VIEW, "batch_size": 128, "seed": 0, "mean": [0.5] * 3, "std": [0.5] * 3, "workers": 0}
-    return ImageDataModule(
-        "digits", source or Digits(), reader or TorchReader(), cache_dir=str(cache), **defaults | options
-    )
+    return kind("digits", source or Digits(), reader or TorchReader(), cache_dir=str(cache), **defaults | options)
 
 
 def trainer(**options: Any) -> Trainer:

@@ -171,7 +171,7 @@ def wrong_index(path):
         (lambda path: path.read_bytes()[: path.stat().st_size // 2], ""),
         (lambda path: path.read_bytes()[:-24], ""),
         (lambda path: path.read_bytes()[:40], ""),
-        (wrong_index, "index does not match"),
+        (wrong_index, "damaged"),
     ],
     ids=["empty", "foreign", "half", "table", "header", "index"],
 )

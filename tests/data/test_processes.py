@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,11 @@ from callbacks.epoch_seed import EpochSeed
 from data.augment import RandAugment, RandomErasing
 from data.datamodule import ImageDataModule
 from data.datasets.digits import Digits
-from data.torch_loader import TorchReader
 from data.view import View
 from infvit.cli.devices import seed_run
 from infvit.module import Classifier
 from infvit.schedule import warmup_cosine
-from tests.data.digits_run import trainer
+from tests.data.digits_run import datamodule, trainer
 
 VALIDATION = 361
 """Images to test on: a number that neither two nor three processes divide."""
@@ -40,23 +38,10 @@ def run(cache: Path, world: int = 1) -> dict:
     seed_run(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     weights = net[1].weight.detach().clone()
-    data = Recording(
-        "d",
-        Digits(VALIDATION / 1797),
-        TorchReader(),
-        View(8, crop_scale=(0.3, 1.0), flip=True),
-        batch_size=72,
-        cache_dir=str(cache),
-        seed=3,
-        mean=[0.5] * 3,
-        std=[0.5] * 3,
-        eval_batch_size=50,
-        workers=0,
-        augment=RandAugment(),
-        erasing=RandomErasing(),
-        repeats=3,
-    )
-    module = Classifier(net, 10, partial(sgd), warmup_cosine, epochs=1, batch_size=72, base_lr=0.0)
+    view = View(8, crop_scale=(0.3, 1.0), flip=True)
+    how = {"batch_size": 72, "eval_batch_size": 50, "augment": RandAugment(), "erasing": RandomErasing(), "repeats": 3}
+    data = datamodule(cache, source=Digits(VALIDATION / 1797), kind=Recording, view=view, seed=3, **how)
+    module = Classifier(net, 10, sgd, warmup_cosine, epochs=1, batch_size=72, base_lr=0.0)
     strategy = "ddp" if world > 1 else "auto"
     fit = trainer(devices=world, strategy=strategy, max_epochs=1, limit_val_batches=0, callbacks=[EpochSeed(3)])
     fit.fit(module, datamodule=data)
