@@ -40,7 +40,7 @@ def validation_synsets(archive: Path) -> list[str]:
             "image-net.org beside them"
         )
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             files = {PurePosixPath(member.name).name: tar.extractfile(member) for member in tar if member.isfile()}
             truth, meta = (file.read() for file in (files[TRUTH], files[META]) if file)
         table = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
