@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from data.datamodule import ImageDataModule
 from data.datasets.digits import Digits
@@ -71,8 +72,8 @@ def test_the_scaling_is_that_of_the_view_to_a_tenth_of_a_pixel(size, crop_ratio)
     for axis, across in ((0, width), (1, height)):
         ramp = np.arange(across, dtype=np.float32) + 0.5
         values = np.broadcast_to(ramp if axis == 0 else ramp[:, None], (height, width))
-        view = View(size, crop_ratio)
-        shown = view._centre(Image.fromarray(values))  # the same resizing and crop on floats
+        view, resize = View(size, crop_ratio), v2.Resize(int(size / crop_ratio), v2.InterpolationMode.BICUBIC)
+        shown = v2.CenterCrop(size)(resize(Image.fromarray(values)))  # the view's resizing and crop, on floats
         at = np.asarray(shown)[size // 2] if axis == 0 else np.asarray(shown)[:, size // 2]
         box = torch.tensor([[60.0, 50.0, 140.0, 90.0]])
         left, right = view.boxes_in_view(box, width, height)[0, [axis, axis + 2]].tolist()
