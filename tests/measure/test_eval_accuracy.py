@@ -259,7 +259,7 @@ TIMM = ["data=imagenet", "model=timm"]
     ("arguments", "words"),
     [
         (["data=imagenet"], ["nothing to evaluate", "ckpt=RUN", "model=timm"]),
-        (["data=imagenet", "pipeline=fast"], ["pipeline=fast", "exact, ffcv, both"]),
+        (["data=imagenet", "pipeline=fast"], ["pipeline=fast", "'exact', 'ffcv' or 'both'"]),
         (["model=timm"], ["deit_tiny_patch16_224 brings no data", "data=imagenet"]),
         ([*TIMM, "model.name=deit"], ["model.name=deit is not a model of timm", "did you mean"]),
         ([*TIMM, "model.name=deit_tiny_patch16_224.x"], ["no weights deit_tiny_patch16_224.x", "224.fb_in1k"]),

@@ -70,7 +70,7 @@ def test_the_picture_needs_two_sizes_and_leaves_out_what_has_no_figure():
 def test_mistakes_are_reported_before_anything_runs(cli):
     for argument, line in {
         "resolution=41": "use 40 or 42",
-        "ways=[thin]": "highres expects a list [...] of one of dense, chunked",
+        "ways=[thin]": "highres expects 'dense', 'chunked'",
         "image=gone.tif": "gone.tif does not exist",
         "models=[nothing]": "nothing",
     }.items():
