@@ -88,7 +88,7 @@ def test_of_the_same_seed_twice_only_the_latest_counts(make_result):
     assert len(row.runs) == 2
 
 
-def test_differences_are_named_in_words(make_result):
+def test_differences_are_named_in_words_and_hashes_that_begin_alike_in_full(make_result):
     changes = {
         "a": {"depth": 24},
         "b": {"dim": 384},
@@ -111,9 +111,6 @@ def test_differences_are_named_in_words(make_result):
         "f": (),
     }
     assert all(row.comparable == (not row.differs) for row in comparison.rows)
-
-
-def test_hashes_that_begin_alike_are_printed_in_full(make_result):
     comparison = Comparison.from_results([make_result("vit"), make_result("infvit", recipe_hash="34cd90abXX")])
     assert comparison.rows[1].differs == ("recipe digits#34cd90abXX, not digits#34cd90ab12ef5678",)
 
