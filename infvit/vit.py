@@ -245,6 +245,11 @@ class VisionTransformer(nn.Module, HubModel):
         """Parameters without weight decay, besides the one-dimensional ones."""
         return {"pos_embed", "cls_token"}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 (timm's signature)
+        """Patterns of parameter names by depth, as timm's layer decay reads them: stem, each block, the rest."""
+        blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+
     def get_classifier(self) -> nn.Module:
         """The head, for timm's tools."""
         return self.head

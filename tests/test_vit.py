@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
+from timm.optim import param_groups_layer_decay
 from torch.utils.flop_counter import FlopCounterMode
 
 import infvit
@@ -17,6 +18,7 @@ from infvit.positions import normal, sincos
 from infvit.vit import VisionTransformer
 
 SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
+TIMM = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 NAMES = ["vit_4l_patch16_224", "infvit_4l_patch16_224", "linear_infvit_4l_patch16_224"]
 
 
@@ -145,7 +147,7 @@ def test_any_resolution_and_pooling(attention, class_token):
 def test_equals_timms_vit_with_the_same_weights():
     """The whole backbone against an independent implementation."""
     ours = VisionTransformer(SoftmaxAttention, **SMALL, pre_logits=False).eval()
-    theirs = TimmViT(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=7).eval()
+    theirs = TimmViT(**TIMM).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 16, 16)
     assert (ours(images) - theirs(images)).abs().max() < 1e-5
@@ -198,6 +200,19 @@ def test_timm_creates_and_adapts_the_models():
     assert "infvit_24l_patch16_224" in timm.list_models("*infvit*")
     assert model.forward_head(model.forward_features(torch.zeros(1, 3, 32, 32)), pre_logits=True).shape == (1, 64)
     assert infvit.VisionTransformer is VisionTransformer
+
+
+def test_layer_decay_groups_parameters_by_depth_as_in_timms_vit():
+    ours, theirs = VisionTransformer(SoftmaxAttention, **SMALL), TimmViT(**TIMM)
+
+    def scales(model):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)
+        return {names[p]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+    own = scales(ours)
+    assert {own.pop(f"pre_logits.fc.{part}")[0] for part in ("weight", "bias")} == {1}
+    assert own == scales(theirs)
 
 
 def test_bad_sizes_name_the_nearest_good_ones():
