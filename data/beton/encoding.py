@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data.datasets.image_files import decode
 from data.datasets.source import ImageSet, Originals
 from infvit.errors import expect
+from infvit.image_file import BadImageError, decode
 from infvit.measure.subprocess_case import end_with_parent
 
 Pieces = list[list[int]]
@@ -110,10 +109,9 @@ class _Encoder(Dataset):
             encoded = encode(decode(original), self.settings, index)
             return encoded._replace(read=len(original), digest=hashlib.sha256(original).digest())
         except Exception as error:
-            # PIL's messages name the address of the buffer.
-            reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))
-            what = "it cannot be read" if original is None else "not a whole image"
-            problem = f"{what}, {type(error).__name__}: {reason}"
+            reason = " ".join(str(error).split())
+            problem = reason if isinstance(error, BadImageError) else f"{type(error).__name__}: {reason}"
+            problem = f"{'it cannot be read' if original is None else 'not a whole image'}, {problem}"
             return Encoded(index, bad=original is not None, problem=problem)
 
 
@@ -128,6 +126,9 @@ def encode(image: Image.Image, settings: BetonSettings, sample: int) -> Encoded:
         buffers.append(np.empty(size, np.uint8))
         return 0, buffers[0]
 
+    scale = (settings.max_resolution or max(image.size)) / max(image.size)
+    if min(image.size) * scale < 1:  # FFCV would scale the shorter side to 0 pixels
+        image = image.resize([max(int(side * scale), 1) for side in image.size])
     field.encode(metadata, np.asarray(image), allocate)
     mode, width, height, _ = metadata[0].tolist()
     return Encoded(sample, mode, width, height, buffers[0].tobytes())

@@ -16,8 +16,8 @@ from data.datasets.source import ImageSet, Split
 from infvit.errors import UsageError
 from infvit.run.files import atomic_write, create_once
 
-FORMAT = 2
-"""FFCV's file version; part of the name, so that another version writes its own files."""
+FORMAT = 3
+"""Of FFCV's files and the pixels in them; part of the name, so that another version writes its own files."""
 
 
 def beton_path(images: ImageSet, name: str, split: Split, cache_dir: Path, settings: BetonSettings) -> Path:

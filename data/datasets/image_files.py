@@ -1,11 +1,11 @@
 """Images in class folders on disk: found, and read and decoded once to check them and take their fingerprint."""
 
 import hashlib
-import io
 import json
 import os
 import sys
 import warnings
+from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from data.datasets.source import ImageSet
 from infvit.errors import UsageError, expect
+from infvit.image_file import SUFFIXES, BadImageError, decode, files_in, is_image, is_left
 from infvit.run.files import create_once
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 Sample = tuple[str, int]
 """The path of an image, relative to the root of its tree, and its label."""
@@ -30,7 +29,6 @@ def image_sets(
 
     The first time every image is read and decoded, to name those that cannot be and to take the fingerprint of the
     content, which are stored in `cache_dir`. Later runs recognise the tree by the names, sizes and times of its files.
-    Images are decoded as by torchvision's ImageFolder: to RGB, ignoring EXIF rotation.
 
     Raises:
         UsageError: an image cannot be read, or not be decoded; with `skip_bad` these are left out with a warning.
@@ -71,7 +69,7 @@ class ImageFiles:
         content = self.read(index)
         try:
             return decode(content), int(self.labels[index])
-        except (OSError, SyntaxError, ValueError) as error:  # it could be decoded when the run began
+        except BadImageError as error:  # it could be decoded when the run began
             raise UsageError(
                 f"{self.title(index)} has changed while the run reads it ({error}): repair it, resume with resume=auto"
             ) from error
@@ -90,12 +88,6 @@ class ImageFiles:
 NO_IMAGES = ImageFiles(Path(), [], "")
 
 
-def decode(content: bytes) -> Image.Image:
-    """A file's bytes → RGB, whatever its name; EXIF rotation is ignored, as in torchvision and timm."""
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
-
-
 def common_classes(root: Path, splits: list[str]) -> list[str]:
     """Returns the class folders of a tree; UsageError if its splits have different ones."""
     classes = class_folders(root / splits[0])
@@ -106,24 +98,36 @@ def common_classes(root: Path, splits: list[str]) -> list[str]:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Returns the sorted names of the class folders; UsageError if there are none."""
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    """Returns the sorted names of the class folders; UsageError if there are none, or one that cannot be a class."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_left(entry.name))
     expect(bool(names), f"{root} has no class folders", f"{root}/<class>/<image>")
+    folders: dict[str, str] = {os.path.realpath(path): path.name for path in (root, *root.parents)}
+    for name in names:
+        expect(name.isprintable(), f"{root} has the class folder {name!a}", "a name of printable characters")
+        twin = folders.setdefault(os.path.realpath(root / name), name)
+        expect(twin is name, f"{root / name} and {twin} are one folder", "a folder for each class")
     return names
 
 
 def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """Returns (path relative to the tree, label) of every image of a split, sorted by class and path."""
-    samples = []
+    """Returns (path relative to the tree, label) of every image of a split, sorted by class and path.
+
+    A warning counts the files with other endings.
+    """
+    samples, others = [], Counter[str]()
     for label, name in enumerate(classes):
-        paths = sorted(
-            os.path.relpath(os.path.join(folder, file), root.parent)
-            for folder, _, files in os.walk(root / name, followlinks=True)
-            for file in files
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith(".")
-        )
+        try:
+            files = sorted(os.path.relpath(path, root.parent) for path in files_in(root / name))
+        except OSError as error:
+            raise _unreadable(error.filename, error) from error
+        paths = [path for path in files if is_image(path)]
+        others.update(os.path.splitext(path)[1] or "no ending" for path in files if not is_image(path))
         expect(bool(paths), f"{root / name} holds no images", f"files ending in {', '.join(sorted(SUFFIXES))}")
         samples += [(path, label) for path in paths]
+    if others:
+        kinds = some([f"{count:,} {ending}" for ending, count in others.most_common()])
+        ours = ", ".join(sorted(SUFFIXES))
+        warnings.warn(f"{root}: {others.total():,} files are passed over ({kinds}): images end in {ours}", stacklevel=3)
     return samples
 
 
@@ -164,7 +168,7 @@ def _digest(path: Path) -> str | None:
     content = _read(path)
     try:
         decode(content)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except BadImageError:
         return None
     return hashlib.sha256(content).hexdigest()
 
@@ -176,5 +180,5 @@ def _read(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> UsageError:
+def _unreadable(path: str | Path, error: OSError) -> UsageError:
     return UsageError(f"{path} cannot be read ({error.strerror}): repair or remove it")

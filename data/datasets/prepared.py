@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.datasets.image_files import NO_IMAGES, decode
+from data.datasets.image_files import NO_IMAGES
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import ImageNetV2
 from data.datasets.source import Source
 from infvit.errors import UsageError
+from infvit.image_file import decode
 
 
 def imagefolder(root: str, name: str = "imagefolder", **tree_options: Any) -> Source:

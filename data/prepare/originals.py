@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from data.beton.writer import PIECE
-from data.datasets.image_files import decode, size_and_time
+from data.datasets.image_files import size_and_time
 from data.datasets.source import Originals
+from infvit.image_file import decode
 
 
 class Published(Originals):

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data.datasets.image_files import SUFFIXES
 from infvit.errors import UsageError
+from infvit.image_file import is_image, is_left
 from infvit.run.files import create_once
 
 
@@ -59,7 +59,7 @@ def _members(file: io.BufferedReader, start: int, end: int, archive: Path, insid
                     continue
                 if path.suffix == ".tar" and not inside:
                     yield from _members(file, member.offset_data, stop, archive, member.name)
-                elif path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                elif is_image(path.name) and not any(is_left(part) for part in path.parts if part != ".."):
                     name = f"{inside}/{member.name}" if inside else member.name
                     yield Member(name, path.name, PurePosixPath(inside).stem, member.offset_data, member.size)
     except (tarfile.TarError, EOFError) as error:

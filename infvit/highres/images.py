@@ -1,5 +1,6 @@
 """Reads images of any size in windows: tiled TIFF and NumPy files never whole, others decoded once."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,14 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from tifffile import TiffFile, TiffFileError, imwrite
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, imwrite
 from torch import Tensor
 from torch.nn import functional as F
 
+from infvit import image_file
 from infvit.errors import UsageError
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
-"""Suffixes of the images in a folder; a file given by name may have any."""
 
 TILES_KEPT = 64 * 2**20
 """Bytes of decoded tiles that a TIFF caches (at least one row of tiles), since blocks of patches cut through tiles."""
@@ -62,24 +61,29 @@ class NumpyFile:
 
 
 class TiffTiles:
-    """A TIFF's first page, decoded a tile (or strip) at a time; at least one row of tiles is cached."""
+    """A TIFF's first page, decoded a tile (or strip) at a time; at least one row of tiles is cached.
+
+    Raises:
+        ValueError: the page's numbers are not the pixels that Pillow decodes, or cannot be decoded here.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.file = TiffFile(path)
-            page: Any = self.file.pages.first
-        except (OSError, TiffFileError) as error:
-            raise UsageError(f"{path} cannot be read as TIFF ({error})") from error
-        shape, dtype = page.shape, page.dtype
-        if dtype != np.uint8 or page.planarconfig != 1 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-            raise UsageError(f"{path} holds {dtype} of shape {shape}, expected uint8 grey or RGB, channels together")
+        self.file = TiffFile(path)
+        page: Any = self.file.pages.first
+        colours = {PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB}
+        if page.compression == COMPRESSION.JPEG:
+            colours.add(PHOTOMETRIC.YCBCR)  # which the codec converts
+        layout = page.planarconfig == 1 and page.tags.valueof("Orientation", 1) == 1 and page.shape[2:] in ((), (3,))
+        if not layout or page.dtype != np.uint8 or page.bitspersample != 8 or page.photometric not in colours:
+            raise ValueError("expected 8 bits, grey or RGB, channels together, upright")
         self.page = page
         self.height, self.width = page.shape[:2]
         self.tile_height, self.tile_width = page.chunks[:2]
         self.across = -(-self.width // self.tile_width)
         size = self.tile_height * self.tile_width * 3
         self.tile = lru_cache(max(self.across, TILES_KEPT // size))(self._decoded)
+        self.tile(0, 0)  # fails here if the codec is missing, which Pillow may have
 
     def read(self, top: int, bottom: int, left: int, right: int) -> Tensor:
         out = np.empty((bottom - top, right - left, 3), np.uint8)
@@ -127,7 +131,7 @@ def open_image(path: str | Path, allow_huge: bool = False) -> Image:
     """Opens an image file to be read in windows.
 
     Args:
-        path: TIFF and .npy are read in windows; other formats that Pillow reads (JPEG, PNG, ...) are decoded whole.
+        path: .npy and TIFF of 8-bit grey or RGB are read in windows; other images (JPEG, PNG, ...) are decoded whole.
         allow_huge: also decode images larger than Pillow's limit against decompression bombs.
 
     Raises:
@@ -139,25 +143,25 @@ def open_image(path: str | Path, allow_huge: bool = False) -> Image:
     if path.suffix.lower() == ".npy":
         return NumpyFile(path)
     if path.suffix.lower() in (".tif", ".tiff"):
-        return TiffTiles(path)
+        with contextlib.suppress(Exception):  # tifffile raises many types; Pillow reads the file, or says what it is
+            return TiffTiles(path)
     return InMemory(decode(path, allow_huge))
 
 
 def decode(path: Path, allow_huge: bool = False) -> Tensor:
-    """A whole image, decoded by Pillow: uint8 (3, height, width). Raises as `open_image`."""
+    """A whole image: uint8 (3, height, width). Raises as `open_image`."""
     limit = Pillow.MAX_IMAGE_PIXELS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
             Pillow.MAX_IMAGE_PIXELS = None if allow_huge else limit
-            with Pillow.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (Pillow.DecompressionBombWarning, Pillow.DecompressionBombError) as error:
-        raise UsageError(
-            f"{path} has more than {limit:,} pixels, Pillow's limit against decompression bombs: if you trust the "
-            "file, set allow_huge=true"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+            return torch.from_numpy(np.array(image_file.decode(path))).permute(2, 0, 1)
+    except (OSError, image_file.BadImageError) as error:
+        if isinstance(error.__cause__, Pillow.DecompressionBombWarning | Pillow.DecompressionBombError):
+            raise UsageError(
+                f"{path} has more than {limit:,} pixels, Pillow's limit against decompression bombs: if you trust the "
+                "file, set allow_huge=true"
+            ) from error
         raise UsageError(f"{path} cannot be read as an image ({error}): replace the file") from error
     finally:
         Pillow.MAX_IMAGE_PIXELS = limit

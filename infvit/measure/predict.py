@@ -12,10 +12,11 @@ from torch import Tensor
 from infvit.class_names import readable_names
 from infvit.errors import UsageError
 from infvit.highres import Tokens, chunked, open_image
-from infvit.highres.images import SUFFIXES, Image, InMemory, Padded, decode
+from infvit.highres.images import Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
 from infvit.highres.stages import check_finite, runs_in_pieces
 from infvit.highres.tokens import normalise
+from infvit.image_file import SUFFIXES, files_in, is_image
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.vit import VisionTransformer
 
@@ -63,7 +64,9 @@ def predict(
         row = {"image": str(file), "height": opened.height, "width": opened.width}
         rows.append(row | {"top5": [{"class": name, "probability": p} for name, p in found]})
         if weights is not None:
-            picture = out / f"{file.name}.centrality.png"
+            place = file.relative_to(image) if Path(image).is_dir() else Path(file.name)
+            picture = out / place.with_name(f"{place.name}.centrality.png")
+            picture.parent.mkdir(parents=True, exist_ok=True)
             _picture(weights).save(picture)
             print(f"  {picture}")
     (out / "predictions.json").write_text(json.dumps({"ckpt": checkpoint, "images": rows}, indent=2) + "\n")
@@ -74,9 +77,15 @@ def image_files(path: Path) -> list[Path]:
     """The file, or the images in the folder and its subfolders; UsageError if there are none."""
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
+    try:
+        found = list(files_in(path)) if path.is_dir() else []
+    except OSError as error:
+        raise UsageError(f"image={path}: {error.filename} cannot be read ({error.strerror}): repair it") from error
+    files = sorted(Path(file) for file in found if is_image(file) or file.lower().endswith(".npy"))
     if not files:
-        raise UsageError(f"image={path} is neither a file nor a folder with images ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(
+            f"image={path} is neither a file nor a folder with images ({', '.join(sorted(SUFFIXES))}, .npy)"
+        )
     return files
 
 

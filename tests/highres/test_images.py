@@ -83,7 +83,7 @@ def test_pillows_limit_holds_unless_allow_huge_is_set(tmp_path, monkeypatch):
     [
         ("gone.png", None, "does not exist"),
         ("text.png", b"no image", "cannot be read as an image"),
-        ("text.tif", b"no image", "cannot be read as TIFF"),
+        ("text.tif", b"no image", "cannot be read as an image"),
         ("text.npy", b"no image", "expected a .npy file"),
     ],
 )
