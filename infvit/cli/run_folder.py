@@ -1,16 +1,27 @@
 """The folder of a run: a new or an earlier one, the checkpoint to resume from, and the result of a finished job."""
 
+import os
+import re
 import shlex
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 
 from infvit.errors import UsageError
 from infvit.run import identity
-from infvit.run.checkpoint import LAST, link_last, matching_weights, newest_first, newest_intact, read_checkpoint
+from infvit.run.checkpoint import (
+    LAST,
+    link_last,
+    matching_weights,
+    newest_first,
+    newest_intact,
+    read_checkpoint,
+    step_of,
+)
 from infvit.run.files import tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
@@ -19,17 +30,18 @@ CHECKPOINTS = "checkpoints"
 
 
 def run_folder(new: str, config_hash: str, resume: str | None) -> str:
-    """The run's folder: `new`, or with resume=auto the newest one beside it of the same configuration.
+    """The run's folder: `new`, or with resume=auto the one beside it of the same configuration that came furthest.
 
-    An earlier folder counts if its run finished or left a checkpoint.
+    An earlier folder counts if its run finished or left a checkpoint. Of several at the same step the one that started
+    last counts, by what it recorded: files' times change when they are copied, and clocks go back.
     """
-    if resume != "auto":
-        return new
-    for path in sorted(Path(new).parent.glob(f"*/{RESULT_FILE}"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
-        result = _result(path, config_hash)
-        if result is not None and (result.status == "finished" or newest_first(path.parent / CHECKPOINTS)):
-            return str(path.parent)
-    return new
+    found: list[tuple[bool, int, str, str]] = []
+    for path in Path(new).parent.glob(f"*/{RESULT_FILE}") if resume == "auto" else ():
+        result, checkpoints = _result(path, config_hash), newest_first(path.parent / CHECKPOINTS)
+        if result is not None and (result.status == "finished" or checkpoints):
+            step = step_of(checkpoints[0]) if checkpoints else -1
+            found.append((result.status == "finished", step, result.started, str(path.parent)))
+    return max(found)[-1] if found else new
 
 
 def finished_result(cfg: DictConfig) -> Result | None:
@@ -73,12 +85,16 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
 
 
 def resume_command() -> str:
-    """The command that resumes this run, quoted for a shell."""
+    """The command that resumes this run in its folder, quoted for a shell."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return "the sweep's command, again"
     task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
     where = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
+    if not any(override.startswith("hydra.run.dir=") for override in where):
+        folder = os.path.relpath(hydra.runtime.output_dir)
+        plain = re.fullmatch(r"[\w./-]+", folder, re.ASCII)  # to Hydra's grammar
+        where.append(f"hydra.run.dir={folder if plain else QuotedString(folder, Quote.double).with_quotes()}")
     return shlex.join(["python", "train.py", *task, *where, "resume=auto"])
 
 

@@ -48,8 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 complete = folder / f"{path.stem}-{_checksum(part)}.ckpt"
                 part.rename(complete)
                 link_last(complete)
-                for old in newest_first(folder)[KEPT:]:
-                    old.unlink()
+                # Later steps are of a training that was given up when the run resumed from before them.
+                earlier = [path for path in newest_first(folder) if step_of(path) < step_of(complete)]
+                for other in {*newest_first(folder)} - {complete, *earlier[: KEPT - 1]}:
+                    other.unlink()
             finally:
                 for left in folder.glob("*.part"):
                     left.unlink()
@@ -77,9 +79,14 @@ def link_last(path: Path) -> None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by the time when they were written."""
-    found = [path for path in folder.glob("step*.ckpt") if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """The checkpoints of a folder by their steps; not by the files' times: clocks go back, and files are copied."""
+    return sorted((path for path in folder.glob("step*.ckpt") if step_of(path) >= 0), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of training after which a checkpoint was written, by its name; -1 for other files."""
+    named = NAME.fullmatch(path.name)
+    return int(named[1]) if named else -1
 
 
 def newest_intact(folder: Path) -> Path | None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from PIL import Image
 from timm.data import Mixup
 
 from callbacks.loggers import ResumableCSVLogger
+from infvit.cli.run_folder import run_folder
 from infvit.compare import Comparison
 from infvit.compare.page import to_html
 from infvit.errors import UsageError
 from infvit.module import Classifier
 from infvit.run import checkpoint
+from tests.compare.conftest import make_result as make_result
 from tests.conftest import result
 from tests.data.photographs import shades
 
@@ -154,6 +157,45 @@ def test_a_damaged_checkpoint_is_named_the_one_before_is_used_and_a_missing_link
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
     assert cli("train", *run).code == 0  # nothing is left to train, and no checkpoint is written
     assert Path("run/checkpoints/last.ckpt").resolve() == newest
+
+
+def test_checkpoints_are_ordered_by_step_and_the_one_just_written_stays(tmp_path):
+    """Files dated ahead, after a clock that went back or a copy; a later step of a training that was given up."""
+    io, ahead = checkpoint.AtomicCheckpointIO(), time.time() + 7200
+
+    def steps() -> list[int]:
+        return [checkpoint.step_of(path) for path in checkpoint.newest_first(tmp_path)]
+
+    for step, kept in ((9, [9]), (10, [10, 9]), (100, [100, 10]), (11, [11, 10])):
+        io.save_checkpoint({"state_dict": {}, "step": step}, tmp_path / f"step{step}.ckpt")
+        assert (steps(), checkpoint.read_checkpoint(tmp_path / "last.ckpt")["step"]) == (kept, step)
+        for path in checkpoint.newest_first(tmp_path):
+            os.utime(path, (ahead + step, ahead + step))
+    io.save_checkpoint({"state_dict": {}, "again": True}, tmp_path / "step11.ckpt")
+    assert steps() == [11, 10]
+    assert "again" in checkpoint.read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("runs", "taken"),
+    [
+        ({"a": ("interrupted", 9, "12:00"), "b": ("interrupted", 10, "11:00")}, "b"),
+        ({"a": ("interrupted", 10, "11:00"), "b": ("interrupted", 10, "12:00")}, "b"),
+        ({"a": ("finished", 10, "11:00"), "b": ("interrupted", 10, "12:00")}, "a"),
+        ({"a": ("failed", None, "12:00")}, "new"),
+    ],
+    ids=["furthest", "last started of one step", "finished", "nothing to resume"],
+)
+def test_resume_auto_takes_the_run_that_came_furthest(make_result, tmp_path, runs, taken):
+    for number, (name, (status, step, started)) in enumerate(runs.items()):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        if step is not None:
+            (folder / f"step{step}-{'0' * 16}.ckpt").touch()
+        result = make_result(status=status, started=started, extra={"config_hash": "x"})
+        result.write(path := tmp_path / name / "result.json")
+        os.utime(path, (time.time() - 1000 * number,) * 2)  # the first is the newest file
+    assert run_folder(str(tmp_path / "new"), "x", "auto") == str(tmp_path / taken)
 
 
 @pytest.mark.slow
