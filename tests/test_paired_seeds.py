@@ -54,7 +54,13 @@ class Seen(Callback):
 @pytest.fixture
 def seen(cli, tmp_path):
     def run(*arguments: str) -> dict:
-        short = ["recipe.epochs=2", "recipe.warmup_epochs=0", "+trainer.limit_train_batches=4", "logger=csv"]
+        short = [
+            "recipe.epochs=2",
+            "recipe.warmup_epochs=0",
+            "+trainer.limit_train_batches=4",
+            "logger=csv",
+            "size.dim=16",
+        ]
         watch = f"+callbacks.seen={{_target_: tests.test_paired_seeds.Seen, path: '{tmp_path / 'seen.pt'}'}}"
         cli("train", "experiment=digits", "data/loader=torch", *short, watch, *RANDOM, *arguments).ok()
         return torch.load(tmp_path / "seen.pt", weights_only=True)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 QUICK = ["experiment=digits", "recipe.epochs=3", "recipe.warmup_epochs=1"]
 ALONE = [*QUICK, "data/loader=torch", "logger=csv"]
+SMALL = ["size.depth=2", "size.dim=16"]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,7 +73,7 @@ def test_a_seed_gives_equal_weights_also_where_it_is_stopped_and_resumed_and_ano
         "resumed": ["resume=stopped/checkpoints/last.ckpt"],
     }
     for name, arguments in runs.items():
-        cli("train", *ALONE, mixup, "recipe.model.drop_path=0.2", f"hydra.run.dir={name}", *arguments).ok()
+        cli("train", *ALONE, mixup, "recipe.model.drop_path=0.2", *SMALL, f"hydra.run.dir={name}", *arguments).ok()
     whole, again, other, stopped, resumed = (weights(Path(name)) for name in runs)
     assert same(whole, again)
     assert same(whole, resumed)
@@ -107,7 +108,14 @@ def test_a_sweep_ends_with_its_comparison_and_a_failing_job_leaves_the_others(cl
 
 def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache):
     # One process looks at maps between the epochs, and the other does not wait for ever.
-    arguments = ["-m", *ALONE, "trainer=ddp_cpu", "recipe.epochs=2", "callbacks.attention_maps.every_n_epochs=1"]
+    arguments = [
+        "-m",
+        *ALONE,
+        *SMALL,
+        "trainer=ddp_cpu",
+        "recipe.epochs=2",
+        "callbacks.attention_maps.every_n_epochs=1",
+    ]
     arguments += ["model=vit", "seed=0,1"]
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -41,7 +41,7 @@ PICTURE_THEME = theme("#3c4454", "#e3e6ec", LIGHT, "#ffffff")
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The chart as a Vega-Lite specification without a configuration of its own: `theme` gives colours."""
-    content: dict[str, Any] = chart.to_dict()
+    content: dict[str, Any] = chart.to_dict(validate=False)  # constructors have validated the parts
     content.pop("config", None)
     return content
 

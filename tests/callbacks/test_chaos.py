@@ -11,8 +11,8 @@ pytestmark = pytest.mark.slow
 SLICES = {
     "kill --times 1 --writing 1": 2,
     "disk --only end": 1,
-    "worker --launchers lightning --faults 3 --epochs 1 --step-timeout 4": 1,
-    "slurm --sweep-alone": 5,
+    "worker --launchers lightning --faults 1 --epochs 1": 1,
+    "slurm --sweep-alone": 3,
 }
 """The harness with its options, and the number of its faults."""
 

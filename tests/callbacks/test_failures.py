@@ -4,9 +4,6 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -183,28 +180,6 @@ def test_a_reading_process_that_hangs_is_one_line(cli, monkeypatch):
     monkeypatch.setattr(Views, "__getitem__", read)
     line = error_line(cli("train", *RUN, "data.module.workers=1", "+data.loader.timeout=3"))
     assert "no images for 3 s: a process that reads them hangs, or its disk; resume with the same command" in line
-
-
-@pytest.mark.slow
-def test_when_a_process_of_a_distributed_run_dies_the_others_stop_and_name_it(tmp_path, data_cache):
-    environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
-    arguments = [*RUN, "trainer=ddp_cpu", "recipe.epochs=10000", "checkpoint.every_minutes=0"]
-    command = [sys.executable, ROOT / "train.py", *arguments]
-    with (tmp_path / "output").open("w") as output:
-        first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
-        try:
-            while not list(tmp_path.glob("run/checkpoints/step*.ckpt")):
-                assert first.poll() is None, (tmp_path / "output").read_text()
-                time.sleep(0.1)
-            (second,) = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
-            os.kill(second, signal.SIGKILL)
-            assert first.wait(timeout=120) == 2
-        finally:
-            first.kill()
-    assert f"error: rank 1 (process {second} on " in (tmp_path / "output").read_text()
-    left = json.loads((tmp_path / "run/result.json").read_text())
-    assert left["status"] == "failed"
-    assert "was killed by SIGKILL: all ranks stop" in left["error"]
 
 
 @pytest.mark.slow

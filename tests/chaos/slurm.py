@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             with output.open("w") as file:
                 return subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
 
-        submitted = start("seed=0,1", "size.depth=1,2")
+        submitted = start("seed=0", "size.depth=1,2")
         try:
             _until(first_checkpoint, submitted, output)
             queue = [line.split() for line in _output(["squeue", "-h", "-r", "-o", "%i %C"], environment).splitlines()]
@@ -119,9 +119,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         yield Fault(
             "a signalled job is requeued and resumes", _lost(one(0, 1), 1) or (None if requeued else "its place")
         )
-        yield Fault("a job beside it finishes", _lost(one(1, 1), 1))
-        for seed in range(2):
-            yield Fault("a job of two tasks in the same sweep is one run", _lost(one(seed, 2), 2))
+        yield Fault("a job of two tasks in the same sweep is one run", _lost(one(0, 2), 2))
         compared = output.read_text().count("comparison: ")
         lost = f"exit code {code}, {compared} of it" if code != 0 or compared != 1 else None
         yield Fault("the sweep ends with its comparison", lost)
