@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
         try:
             _until(first_checkpoint, submitted, output)
             queue = [line.split() for line in _output(["squeue", "-h", "-r", "-o", "%i %C"], environment).splitlines()]
-            (stopped,) = [job for job, tasks in queue if job.endswith("_0") and tasks == "1"]
+            (stopped,) = [job for job, tasks in queue if tasks == "1"]
             subprocess.run(["scancel", "--signal=USR2", stopped], env=environment, check=True)
             code = _ended(submitted, output)
         finally:
