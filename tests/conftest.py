@@ -2,16 +2,19 @@
 
 import json
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 import eval as eval_script
 import train as train_script
 from infvit import cli as command_line
+from tests.ranks import run_ranks
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
 
@@ -89,3 +92,36 @@ def cli(monkeypatch, tmp_path, capfd, data_cache):
         return Outcome(code, captured.out, captured.err, tmp_path)
 
     return run
+
+
+@pytest.fixture
+def two_processes(tmp_path, data_cache):
+    """`two_processes("experiment=digits", ...)` trains by two ranks on the CPU → their folder and what they printed.
+
+    They have the environment that torchrun gives.
+    """
+
+    def run(*arguments: str, trainer: str = "ddp_cpu") -> tuple[Path, str]:
+        folder = tmp_path / "two_processes"
+        folder.mkdir(exist_ok=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        environment = {"INFVIT_CACHE": str(data_cache), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        words = [*arguments, f"trainer={trainer}", "trainer.devices=2"]
+        run_ranks(_train, (folder, environment, words), 2)
+        return folder, "".join((folder / f"printed{rank}").read_text() for rank in range(2))
+
+    return run
+
+
+def _train(rank: int, folder: Path, environment: dict[str, str], words: list[str]) -> None:
+    os.environ |= environment | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2") | {"GROUP_RANK": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.chdir(folder)
+    printed = os.open(f"printed{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", *words]
+    command_line.run(train_script.train)

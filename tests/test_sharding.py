@@ -13,7 +13,8 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from infvit.attention import ATTENTIONS
 from infvit.sharding import full_tensor, shard, unsharded
 from infvit.vit import VisionTransformer
-from tests.cli.test_launchers import TINY, losses, result, torchrun  # noqa: F401 (a fixture)
+from tests.cli.test_launchers import TINY, losses, result
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ def process(rank: int, folder: Path) -> None:
 def test_each_rank_holds_half_and_gradients_are_clipped_by_the_full_norm(tmp_path):
     batch = torch.randn(8, 3, 8, 8), torch.arange(8)
     torch.save(batch, tmp_path / "batch.pt")
-    torch.multiprocessing.spawn(process, (tmp_path,), nprocs=2)
+    run_ranks(process, (tmp_path,), 2)
     for attention in ("infsa", "linear_infsa"):
         net = small(attention)
         logits, norm = net(batch[0]), step(net, *batch)
@@ -69,23 +70,23 @@ def test_each_rank_holds_half_and_gradients_are_clipped_by_the_full_norm(tmp_pat
                 torch.testing.assert_close(alone, logits)
 
 
-def test_a_run_resumes_sharded_and_then_in_one_process(cli, torchrun):  # noqa: F811
+def test_a_run_resumes_sharded_and_then_in_one_process(cli, two_processes):
     # With 143 validation images one rank has a batch more; with EMA the checkpoint has two sets of weights.
-    run = [*TINY, "model=infvit", "recipe.base_lr=16e-4", "recipe.epochs=8", "trainer.log_every_n_steps=1"]
+    run = [*TINY, "model=infvit", "recipe.base_lr=16e-4", "recipe.epochs=5", "trainer.log_every_n_steps=1"]
     run += ["recipe.ema={_target_:lightning.pytorch.callbacks.EMAWeightAveraging,decay:0.9}", "logger=csv"]
     run += ["data.validation_fraction=0.0995", "data.module.eval_batch_size=71"]
     first, then, on, last, alone = (f"hydra.run.dir={name}" for name in ("first", "then", "on", "last", "alone"))
     assert cli("train", *run, alone).code == 0
     folder = cli("train", *run, "trainer.max_epochs=1", first).folder
     begun = f"resume={folder}/first/checkpoints/last.ckpt"
-    sharded, _ = torchrun(*run, "trainer.max_epochs=4", then, begun, trainer="fsdp_cpu")
+    sharded, _ = two_processes(*run, "trainer.max_epochs=3", then, begun, trainer="fsdp_cpu")
     begun = f"resume={sharded}/then/checkpoints/last.ckpt"
-    torchrun(*run, "trainer.max_epochs=7", on, begun, trainer="fsdp_cpu")
+    two_processes(*run, "trainer.max_epochs=4", on, begun, trainer="fsdp_cpu")
     checkpoint = sharded / "on" / "checkpoints" / "last.ckpt"
     assert cli("train", *run, last, f"resume={checkpoint}").code == 0
     whole_run, parts = losses(folder / "alone"), [folder / "first", sharded / "then", sharded / "on", folder / "last"]
     steps = [loss for part in parts for loss in losses(part)]
-    assert sum(map(len, map(losses, parts[1:3]))) >= 50
+    assert sum(map(len, map(losses, parts[1:3]))) >= 30
     assert steps == pytest.approx(whole_run, abs=1e-5, rel=0)
     assert result(folder / "last")["metrics"] == pytest.approx(result(folder / "alone")["metrics"], abs=1e-3)
     assert (sharded / "on" / "attention.png").is_file()

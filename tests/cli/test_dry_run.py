@@ -2,10 +2,7 @@
 
 import dataclasses
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -98,13 +95,8 @@ def test_the_steps_are_at_the_full_side_and_a_sweep_of_dry_runs_makes_no_compari
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path, data_cache):
-    arguments = ["experiment=digits", "data/loader=torch", "logger=csv", "trainer=ddp_cpu", "+dry_run=true"]
-    environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("128 = 2 × CPU × 64, 32-true") == 1
-    assert "11 an epoch, 330 in all" in done.stdout
-    assert left(tmp_path) <= LEFT
+def test_two_ranks(two_processes):
+    folder, printed = two_processes("experiment=digits", "data/loader=torch", "logger=csv", "+dry_run=true")
+    assert printed.count("128 = 2 × CPU × 64, 32-true") == 1
+    assert "11 an epoch, 330 in all" in printed
+    assert left(folder) <= LEFT

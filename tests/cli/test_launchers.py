@@ -30,45 +30,20 @@ def losses(folder: Path) -> list[float]:
     return [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
 
 
-@pytest.fixture
-def torchrun(tmp_path, data_cache):
-    """`torchrun("experiment=digits", ...)` runs two processes on the CPU; returns their folder and what they printed.
-
-    With nodes=2 each has a torchrun of its own, as on two machines.
-    """
-
-    def run(*arguments: str, trainer: str = "ddp_cpu", nodes: int = 1) -> tuple[Path, str]:
-        folder = tmp_path / "torchrun"
-        folder.mkdir(exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            where = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}"]
-        started = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", *where]
-        train = [ROOT / "train.py", *arguments, f"trainer={trainer}"]
-        train += [f"trainer.devices={2 // nodes}", f"trainer.num_nodes={nodes}"]
-        environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-        agents = [
-            subprocess.Popen(
-                [*started, f"--nproc_per_node={2 // nodes}", f"--node_rank={node}", *train],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for node in range(nodes)
-        ]
-        printed = "".join(agent.communicate()[0] for agent in agents)
-        assert not any(agent.returncode for agent in agents), printed
-        return folder, printed
-
-    return run
-
-
 @pytest.mark.slow
-def test_processes_on_two_nodes_are_one_run(torchrun):
+def test_processes_of_torchrun_on_two_nodes_are_one_run(tmp_path, data_cache):
     # The second process alone would choose another folder.
-    folder, printed = torchrun(*TINY, "model=vit", "recipe.epochs=1", "name=process${oc.env:RANK}", nodes=2)
-    (left,) = folder.glob("runs/*/*")
+    train = [ROOT / "train.py", *TINY, "model=vit", "recipe.epochs=1", "name=process${oc.env:RANK}"]
+    train += ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = ["--master_addr=127.0.0.1", f"--master_port={free.getsockname()[1]}", "--nnodes=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc_per_node=1"]
+    environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    nodes = [subprocess.Popen([*launcher, f"--node_rank={node}", *train], text=True, **options) for node in range(2)]
+    printed = "".join(node.communicate()[0] for node in nodes)
+    assert not any(node.returncode for node in nodes), printed
+    (left,) = tmp_path.glob("runs/*/*")
     assert left.parent.name == "process0"
     assert result(left)["status"] == "finished"
     assert result(left)["hardware"]["devices"] == 2
@@ -78,13 +53,13 @@ def test_processes_on_two_nodes_are_one_run(torchrun):
 
 
 @pytest.mark.slow
-def test_a_sweep_by_torchrun_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, torchrun):
+def test_a_sweep_by_two_processes_is_one_sweep_and_each_job_one_run_with_the_losses_of_one_process(cli, two_processes):
     # In float64 and at a tenth of the learning rate: a dead head divides by the sum of its scores, 1e-5, and rounding
     # errors grow tenfold a step, from another order of the images in one process just as from a second process.
     exact = ["trainer.precision=64-true", "recipe.base_lr=16e-4"]
     sweep = ["-m", *TINY, *exact, "recipe.epochs=2", "trainer.log_every_n_steps=1", "seed=0"]
     sweep += ["model=infvit,linear_infvit"]
-    folder, printed = torchrun(*sweep)
+    folder, printed = two_processes(*sweep)
     (together,) = folder.glob("runs/*/*")
     runs = sorted(path.parent for path in together.glob("*/result.json"))
     assert [result(run)["status"] for run in runs] == ["finished", "finished"]

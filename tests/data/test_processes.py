@@ -1,6 +1,5 @@
 """Several ranks together see what one process sees: the same images, augmented alike, and the same metrics."""
 
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from infvit.cli.devices import seed_run
 from infvit.module import Classifier
 from infvit.schedule import warmup_cosine
 from tests.data.digits_run import datamodule, trainer
+from tests.ranks import run_ranks
 
 VALIDATION = 361
 """Images to test on: a number that neither two nor three processes divide."""
@@ -69,12 +69,7 @@ def alone(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_see_what_one_sees(world, alone, tmp_path):
-    # A fork server, as importing everything in each process takes many seconds, and this process cannot be forked if
-    # another test has started torch's threads of backward passes.
-    multiprocessing.set_forkserver_preload(["tests.data.test_processes"])
-    torch.multiprocessing.start_processes(
-        process, (world, find_free_network_port(), tmp_path), nprocs=world, start_method="forkserver"
-    )
+    run_ranks(process, (world, find_free_network_port(), tmp_path), world)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     assert [part["rank"] for part in parts] == list(range(world))
     assert all(torch.equal(part["weights"], alone["weights"]) for part in parts)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from infvit.errors import UsageError
 from infvit.highres import TokenParallel, band
 from tests.highres.conftest import small_model
+from tests.ranks import run_ranks
 
 IMAGES = torch.randn(2, 3, 28, 20, generator=torch.manual_seed(1))
 LABELS = torch.tensor([1, 4])
@@ -44,7 +45,7 @@ def step(process, processes, folder):
 def ran(request, tmp_path_factory):
     """The number of processes and the folder with the result of each."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(step, (request.param, folder), nprocs=request.param)
+    run_ranks(step, (request.param, folder), request.param)
     return request.param, folder
 
 
