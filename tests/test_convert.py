@@ -1,6 +1,7 @@
 """convert(): softmax → softmax must change nothing, on real models with random weights."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -266,6 +267,60 @@ class Scaled(SoftmaxAttention):
         return self.merge_heads((0.25 * Q @ K.mT).softmax(-1) @ V)
 
 
+def distance(S: Tensor) -> Tensor:
+    i = torch.arange(S.shape[-1])
+    return (i[:, None] - i).abs()
+
+
+RULES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "window": (lambda S: S.masked_fill(distance(S) > 8, -torch.inf), "26 tokens"),
+    "wide window": (lambda S: S.masked_fill(distance(S) > 300, -torch.inf), "1025 tokens"),
+    "dilated window": (lambda S: S.masked_fill((distance(S) > 8) & (distance(S) % 2 > 0), -torch.inf), "26 tokens"),
+    "prefix": (lambda S: S.masked_fill(distance(S)[0] < (S.shape[-1] > 16), -torch.inf), "26 tokens"),
+    "above a length": (lambda S: S if S.shape[-1] <= 256 else 2 * S, "1025 tokens"),
+    "at the model's length": (lambda S: S if S.shape[-1] != 26 else S.triu(), "26 tokens"),
+    "scaled by the length": (lambda S: S * math.log(S.shape[-1]) / math.log(26), "5 tokens"),
+    "ALiBi": (lambda S: S - distance(S) / 256, "5 tokens"),
+    "top k": (lambda S: S.masked_fill(S.topk(min(S.shape[-1], 32)).values[..., -1:] > S, -torch.inf), "50 tokens"),
+    "soft cap": (lambda S: 50 * (S / 50).tanh(), "5 tokens"),
+    "clamp": (lambda S: S.clamp(-20, 20), "50 tokens"),
+    "dropout of another name": (nn.Dropout(0.1), "50 tokens in training"),
+}
+
+
+class Ruled(SoftmaxAttention):
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(16, 4)
+        self.rule = rule
+
+    def forward(self, x: Tensor) -> Tensor:
+        Q, K, V = self.heads(x)
+        return self.merge_heads(self.rule(0.5 * Q @ K.mT).softmax(-1) @ V)
+
+
+def positioned(attention: nn.Module, tokens: int) -> nn.Module:
+    model = nn.Module()
+    model.attn, model.pos_embed = attention, nn.Parameter(torch.zeros(1, tokens, 16))
+    return model
+
+
+def softmax_with(change: Callable[[nn.Module], object]) -> nn.Module:
+    attention = SoftmaxAttention(16, 4)
+    change(attention)
+    return nn.ModuleDict({"attn": attention})
+
+
+@pytest.mark.parametrize(("rule", "tokens"), RULES.values(), ids=RULES)
+def test_a_rule_among_tokens_is_found_whatever_it_depends_on(rule, tokens):
+    assert f"on {tokens} differs" in convert(positioned(Ruled(rule), 26), "softmax").left_alone["attn"]
+
+
+def test_more_tokens_than_can_be_tried_are_left_alone_unless_the_class_is_known():
+    plain = positioned(Ruled(lambda S: S), 9216)
+    assert "has 9,217 tokens, and trials at most 2,500" in convert(plain).left_alone["attn"]
+    assert convert(positioned(SoftmaxAttention(16, 4), 9216)).converted == ["attn"]
+
+
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "torchvision swin": (small_swin, 2, "q, k, v and o: relative_position_bias_table"),
     "beit": (lambda: timm_model("beit_base_patch16_224"), 2, "q, k, v and o: relative_position_bias_table"),
@@ -291,6 +346,8 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "CLIP text": (clip, 2, "text (CLIPTextConfig)"),
     "grouped": (lambda: nn.ModuleDict({"attn": Grouped()}), 1, "grouped queries"),
     "temperature": (lambda: nn.ModuleDict({"attn": Scaled(16, 4)}), 1, "not plain softmax"),
+    "a tensor": (lambda: softmax_with(lambda a: setattr(a, "bias", torch.zeros(4))), 1, "q, k, v and o: bias"),
+    "a hook": (lambda: softmax_with(lambda a: a.qkv.register_forward_hook(print)), 1, "has hooks, which would be lost"),
     "pooling": (lambda: timm_model("vit_base_patch16_siglip_224"), 1, "AttentionPoolLatent"),
     "infvit": (lambda: nn.ModuleDict({"attn": PureInfSA(16, 4)}), 1, "q, k, v and o: gamma_logit"),
 }

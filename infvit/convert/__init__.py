@@ -4,9 +4,10 @@
     print(convert(model, "linear_infsa"))
 
 A module is converted only if it is verified to be plain softmax attention of its q, k, v and o: it holds nothing else,
-takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens. All others are
-left alone and listed with the reason. An `nn.MultiheadAttention` that its model calls as cross-attention is converted,
-and refuses that call. transformers is not imported here.
+takes no unknown argument, and a copy of it agrees with `SoftmaxAttention` on random weights and tokens, as many as its
+model has and several other numbers of them. All others are left alone and listed with the reason. An
+`nn.MultiheadAttention` that its model calls as cross-attention is converted, and refuses that call. transformers is not
+imported here.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from infvit.convert.projections import LeftAlone
 from infvit.convert.published import load_published
 from infvit.convert.report import Report
 from infvit.convert.sites import Site, called_with, find_sites
-from infvit.convert.trial import returned_by
+from infvit.convert.trial import kind, returned_by
 from infvit.errors import UsageError
 
 Patterns = str | Iterable[str] | None
@@ -80,6 +81,7 @@ def convert(
     report = Report(label)
     swaps: list[tuple[Site, nn.Module]] = []
     built: dict[nn.Module, nn.Module] = {}  # by the module, which several blocks may share
+    tried: dict[object, int] = {}  # what modules that pass the trial return, by their kind
     for site in sites:
         try:
             if (pattern := _match(site.name, excluded)) is not None:
@@ -87,7 +89,7 @@ def convert(
             if include is not None and _match(site.name, included) is None:
                 raise LeftAlone("not included")
             if site.module not in built:
-                built[site.module] = _replacement(site, make, copy_weights, attention_options)
+                built[site.module] = _replacement(site, make, copy_weights, attention_options, tried)
             swaps.append((site, built[site.module]))
         except LeftAlone as reason:
             report.left_alone[site.name] = str(reason)
@@ -98,7 +100,7 @@ def convert(
                 "convert a module that holds it, e.g. nn.ModuleDict({'attn': model})"
             )
     for site, new in swaps:
-        setattr(site.ancestors[-1], site.attribute, new)
+        setattr(site.ancestors[-1], site.name.rpartition(".")[2], new)
         for ancestor in site.ancestors:
             if isinstance(ancestor, nn.TransformerEncoder):
                 ancestor.use_nested_tensor = False  # nested tensors are for torch's own fused attention only
@@ -124,12 +126,16 @@ def _match(name: str, patterns: list[str]) -> str | None:
     return next((pattern for pattern in patterns if any(fnmatchcase(n, pattern) for n in above)), None)
 
 
-def _replacement(site: Site, make: Callable[..., nn.Module], copy_weights: bool, options: dict[str, Any]) -> nn.Module:
+def _replacement(
+    site: Site, make: Callable[..., nn.Module], copy_weights: bool, options: dict[str, Any], tried: dict[object, int]
+) -> nn.Module:
     module, projections = site.module, site.projections
     if projections is None:
         raise LeftAlone(site.reason)
     names = called_with(site)
-    returned = returned_by(module, names[0])
+    trial = kind(module), frozenset(counts := site.token_counts())
+    if trial not in tried:
+        tried[trial] = returned_by(module, names[0], counts)
     arguments = {name: getattr(projections, name) for name in _FROM_MODEL} | options
     like = projections.weights[0]
     layer = make(projections.dim, **arguments).to(like.device, like.dtype).train(module.training)
@@ -148,7 +154,7 @@ def _replacement(site: Site, make: Callable[..., nn.Module], copy_weights: bool,
         return layer
     if isinstance(module, nn.MultiheadAttention):
         return MultiheadAdapter(layer, site.name, projections.num_heads, module.batch_first)
-    return TokensAdapter(layer, site.name, projections.num_heads, names, returned, getattr(module, "config", None))
+    return TokensAdapter(layer, site.name, projections.num_heads, names, tried[trial], getattr(module, "config", None))
 
 
 __all__ = ["AdaptedAttention", "Report", "convert", "load_published"]

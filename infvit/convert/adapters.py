@@ -1,5 +1,6 @@
 """Adapters with the calling convention of the attention they replace: arguments, order of axes, return value."""
 
+import re
 from inspect import signature
 from typing import Any
 
@@ -8,18 +9,7 @@ from torch import Tensor, nn
 
 from infvit.errors import UsageError
 
-REFUSED = {
-    "attn_mask",
-    "attention_mask",
-    "causal_attention_mask",
-    "head_mask",
-    "mask",
-    "is_causal",
-    "key_padding_mask",
-    "output_attentions",
-    "shared_rel_pos_bias",
-    "relative_position_bias",
-}
+MAY_BE_REFUSED = re.compile("(.*_)?(mask|bias)|is_causal|output_attentions")
 """Arguments that an original may take, and that a converted layer refuses if they are set."""
 
 WITHOUT_EFFECT = {

@@ -152,10 +152,12 @@ def _probability(module: object, *names: str) -> float:
 
 
 def check_holds_nothing_else(module: nn.Module, projections: Projections) -> None:
-    """Raises LeftAlone, which names the others, unless all parameters and buffers belong to q, k, v and o."""
+    """Raises LeftAlone, which names the others, unless all tensors belong to q, k, v and o."""
     own = (*projections.weights, *projections.biases, *projections.packed, projections.out.weight, projections.out.bias)
     known = {id(tensor) for tensor in own}
-    held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    left = [name for name, tensor in held if id(tensor) not in known]
+    held: list[tuple[str, object]] = [*module.named_parameters(remove_duplicate=False)]
+    held += module.named_buffers(remove_duplicate=False)
+    held += [pair for part in module.modules() for pair in vars(part).items()]
+    left = [name for name, value in held if isinstance(value, Tensor) and id(value) not in known]
     if left:
         raise LeftAlone(f"holds more than q, k, v and o: {', '.join(left[:4])}{', …' * (len(left) > 4)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from infvit.convert.adapters import REFUSED, WITHOUT_EFFECT, AdaptedAttention
+from infvit.convert.adapters import MAY_BE_REFUSED, WITHOUT_EFFECT, AdaptedAttention
 from infvit.convert.projections import LeftAlone, Projections, check_holds_nothing_else, read_projections
 
 
@@ -21,10 +21,14 @@ class Site:
     projections: Projections | None = None
     reason: str = ""
 
-    @property
-    def attribute(self) -> str:
-        """Name of the module in its parent."""
-        return self.name.rpartition(".")[2]
+    def token_counts(self) -> set[int]:
+        """Numbers of tokens that its model is made for, by the position embeddings; empty if it has none."""
+        D = self.projections.dim if self.projections else 1
+        for owner in reversed(self.ancestors):
+            positions = [t for name, t in owner.state_dict().items() if re.search("pos_?emb|position", name)]
+            if counts := {t.numel() // D for t in positions if t.numel() % D == 0}:
+                return counts | {N + getattr(owner, "num_prefix_tokens", 1) for N in counts}
+        return set()
 
 
 def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ...] = ()) -> Iterator[Site]:
@@ -68,7 +72,7 @@ def called_with(site: Site) -> list[str]:
     names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if isinstance(module, nn.MultiheadAttention):
         return names
-    unknown = [name for name in names[1:] if name not in REFUSED | WITHOUT_EFFECT]
+    unknown = [name for name in names[1:] if name not in WITHOUT_EFFECT and not MAY_BE_REFUSED.fullmatch(name)]
     if unknown or not names:
         raise LeftAlone(f"its forward takes more than tokens and masks: {', '.join(unknown) or 'no names'}")
     return names
@@ -78,6 +82,8 @@ def _check_flags(site: Site) -> None:
     for flag in ("is_causal", "causal", "is_decoder", "is_cross_attention"):
         if getattr(site.module, flag, False) is True:
             raise LeftAlone(f"causal or cross-attention ({flag} is true)")
+    if any(part._forward_hooks or part._forward_pre_hooks for part in site.module.modules()):
+        raise LeftAlone("has hooks, which would be lost: register them after the conversion")
     parent = site.ancestors[-1] if site.ancestors else None
     if isinstance(parent, nn.TransformerDecoderLayer):
         raise LeftAlone("of a decoder, which is called with causal masks and with the memory of an encoder")
