@@ -12,36 +12,26 @@ from torch import nn
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.vit import VisionTransformer
 
+_MODELS: dict[str, tuple[type[nn.Module], int]] = {
+    "vit_4l_patch16_224": (SoftmaxAttention, 4),  # 53.5M parameters (57.7M with `extra_proj`, as published)
+    "infvit_4l_patch16_224": (PureInfSA, 4),  # 53.5M (57.7M)
+    "infvit_24l_patch16_224": (PureInfSA, 24),  # 305.4M (330.6M)
+    "linear_infvit_4l_patch16_224": (LinearInfSA, 4),  # 53.5M, as published
+}
 # The view of the images is timm's default: 224 × 224, crop 0.875, bicubic, ImageNet's mean and deviation.
 _CFG = {"first_conv": "patch_embed.proj", "classifier": "head", "license": "mit"}
-_NAMES = ("vit_4l_patch16_224", "infvit_4l_patch16_224", "infvit_24l_patch16_224", "linear_infvit_4l_patch16_224")
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _NAMES})
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _MODELS})
 
 
-def _create(name: str, pretrained: bool, attention: type[nn.Module], depth: int, /, **kwargs: Any) -> VisionTransformer:
-    paper: dict[str, Any] = {"attention": attention, "depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
-    return build_model_with_cfg(VisionTransformer, name, pretrained, **(paper | kwargs))
+def _register(name: str, attention: type[nn.Module], depth: int) -> None:
+    def create(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+        paper: dict[str, Any] = {"attention": attention, "depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
+        maps = {"out_indices": 3, "feature_cls": "getter"}  # with features_only=True, of the last 3 blocks
+        return build_model_with_cfg(VisionTransformer, name, pretrained, feature_cfg=maps, **(paper | kwargs))
+
+    create.__name__ = name
+    register_model(create)
 
 
-@register_model
-def vit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Softmax attention, 4 layers, 53.5M parameters (57.7M with `extra_proj`, as published)."""
-    return _create("vit_4l_patch16_224", pretrained, SoftmaxAttention, 4, **kwargs)
-
-
-@register_model
-def infvit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Pure InfSA, 4 layers, 53.5M parameters (57.7M with `extra_proj`, as published)."""
-    return _create("infvit_4l_patch16_224", pretrained, PureInfSA, 4, **kwargs)
-
-
-@register_model
-def infvit_24l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Pure InfSA, 24 layers, 305.4M parameters (330.6M with `extra_proj`, as published)."""
-    return _create("infvit_24l_patch16_224", pretrained, PureInfSA, 24, **kwargs)
-
-
-@register_model
-def linear_infvit_4l_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Linear-InfSA, 4 layers, 53.5M parameters, as published."""
-    return _create("linear_infvit_4l_patch16_224", pretrained, LinearInfSA, 4, **kwargs)
+for _name, _options in _MODELS.items():
+    _register(_name, *_options)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, global_pool_nlc
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from infvit.attention.layer import Attention
 from infvit.errors import UsageError, expect
@@ -99,16 +101,19 @@ class VisionTransformer(nn.Module, HubModel):
         in_chans: channels of the images.
         num_classes: outputs of the head; 0 gives the pooled features.
         dim, depth, num_heads, mlp_ratio: width D, number of blocks, heads, hidden width of the MLP over D.
-        class_token: pool by a class token, otherwise by the mean over patches.
+        class_token: whether a class token precedes the patches.
+        global_pool: as in timm, what the head reads: "token" (the class token), the "avg", "max" or "avgmax" over
+            patches, or "" for every token. None: the class token if there is one, otherwise "avg".
         positions: initial position embedding of the patches (`infvit.positions`); the class token starts at 0.
         learn_positions: whether positions are trained or fixed.
         pre_logits: a D × D layer with tanh before the head, as in the original ViT (arXiv:2010.11929).
+        drop_rate: dropout of the head's input.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         extra_proj: see `Block`.
 
     Raises:
-        UsageError: if the image size is not a multiple of the patch, num_heads does not divide dim, or a value is out
-            of range.
+        UsageError: if the image size is not a multiple of the patch, num_heads does not divide dim, a value is out of
+            range, or global_pool="token" without a class token.
     """
 
     def __init__(
@@ -123,9 +128,11 @@ class VisionTransformer(nn.Module, HubModel):
         num_heads: int = 16,
         mlp_ratio: float = 4.0,
         class_token: bool = True,
+        global_pool: str | None = None,
         positions: PositionStart = sincos,
         learn_positions: bool = True,
         pre_logits: bool = True,
+        drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         extra_proj: bool = False,
     ) -> None:
@@ -153,11 +160,15 @@ class VisionTransformer(nn.Module, HubModel):
             self.register_buffer("pos_embed", start)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, num_heads, attention, mlp_ratio, rate, extra_proj) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        layers = {"fc": nn.Linear(dim, dim), "act": nn.Tanh()} if pre_logits else {}
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=1e-6)
+        layers: dict[str, nn.Module] = {"fc": nn.Linear(dim, dim), "act": nn.Tanh()} if pre_logits else {}
+        layers |= {"drop": nn.Dropout(drop_rate)} if drop_rate else {}
         self.pre_logits = nn.Sequential(OrderedDict(layers))
         self.head: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(seed)
+        self._set_pool(("token" if class_token else "avg") if global_pool is None else global_pool)
+        self.grad_checkpointing = False
+        self.feature_info = [{"module": f"blocks.{i}", "num_chs": dim, "reduction": patch_size} for i in range(depth)]
 
     def _init_weights(self, seed: int) -> None:
         """timm's ViT initialisation, each weight drawn from (seed, its name).
@@ -196,16 +207,19 @@ class VisionTransformer(nn.Module, HubModel):
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x + resample(self.pos_embed, self.grid_size, grid, self.num_prefix_tokens)
 
+    def _step(self, block: nn.Module, x: Tensor, **options: Any) -> Any:
+        return checkpoint(block, x, use_reentrant=False, **options) if self.grad_checkpointing else block(x, **options)
+
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → normalised tokens (B, N, D), the class token first."""
         x = self.embed(images)
         for block in self.blocks:
-            x = block(x)
+            x = self._step(block, x)
         return self.norm(x)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) → (B, D): the class token, or the mean over patches."""
-        return tokens[:, 0] if self.cls_token is not None else tokens.mean(dim=1)
+        """(B, N, D) → (B, D), or (B, N, D) with global_pool=""."""
+        return global_pool_nlc(tokens, self.global_pool, self.num_prefix_tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Normalised tokens (B, N, D) → logits (B, classes), or the head's input (B, D) with `pre_logits`."""
@@ -215,14 +229,50 @@ class VisionTransformer(nn.Module, HubModel):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → logits (B, classes). Other resolutions than `img_size` interpolate positions.
 
-        With a class token, only that token is computed after the last attention: the head reads nothing else.
+        If the head reads the class token, only that token is computed after the last attention.
         """
-        if self.cls_token is None:
+        if self.global_pool != "token":
             return self.forward_head(self.forward_features(images))
         x = self.embed(images)
         for block in self.blocks[:-1]:
-            x = block(x)
-        return self.forward_head(self.norm(self.blocks[-1](x, first_only=True)))
+            x = self._step(block, x)
+        return self.forward_head(self.norm(self._step(self.blocks[-1], x, first_only=True)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The normalised tokens and the outputs of the blocks `indices` as maps; arguments as in timm's models."""
+        expect(output_fmt in ("NCHW", "NLC"), f"output_fmt={output_fmt!r}", "NCHW or NLC")
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        prefix, grid, found = self.num_prefix_tokens, self.grid(*x.shape[-2:]), []
+        x = self.embed(x)
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = self._step(block, x)
+            if i in taken:
+                tokens = self.norm(x) if norm else x
+                patches = tokens[:, prefix:]
+                patches = patches.mT.unflatten(2, grid).contiguous() if output_fmt == "NCHW" else patches
+                found.append((patches, tokens[:, :prefix]) if return_prefix_tokens and prefix else patches)
+        return found if intermediates_only else (self.norm(x), found)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what the outputs of these blocks do not need, for timm's `features_only`; returns their indices."""
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        self.norm = nn.Identity() if prune_norm else self.norm
+        if prune_head:
+            self.pre_logits = nn.Sequential()
+            self.reset_classifier(0, "")
+        return taken
 
     def features(self, images: Tensor) -> Named:
         """Every intermediate value under its name, in order of computation, `logits` last.
@@ -250,15 +300,27 @@ class VisionTransformer(nn.Module, HubModel):
         blocks = [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are recomputed in the backward pass instead of storing their activations."""
+        self.grad_checkpointing = enable
+
     def get_classifier(self) -> nn.Module:
         """The head, for timm's tools."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, **_: Any) -> None:
-        """Replaces the head by a new one for `num_classes`; 0 removes it."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head by a new one for `num_classes`, 0 removes it; and the pooling, unless None."""
+        if global_pool is not None:
+            self._set_pool(global_pool)
+            self.config["global_pool"] = global_pool
         self.num_classes = self.config["num_classes"] = num_classes
         self.head = nn.Identity()
         if num_classes:
-            self.head = nn.Linear(self.embed_dim, num_classes).to(self.norm.weight)
+            self.head = nn.Linear(self.embed_dim, num_classes).to(self.pos_embed)
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+    def _set_pool(self, global_pool: str) -> None:
+        pools = ["token"] * self.num_prefix_tokens + ["avg", "max", "avgmax", ""]
+        expect(global_pool in pools, f"global_pool={global_pool!r}", f"one of {pools}")
+        self.global_pool = global_pool

@@ -22,7 +22,7 @@ IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def with_options():
     attention = functools.partial(PureInfSA, hops=3, gamma=0.5)
     model = VisionTransformer(attention, **SMALL, positions=functools.partial(normal, std=0.5), class_token=False)
-    model.reset_classifier(4)
+    model.reset_classifier(4, "max")
     return model
 
 

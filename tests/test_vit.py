@@ -8,17 +8,21 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from timm.optim import param_groups_layer_decay
+from torch.ao.quantization import quantize_dynamic
 from torch.utils.flop_counter import FlopCounterMode
 
 import infvit
 from infvit.attention import ATTENTIONS, LinearInfSA, PureInfSA, SoftmaxAttention, pure
 from infvit.errors import UsageError
+from infvit.highres.stages import blocks_of
+from infvit.measure.attention.blocks import backbone
 from infvit.measure.cost import cost
 from infvit.positions import normal, sincos
 from infvit.vit import VisionTransformer
 
 SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 TIMM = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 NAMES = ["vit_4l_patch16_224", "infvit_4l_patch16_224", "linear_infvit_4l_patch16_224"]
 
 
@@ -144,15 +148,6 @@ def test_any_resolution_and_pooling(attention, class_token):
     assert model(torch.randn(1, 3, 24, 8)).shape == (1, 7)
 
 
-def test_equals_timms_vit_with_the_same_weights():
-    """The whole backbone against an independent implementation."""
-    ours = VisionTransformer(SoftmaxAttention, **SMALL, pre_logits=False).eval()
-    theirs = TimmViT(**TIMM).eval()
-    theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(2, 3, 16, 16)
-    assert (ours(images) - theirs(images)).abs().max() < 1e-5
-
-
 def test_positions_start_at_full_scale_and_are_learned():
     model = VisionTransformer(LinearInfSA, **SMALL)
     assert isinstance(model.pos_embed, torch.nn.Parameter)
@@ -193,13 +188,79 @@ def test_stochastic_depth_skips_branches_in_training_only():
 
 
 def test_timm_creates_and_adapts_the_models():
-    model = timm.create_model("linear_infvit_4l_patch16_224", num_classes=10, img_size=32, dim=64, num_heads=4)
+    options = {"img_size": 32, "dim": 64, "num_heads": 4}
+    script = {"num_classes": 10, "drop_rate": 0.1, "global_pool": "avg"}  # passed by timm's train.py
+    model = timm.create_model("linear_infvit_4l_patch16_224", **script, **options)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    model.reset_classifier(3)
+    assert model.pre_logits.drop.p == 0.1
+    model.reset_classifier(3, "token")
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     assert "infvit_24l_patch16_224" in timm.list_models("*infvit*")
-    assert model.forward_head(model.forward_features(torch.zeros(1, 3, 32, 32)), pre_logits=True).shape == (1, 64)
     assert infvit.VisionTransformer is VisionTransformer
+    maps = timm.create_model("infvit_4l_patch16_224", features_only=True, out_indices=[0, -2], **options)
+    assert (maps.feature_info.channels(), maps.feature_info.reduction()) == ([64, 64], [16, 16])
+    assert len(maps.model.blocks) == 3
+    assert [found.shape for found in maps(torch.zeros(1, 3, 32, 32))] == [(1, 64, 2, 2)] * 2
+
+
+def after(model, change, *options):
+    getattr(model, change)(*options)
+    return model(IMAGES)
+
+
+def gradients(model):
+    model.set_grad_checkpointing()
+    return torch.autograd.grad(model.train()(IMAGES).square().sum(), list(model.parameters()))
+
+
+CALLS = {
+    "logits": lambda m: m(IMAGES),
+    "features": lambda m: m.forward_features(IMAGES),
+    "head's input": lambda m: m.forward_head(m.forward_features(IMAGES), pre_logits=True),
+    "avg": lambda m: after(m, "reset_classifier", 0, "avg"),
+    "max": lambda m: after(m, "reset_classifier", 0, "max"),
+    "avgmax": lambda m: after(m, "reset_classifier", 0, "avgmax"),
+    "no pooling": lambda m: after(m, "reset_classifier", 0, ""),
+    "same pooling": lambda m: after(m, "reset_classifier", 0),
+    "every block": lambda m: m.forward_intermediates(IMAGES),
+    "some blocks": lambda m: m.forward_intermediates(IMAGES, [0, -1], return_prefix_tokens=True, norm=True),
+    "first block": lambda m: m.forward_intermediates(
+        IMAGES, [0], stop_early=True, output_fmt="NLC", intermediates_only=True
+    ),
+    "pruned": lambda m: after(m, "prune_intermediate_layers", [0], True),
+    "checkpointing": gradients,
+    "quantised": lambda m: quantize_dynamic(m).forward_features(IMAGES),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_timm_calls_on_its_vit_does_the_same_here(call):
+    ours, theirs = VisionTransformer(SoftmaxAttention, **SMALL, pre_logits=False).eval(), TimmViT(**TIMM).eval()
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(call(ours), call(theirs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
+def test_every_attention_is_quantised(name, dtype):
+    model = VisionTransformer(ATTENTIONS[name], **SMALL, class_token=False).eval()
+    quantised = quantize_dynamic(model, dtype=dtype)
+    assert not any(type(module) is torch.nn.Linear for module in quantised.modules())
+    expected = model.forward_features(IMAGES)
+    error = (quantised.forward_features(IMAGES) - expected).norm() / expected.norm()
+    assert 0 < error <= 0.02
+
+
+def test_pooling_is_the_one_that_was_asked_for_or_refused():
+    for class_token, pool in ((False, "token"), (True, "mean")):
+        with pytest.raises(UsageError, match=f"global_pool='{pool}'"):
+            VisionTransformer(LinearInfSA, **SMALL, class_token=class_token).reset_classifier(3, pool)
+    model = VisionTransformer(LinearInfSA, **SMALL, global_pool="avg")
+    assert not backbone(model).by_class_token
+    with pytest.raises(UsageError, match="global_pool='avg'"):
+        blocks_of(model)
 
 
 def test_layer_decay_groups_parameters_by_depth_as_in_timms_vit():

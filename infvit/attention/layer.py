@@ -200,8 +200,11 @@ class Attention(nn.Module):
         """Weight (3 D, D) and bias (3 D,) of `qkv`, for operators that reorder the products.
 
         Raises:
-            UsageError: if `qkv` was replaced by a layer that does more than multiply (LoRA, quantised weights).
+            UsageError: if `qkv` was replaced by a layer that does more than multiply (LoRA).
         """
+        qkv: Any = self.qkv
+        if callable(getattr(qkv, "weight", None)):  # torch's dynamic quantisation
+            return qkv.weight().dequantize(), qkv.bias()
         if not _is_linear(self.qkv):
             raise UsageError(
                 f"{type(self).__name__} multiplies with the weights of qkv, and {type(self.qkv).__name__} does "
@@ -219,7 +222,7 @@ class Attention(nn.Module):
 
     def _checked(self, x: Tensor, masks: Masks) -> Tensor:
         """x with its padding set to 0, after checking all arguments."""
-        weight = self.qkv.weight
+        weight = self.qkv.weight if _is_linear(self.qkv) else x  # a replaced layer takes what it takes
         fits = x.dtype == weight.dtype or (x.is_floating_point() and autocasts(x))
         if x.ndim != 3 or x.shape[-1] != self.dim or x.device != weight.device or not fits:
             raise ValueError(

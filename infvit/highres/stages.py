@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention.sums import SummedAttention
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.vit import Block, VisionTransformer
 
 
 def blocks_of(model: VisionTransformer) -> list[tuple[Block, SummedAttention]]:
-    """The model's blocks and their attentions; UsageError if one is not a `SummedAttention`."""
+    """The model's blocks and their attentions; UsageError if one is not a `SummedAttention`, or for other pooling."""
+    expect(_pools(model), f"global_pool={model.global_pool!r}", "'token', or 'avg' without one; or run the model dense")
     found: list[tuple[Block, SummedAttention]] = []
     for i, block in enumerate(cast(Iterable[Block], model.blocks)):
         if not isinstance(block.attn, SummedAttention):
@@ -31,7 +32,14 @@ def blocks_of(model: VisionTransformer) -> list[tuple[Block, SummedAttention]]:
 
 def runs_in_pieces(model: nn.Module) -> TypeGuard[VisionTransformer]:
     """Whether the functions of `infvit.highres` take the model."""
-    return isinstance(model, VisionTransformer) and all(isinstance(b.attn, SummedAttention) for b in model.blocks)
+    if not isinstance(model, VisionTransformer):
+        return False
+    return _pools(model) and all(isinstance(block.attn, SummedAttention) for block in model.blocks)
+
+
+def _pools(model: VisionTransformer) -> bool:
+    """Whether the head reads the class token, or the mean where there is none."""
+    return model.global_pool == ("avg" if model.cls_token is None else "token")
 
 
 def advance(block: Block, x: Tensor, added: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -62,7 +62,7 @@ class Backbone:
 
     def __init__(self, model: Any) -> None:
         self.model, self.prefix = model, model.num_prefix_tokens
-        self.by_class_token = model.cls_token is not None
+        self.by_class_token = model.cls_token is not None and model.global_pool in ("token", "prr", "")
         self.operators = [self._operator(block) for block in model.blocks]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -116,10 +116,6 @@ class _Timm(Backbone):
     The head reads the class token unless the model pools its patches; the weights of attention pooling (`map`) are not
     part of a map. Blocks of another class than timm's `Block` have no weights that are known here.
     """
-
-    def __init__(self, model: timm_vit.VisionTransformer) -> None:
-        super().__init__(model)
-        self.by_class_token &= model.global_pool in ("token", "prr", "")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return self.model.patch_embed.dynamic_feat_size((height, width))
