@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> float | None:
         cli.prepare_run(cfg, *PARTS)
         data, module = build(cfg)
         record.describe(module, data)
-        checkpoint = cli.checkpoint_to_resume(cfg, run_dir, module, record.result)
+        checkpoint = cli.checkpoint_to_resume(cfg, run_dir, module, data, record.result)
         callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback]
         loggers = [instantiate(logger) for logger in cfg.logger.values()]
         trainer = instantiate(cfg.trainer, callbacks=[*callbacks, record], logger=loggers)

@@ -20,12 +20,15 @@ from data.beton.encoding import BetonSettings
 from data.beton.files import beton_path
 from data.beton.loader import FFCVReader
 from data.datasets.arrays import HeldOut
+from data.datasets.image_files import some
 from data.datasets.source import SPLITS, Source, Split
 from data.order import EpochOrder
 from data.progressive import GrowingBatches, Ramp
 from data.torch_loader import TorchReader, Views
 from data.view import View
+from infvit.class_names import places
 from infvit.errors import UsageError, expect
+from infvit.run.ranks import is_global_zero
 
 Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -101,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         if progressive is not None:
             progressive.side(0, view.size)
         self.classes, self.num_classes = source.classes, len(source.classes)
+        self.label_of: Tensor | None = None
         self.resumed = (0, 0)
         self.train_size, self.val_size = len(source.split("train")), len(source.split("val"))
         content = " ".join(source.split(split).fingerprint() for split in SPLITS)
@@ -127,6 +131,21 @@ class ImageDataModule(LightningDataModule):
         """Describes the exact pipeline: size, crop, interpolation, normalisation."""
         mean, std = (" ".join(f"{x:.4g}" for x in scale.flatten().tolist()) for scale in (self.mean, self.std))
         return f"{self.view.evaluation()}, mean {mean}, std {std}"
+
+    def match_classes(self, classes: Sequence[str], model: str) -> None:
+        """Makes the labels of batches those of a model's `classes`, by name; UsageError if it does not know one."""
+        if self.classes == list(classes):
+            return
+        found = places(self.classes, classes)
+        unknown = [name for name, place in zip(self.classes, found, strict=True) if place is None]
+        if unknown:
+            raise UsageError(
+                f"{model} knows {len(classes):,} classes ({some(list(classes))}), and not these of data={self.name}: "
+                f"{some(unknown)}; give data of its classes, whose names are those of the folders"
+            )
+        if is_global_zero():
+            print(f"data={self.name}: {len(found):,} classes, matched by name with the {len(classes):,} of {model}")
+        self.label_of, self.classes = torch.tensor(found), list(classes)
 
     def state_dict(self) -> dict[str, Any]:
         """The names of the classes, for predictions without the data, and (epoch, batches done in it) for a resume."""
@@ -208,7 +227,7 @@ class ImageDataModule(LightningDataModule):
         samples = [(index, 0) for index in indices]
         loader = DataLoader(views, batch_size, sampler=samples, num_workers=self.workers)
         for (images, labels), part in zip(loader, torch.tensor(indices).split(batch_size), strict=True):
-            yield images, labels, part
+            yield images, self._matched(labels), part
 
     def boxes_in_view(self, boxes: Tensor, width: int, height: int) -> Tensor:
         """Returns boxes in an image of that size as boxes in its evaluation view, see `View.boxes_in_view`."""
@@ -239,6 +258,7 @@ class ImageDataModule(LightningDataModule):
         repeat) only, whatever the loader, the number of processes and the batch size.
         """
         images, labels, *keys = batch
+        labels = self._matched(labels)
         training: Any = self.trainer is not None and self.trainer.training
         if training and self.augment is not None:
             images = self.augment(images, *keys)
@@ -249,6 +269,9 @@ class ImageDataModule(LightningDataModule):
             # Lightning converts floating-point batches only, and these were integers when they came from the loader.
             images = self.trainer.precision_plugin.convert_input(images)
         return images, labels
+
+    def _matched(self, labels: Tensor) -> Tensor:
+        return labels if self.label_of is None else self.label_of.to(labels.device)[labels]
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, h, w) → float32, normalised by the mean and the standard deviation of the channels."""

@@ -105,7 +105,7 @@ class View:
         """
         if self.crop_scale is not None:
             return random_boxes(keys, widths, heights, self.crop_scale)
-        side = (torch.minimum(widths, heights).double() * self.crop_ratio).long()
+        side = (torch.minimum(widths, heights).double() * self.crop_ratio).long().clamp(min=1)
         return torch.stack([(widths - side) // 2, (heights - side) // 2, side, side], dim=1)
 
     def flips(self, keys: Tensor) -> Tensor:

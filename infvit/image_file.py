@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+from infvit.errors import UsageError
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 """Endings of images in a folder, in lower case; the content decides how a file is decoded."""
@@ -18,28 +21,24 @@ LEFT = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN"}
 EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"}
 """Modes of Pillow that become RGB as by torchvision and timm: transparency is ignored."""
 
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
-"""Tags of TIFF."""
-
 
 class BadImageError(ValueError):
     """A file that is not a whole image, or has no pixels of 8 bits; the message says which."""
 
 
-def decode(source: bytes | str | Path) -> Image.Image:
-    """A file or its content → RGB, whatever its name; EXIF rotation is ignored, as in torchvision and timm.
+def decode(content: bytes) -> Image.Image:
+    """The content of a file → RGB, whatever its name; EXIF rotation is ignored, as in torchvision and timm.
 
     Of 16 bits the upper 8 are kept: what Pillow does with colours, and not with grey, which it clips to white.
 
     Raises:
         BadImageError: the image is damaged, of no known format, above Pillow's limit against decompression bombs, or of
             numbers without a known range.
-        FileNotFoundError, PermissionError: the file cannot be read.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(content)) as image:
             return _rgb(image)
-    except (FileNotFoundError, PermissionError, BadImageError, MemoryError):
+    except (BadImageError, MemoryError):
         raise
     except Exception as error:  # each format of Pillow raises its own
         reason = re.sub(r" <_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))  # names the address of the buffer
@@ -51,13 +50,15 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     tags = getattr(image, "tag_v2", {})
     is_grey16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if not is_grey16 or set(tags.get(BITS_PER_SAMPLE, (16,))) != {16}:
+    if not is_grey16 or set(tags.get(BITSPERSAMPLE, (16,))) != {16}:
         raise BadImageError(
             f"{image.format} of mode {image.mode} has no meaning as 8-bit RGB: expected 8 or 16 bits, grey or colour; "
             "convert it"
         )
     grey = (np.asarray(image) >> 8).astype(np.uint8)
-    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey).convert("RGB")  # 0: white is zero
+    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey).convert(
+        "RGB"
+    )  # 0: white is zero
 
 
 def is_image(name: str) -> bool:
@@ -70,19 +71,24 @@ def is_left(name: str) -> bool:
     return name.startswith(".") or name in LEFT
 
 
+def readable(name: str) -> str:
+    """Returns a file's name with bytes that are not UTF-8 as \\xff, for text and archives."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def files_in(folder: Path) -> Iterator[str]:
     """Yields the path of every file in a folder and its subfolders, of which each is entered once, without `is_left`.
 
     Links are followed, but not to a folder that was entered or that contains this one.
 
     Raises:
-        OSError: a subfolder cannot be read.
+        UsageError: a subfolder cannot be read.
     """
     starts = (folder.absolute(), folder.resolve())
     entered = {os.path.realpath(path) for start in starts for path in (start, *start.parents)}
 
     def stop(error: OSError) -> None:
-        raise error
+        raise UsageError(f"{error.filename} cannot be read ({error.strerror}): repair or remove it") from error
 
     for here, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = {os.path.realpath(os.path.join(here, name)): name for name in sorted(folders) if not is_left(name)}

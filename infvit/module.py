@@ -51,6 +51,7 @@ class Classifier(LightningModule):
         mixup: Callable[..., Callable[[Tensor, Tensor], Batch]] | None = None,
     ) -> None:
         super().__init__()
+        expect(num_classes >= 2, f"num_classes={num_classes}", "2 or more, e.g. two folders in each split of data.root")
         expect(epochs >= 1, f"epochs={epochs}", "1 or more")
         expect(batch_size >= 1, f"batch_size={batch_size}", "1 image or more")
         expect(0 <= base_lr < math.inf, f"base_lr={base_lr}", "a learning rate from 0")

@@ -66,7 +66,7 @@ def test_training_prediction_and_windows_read_the_same_pixels(tmp_path, kind):
 def test_numbers_without_a_known_range_are_refused_by_name(tmp_path, name, stored, line):
     tifffile.imwrite(tmp_path / name, stored, photometric="minisblack")
     with pytest.raises(BadImageError, match=line):
-        decode(tmp_path / name)
+        decode((tmp_path / name).read_bytes())
     with pytest.raises(UsageError, match=line):
         open_image(tmp_path / name)
 

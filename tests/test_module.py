@@ -36,6 +36,11 @@ def loader(*tensors):
     return DataLoader(TensorDataset(*tensors), batch_size=4)
 
 
+def test_one_class_is_refused_in_one_line():
+    with pytest.raises(UsageError, match="num_classes=1: expected 2 or more"):
+        Classifier(torch.nn.Identity(), 1, None, None, epochs=1, batch_size=1, base_lr=1)
+
+
 def test_no_decay_on_norms_biases_positions_and_gamma():
     module = classifier()
     optimizer = module.make_optimizer(module.net, lr=0.1)

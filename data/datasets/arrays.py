@@ -7,6 +7,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from data.datasets.source import ImageSet, Source
+from infvit.errors import UsageError
 
 SPLIT_SEED = 0
 """A split belongs to the data set: it does not change with a run's seed."""
@@ -14,9 +15,12 @@ SPLIT_SEED = 0
 
 def stratified(labels: np.ndarray, part: float | int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted indices into `labels` (n,) of (the rest, the part), which is drawn class by class."""
-    others, chosen = train_test_split(
-        np.arange(len(labels)), test_size=part, stratify=labels, random_state=SPLIT_SEED, shuffle=True
-    )
+    try:
+        others, chosen = train_test_split(
+            np.arange(len(labels)), test_size=part, stratify=labels, random_state=SPLIT_SEED, shuffle=True
+        )
+    except ValueError as error:
+        raise UsageError(f"{part} of {len(labels):,} images cannot be drawn class by class: {error}") from error
     return np.sort(others), np.sort(chosen)
 
 

@@ -116,10 +116,7 @@ def images_in(root: Path, classes: list[str]) -> list[tuple[str, int]]:
     """
     samples, others = [], Counter[str]()
     for label, name in enumerate(classes):
-        try:
-            files = sorted(os.path.relpath(path, root.parent) for path in files_in(root / name))
-        except OSError as error:
-            raise _unreadable(error.filename, error) from error
+        files = sorted(os.path.relpath(path, root.parent) for path in files_in(root / name))
         paths = [path for path in files if is_image(path)]
         others.update(os.path.splitext(path)[1] or "no ending" for path in files if not is_image(path))
         expect(bool(paths), f"{root / name} holds no images", f"files ending in {', '.join(sorted(SUFFIXES))}")
@@ -180,5 +177,5 @@ def _read(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: str | Path, error: OSError) -> UsageError:
+def _unreadable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"{path} cannot be read ({error.strerror}): repair or remove it")

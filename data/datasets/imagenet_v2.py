@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from timm.data import ImageNetInfo
-
 from data.datasets.image_files import NO_IMAGES, class_folders, image_sets, images_in, some
 from data.datasets.source import Source
+from infvit.class_names import synsets
 from infvit.errors import UsageError, expect
 
 FOLDERS = {
@@ -14,11 +13,6 @@ FOLDERS = {
     "top-images": "imagenetv2-top-images-format-val",
 }
 """The folder in each variant's archive."""
-
-
-def synsets() -> list[str]:
-    """Returns the WordNet names of ImageNet-1K's classes in the order of their labels, which is alphabetical."""
-    return list(ImageNetInfo("imagenet-1k").label_names())
 
 
 class ImageNetV2(Source):

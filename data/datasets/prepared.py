@@ -40,7 +40,7 @@ class Prepared(Source):
         name: of the data set; its files begin with it.
 
     Raises:
-        UsageError: a file is missing.
+        UsageError: a file is missing, or the splits have different classes.
     """
 
     def __init__(self, root: str, name: str) -> None:
@@ -48,8 +48,11 @@ class Prepared(Source):
         if not (folder / f"{name}-val.beton").exists():
             raise UsageError(f"{folder} has no {name}-val.beton: finish python -m data.prepare, which wrote the rest")
         val = PreparedOriginals(folder / f"{name}-val.beton")
-        train = folder / f"{name}-train.beton"
-        super().__init__(val.about["classes"], PreparedImages(train) if train.exists() else NO_IMAGES, val)
+        beton = folder / f"{name}-train.beton"
+        train = PreparedImages(beton) if beton.exists() else None
+        if train is not None and train.about["classes"] != val.about["classes"]:
+            raise UsageError(f"{beton} and {val.beton} have different classes: prepare both from one source")
+        super().__init__(val.about["classes"], train or NO_IMAGES, val)
 
 
 class PreparedImages:
@@ -100,8 +103,9 @@ class PreparedOriginals(PreparedImages):
         self.originals = _companion(beton, ".zip")
         labels = {name: label for label, name in enumerate(self.about["classes"])}
         with zipfile.ZipFile(self.originals) as file:
-            parts = [name.split("/", 1) for name in file.namelist()]
-        self.paths = ["/".join(part) for part in sorted(parts, key=lambda part: (labels[part[0]], part[1]))]
+            # Equal names of a class stay in the order of writing, as in data.prepare.originals.
+            self.members = sorted(file.infolist(), key=lambda one: (labels[one.filename.split("/")[0]], one.filename))
+        self.paths = [member.filename for member in self.members]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         content = self.read(index)
@@ -111,7 +115,7 @@ class PreparedOriginals(PreparedImages):
     def read(self, index: int) -> bytes:
         """Returns the file of the image as it was published."""
         with _unchanged(self.originals):
-            return _opened(self.originals, os.getpid()).read(self.paths[index])
+            return _opened(self.originals, os.getpid()).read(self.members[index])
 
     def title(self, index: int) -> str:
         return f"{self.originals}: {self.paths[index]}"

@@ -11,6 +11,7 @@ After a stop the same command resumes after the last whole shard.
 """
 
 import argparse
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ INDICES = "indices"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that a terminal cannot show
     try:
         _prepare(_options(arguments))
     except UsageError as error:

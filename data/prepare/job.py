@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Job:
         sizes = [len(one.content) + kept * one.read for piece in pieces for one in piece if not one.problem]
         part = self.path.with_suffix(".beton.part")
         written = part.stat().st_size if part.exists() else 0
-        return len(self.images) * sum(sizes) / max(len(sizes), 1) - written
+        return max(len(self.images) * sum(sizes) / max(len(sizes), 1) - written, 0)
 
     def run(self) -> None:
         """Writes the files that are missing.
@@ -96,7 +97,9 @@ class Job:
         with create_once(self.originals) as part:
             if part is None:
                 return
-            with zipfile.ZipFile(part, "w") as kept, progress_bar(f"{self.split} originals", len(images)) as progress:
+            progress = progress_bar(f"{self.split} originals", len(images))
+            with zipfile.ZipFile(part, "w") as kept, progress, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Duplicate name")  # members are read by their place
                 for piece in images.pieces():
                     for index in piece:
                         if index not in bad:

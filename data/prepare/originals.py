@@ -11,7 +11,7 @@ from PIL import Image
 from data.beton.writer import PIECE
 from data.datasets.image_files import size_and_time
 from data.datasets.source import Originals
-from infvit.image_file import decode
+from infvit.image_file import decode, readable
 
 
 class Published(Originals):
@@ -19,7 +19,7 @@ class Published(Originals):
 
     Args:
         kind: the form, in words.
-        names: of the images, within their class.
+        names: of the images, within their class; equal ones stay in the order that is given, that of storage.
         labels: (n,)
         places: (n, m) int64: the place of each image, which sorts them in the order of storage.
     """
@@ -74,7 +74,7 @@ class Files(Published):
     """Images that are read in place."""
 
     def __init__(self, kind: str, images: Iterable[Stored]) -> None:
-        self.images = sorted(images)
+        self.images = sorted(one._replace(name=readable(one.name)) for one in images)
         files = {file: i for i, file in enumerate(dict.fromkeys(one.file for one in self.images))}
         stats = {file: size_and_time(Path(file)) for file in files}
         places = [(files[one.file], one.start, one.size, *stats[one.file]) for one in self.images]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data.beton.encoding import encode_all
 from data.beton.files import check_beton
-from data.datasets.prepared import PreparedImages
+from data.datasets.prepared import PreparedImages, PreparedOriginals
 from data.prepare.job import Job
 from infvit.errors import UsageError
 
@@ -20,7 +20,7 @@ TOLERANCE = 8
 
 
 def verify(job: Job) -> None:
-    """Prints the largest difference of a sample of the file from the originals.
+    """Prints the largest difference of a sample of the file from the originals; kept originals must be equal.
 
     Raises:
         UsageError: the file is damaged, or an image differs from its original.
@@ -30,13 +30,16 @@ def verify(job: Job) -> None:
     check_beton(job.path, len(kept), job.images.labels[kept])
     chosen = [[i for i in piece if i not in left_out] for piece in job.images.sample(SAMPLE)]
     written, is_jpg, worst, count = PreparedImages(job.path), job.settings.mode == "jpg", 0.0, 0
+    originals = PreparedOriginals(job.path) if job.split == "val" else None
     for piece in encode_all(job.images, replace(job.settings, mode="raw"), chosen):
         for one in piece:
             if one.problem:
                 raise UsageError(f"{job.images.title(one.sample)} cannot be compared with {job.path}: {one.problem}")
             source = np.frombuffer(one.content, np.uint8).reshape(one.height, one.width, 3)
-            pixels = np.asarray(written[int(np.searchsorted(kept, one.sample))][0])
-            difference = _difference(pixels, source, is_jpg)
+            index = int(np.searchsorted(kept, one.sample))
+            difference = _difference(np.asarray(written[index][0]), source, is_jpg)
+            if originals is not None and originals.read(index) != job.images.read(one.sample):
+                difference = 255.0
             if difference > (TOLERANCE if is_jpg else 0):
                 raise UsageError(
                     f"{job.path} differs from {job.images.title(one.sample)} by {difference:.1f} of 255: remove the "

@@ -12,12 +12,13 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from infvit.class_names import places, synsets
 from infvit.cli.devices import check_devices
 from infvit.cli.run_folder import CHECKPOINTS
 from infvit.cli.targets import check_stored_targets
 from infvit.errors import UsageError
 from infvit.measure.model_source import EvaluationData, LoadedRun
-from infvit.run.checkpoint import LAST, matching_classes, matching_weights, read_checkpoint
+from infvit.run.checkpoint import LAST, classes_of, matching_weights, read_checkpoint
 from infvit.timm_models import pretrained, published_view
 
 EXACT = {"_target_": "data.torch_loader.TorchReader"}
@@ -45,7 +46,8 @@ class ConfigModelSource:
         """The run's model with the checkpoint's weights; its data, or those that `data=` names, are built when used."""
         run_dir, run = run_of(checkpoint)
         content = read_checkpoint(checkpoint)
-        model = _model(run, content)
+        classes = classes_of(checkpoint, content)
+        model = _model(run, classes)
         matching_weights(checkpoint, content, nn.ModuleDict({"net": model}))
         model.load_state_dict({name.removeprefix("net."): w for name, w in content["state_dict"].items()})
         run.data = self._data(run.data)
@@ -54,13 +56,13 @@ class ConfigModelSource:
 
         def make_data() -> EvaluationData:
             data = instantiate(images, _convert_="all")
-            matching_classes(checkpoint, content, data.classes, data.name)
+            data.match_classes(classes, checkpoint)
             return data
 
         return LoadedRun(
             name=run.model.name,
             model=model,
-            classes=content["ImageDataModule"]["classes"],
+            classes=classes,
             mean=images.mean,
             std=images.std,
             view=instantiate(images.view).evaluation(),
@@ -74,7 +76,7 @@ class ConfigModelSource:
         """The run's model before training, rebuilt from the run's seed."""
         _, run = run_of(checkpoint)
         seed_everything(run.seed, workers=True, verbose=False)
-        return _model(run, read_checkpoint(checkpoint))
+        return _model(run, classes_of(checkpoint, read_checkpoint(checkpoint)))
 
     def pretrained(self, name: str, weights: str | None) -> LoadedRun:
         """timm's model on the data that `data=` names, seen as its published configuration says."""
@@ -86,6 +88,8 @@ class ConfigModelSource:
         how = published_view(name)
         run.data.module.update(how | {"view": {"_target_": "data.view.View"} | how["view"]})
         data = instantiate(run.data.module, batch_size=1, _convert_="all")
+        if weights is None and None not in places(data.classes, synsets()):
+            data.match_classes(synsets(), name)
         return LoadedRun(
             name=name,
             model=pretrained(name, data.classes, weights),
@@ -116,8 +120,7 @@ class ConfigModelSource:
         return "source" in self.cfg.data.module
 
 
-def _model(run: DictConfig, content: dict[str, Any]) -> nn.Module:
-    classes = content["ImageDataModule"]["classes"]
+def _model(run: DictConfig, classes: list[str]) -> nn.Module:
     return instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
 
 

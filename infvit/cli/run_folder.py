@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -15,6 +16,7 @@ from infvit.errors import UsageError
 from infvit.run import identity
 from infvit.run.checkpoint import (
     LAST,
+    classes_of,
     link_last,
     matching_weights,
     newest_first,
@@ -54,8 +56,8 @@ def finished_result(cfg: DictConfig) -> Result | None:
     return result if result is not None and result.status == "finished" else None
 
 
-def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule, run: Result) -> str | None:
-    """The checkpoint to resume from, None to start from scratch.
+def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule, data: Any, run: Result) -> str | None:
+    """The checkpoint to resume from, None to start from scratch; its classes are matched with the data's by name.
 
     A job of a sweep always resumes from what its folder holds, so that repeating the command loses nothing.
 
@@ -79,7 +81,9 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
             f"{run_dir} holds checkpoints of an earlier run: resume it with resume=auto, or give another folder"
         )
     if checkpoint is not None:
-        matching_weights(checkpoint, read_checkpoint(checkpoint), module)
+        content = read_checkpoint(checkpoint)
+        data.match_classes(classes_of(checkpoint, content), checkpoint)
+        matching_weights(checkpoint, content, module)
         _check_same_run(checkpoint, run)
     return checkpoint
 

@@ -155,7 +155,7 @@ def decode(path: Path, allow_huge: bool = False) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Pillow.DecompressionBombWarning)
             Pillow.MAX_IMAGE_PIXELS = None if allow_huge else limit
-            return torch.from_numpy(np.array(image_file.decode(path))).permute(2, 0, 1)
+            return torch.from_numpy(np.array(image_file.decode(path.read_bytes()))).permute(2, 0, 1)
     except (OSError, image_file.BadImageError) as error:
         if isinstance(error.__cause__, Pillow.DecompressionBombWarning | Pillow.DecompressionBombError):
             raise UsageError(

@@ -77,10 +77,7 @@ def image_files(path: Path) -> list[Path]:
     """The file, or the images in the folder and its subfolders; UsageError if there are none."""
     if path.is_file():
         return [path]
-    try:
-        found = list(files_in(path)) if path.is_dir() else []
-    except OSError as error:
-        raise UsageError(f"image={path}: {error.filename} cannot be read ({error.strerror}): repair it") from error
+    found = files_in(path) if path.is_dir() else ()
     files = sorted(Path(file) for file in found if is_image(file) or file.lower().endswith(".npy"))
     if not files:
         raise UsageError(

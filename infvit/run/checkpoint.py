@@ -3,8 +3,6 @@
 import hashlib
 import os
 import re
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +137,8 @@ def matching_weights(path: str, content: dict[str, Any], module: nn.Module) -> N
             )
 
 
-def matching_classes(path: str, content: dict[str, Any], classes: Sequence[str], data: str) -> None:
-    """Raises UsageError if the checkpoint has another number of classes; warns if the classes have other names."""
-    theirs = content.get("ImageDataModule", {}).get("classes") or classes
-    ours, named = (f"{len(known):,} classes ({', '.join(known[:3])}, ...)" for known in (theirs, classes))
-    if len(theirs) != len(classes):
-        raise UsageError(f"{path} has {ours}, data={data} has {named}: give data of the same classes")
-    if list(theirs) != list(classes):
-        warnings.warn(f"{path} was trained on {ours}, {data} has {named}: they are taken in order", stacklevel=2)
+def classes_of(path: str, content: dict[str, Any]) -> list[str]:
+    """The names of a checkpoint's classes, in the order of the labels; UsageError if it has none."""
+    classes = content.get("ImageDataModule", {}).get("classes")
+    expect(bool(classes), f"{path} names no classes", "a checkpoint written by train.py")
+    return list(classes)

@@ -4,9 +4,11 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from data.datasets.imagefolder import ImageFolder
 from infvit.errors import UsageError
+from tests.data.digits_run import Recorder, datamodule, trainer
 
 
 def folder(tree, tmp_path, **options):
@@ -57,6 +59,33 @@ def test_val_alone_is_enough_to_evaluate(tree, tmp_path):
     assert alone.classes == whole.classes
     assert len(alone.split("train")) == 0
     assert alone.split("val").fingerprint() == whole.split("val").fingerprint()
+
+
+@pytest.mark.parametrize("classes", [["cedar", "apple", "Birch"], ["ash", "Birch", "apple", "n00000001", "cedar"]])
+def test_labels_are_those_of_a_model_by_the_names_of_its_classes(tree, tmp_path, classes, capsys):
+    data = datamodule(tmp_path, source=folder(tree, tmp_path), batch_size=4)
+    data.match_classes(classes, "last.ckpt")
+    assert f"3 classes, matched by name with the {len(classes)} of last.ckpt" in capsys.readouterr().out
+    assert data.classes == classes
+    names = [path.split("/")[1] for path in data.paths]
+    recorder = Recorder()
+    trainer().test(recorder, datamodule=data, verbose=False)
+    for labels in (recorder.tested, [labels for _, labels, _ in data.exact(None, 5)]):
+        assert [classes[label] for label in torch.cat(labels)] == names
+
+
+@pytest.mark.parametrize("classes", [["Birch", "apple"], ["Birch", "apple", "oak"], ["0", "1", "2"]])
+def test_a_model_that_does_not_know_a_class_is_refused(tree, tmp_path, classes):
+    data = datamodule(tmp_path, source=folder(tree, tmp_path), batch_size=4)
+    with pytest.raises(UsageError, match=r"last.ckpt knows .* classes .*not these of data=digits: .*cedar; give data"):
+        data.match_classes(classes, "last.ckpt")
+
+
+def test_a_class_with_too_few_images_to_hold_some_out_is_one_line(tree, tmp_path):
+    for path in list((tree / "train" / "cedar").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(UsageError, match=r"0.2 of 13 images cannot be drawn class by class"):
+        datamodule(tmp_path, source=folder(tree, tmp_path), validation_fraction=0.2, batch_size=4)
 
 
 def test_a_tree_that_cannot_be_used(tree, tmp_path):

@@ -14,11 +14,14 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
+from data.beton.loader import FFCVReader
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import FOLDERS, synsets
-from data.datasets.prepared import Prepared, imagefolder
+from data.datasets.prepared import Prepared, PreparedImages, imagefolder
 from data.order import EpochOrder
 from data.prepare.__main__ import main
+from data.torch_loader import TorchReader
+from data.view import View
 from infvit.errors import UsageError
 from tests.data import made_imagenet as made
 from tests.data.digits_run import loader
@@ -211,6 +214,52 @@ def test_verify_finds_a_file_that_is_not_its_source(few, tmp_path, capfd):
     capfd.readouterr()
     assert prepare(few, out, "--mode", "raw", "--verify") == 2
     assert f"train.beton differs from {few}/train/{NAMES[5]}/{NAMES[5]}_18.JPEG by 64.0 of" in capfd.readouterr().err
+
+
+def test_images_of_one_name_in_one_class_are_all_kept(tmp_path, capfd):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = [2, 0, 1, 0, 2, 1]
+    images = [{"bytes": made.encoded(i, 0, odd=False), "path": "image.jpg"} for i in range(len(labels))]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    parquet.write_table(pa.table({"image": images, "label": labels}), path)
+    out = tmp_path / "out"
+    assert prepare(tmp_path, out, "--mode", "raw", "--verify") == 0
+    val = Prepared(str(out), "imagenet").split("val")
+    assert val.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    exact, ffcv = (
+        [made.label_of(val[i][0]) for i in range(6)],
+        [made.label_of(PreparedImages(val.beton)[i][0]) for i in range(6)],
+    )
+    assert exact == ffcv == [1, 3, 2, 5, 0, 4]
+    with zipfile.ZipFile(out / "imagenet-val.zip", "w") as kept:
+        for index in range(6):
+            kept.writestr(f"{NAMES[index // 2]}/image{index}.jpg", images[1]["bytes"])
+    capfd.readouterr()
+    assert prepare(tmp_path, out, "--mode", "raw", "--verify") == 2
+    assert "imagenet-val.beton differs from" in capfd.readouterr().err
+
+
+def test_odd_names_and_shapes_of_images(tree, tmp_path, capfd):
+    sizes = {b"\xff.png": (9, 9), b"a\nb.png": (9, 9), b"wide.png": (900, 1)}  # 500 × 0 if scaled without care
+    for split in ("train", "val"):
+        for name, size in sizes.items():
+            Image.new("RGB", size, (40, 90, 200)).save(tree / split / "apple" / os.fsdecode(name))
+    (tree / "val" / "cedar" / os.fsdecode(b"\xfe.png")).write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert prepare(tree, out, "--mode", "raw", "--verify", "--skip-bad", data="imagefolder") == 0
+    assert "left out 1 that cannot be decoded" in (printed := capfd.readouterr().out)
+    assert "cedar/\\udcfe.png" in printed
+    source = Prepared(str(out), "imagefolder")
+    assert [len(source.split(split)) for split in ("train", "val")] == [21, 15]
+    val, view = source.split("val"), View(8)
+    for reader in (FFCVReader(), TorchReader()):
+        batches = list(loader(reader, tmp_path, val, view, EpochOrder(15, shuffle=False)))
+        seen = torch.cat([images for images, _ in batches])
+        blue = (seen == torch.tensor([40, 90, 200]).view(3, 1, 1)).flatten(1).all(1)
+        assert blue.tolist() == ["apple" in path and path[6] not in "0123" for path in val.paths]
 
 
 @pytest.mark.slow

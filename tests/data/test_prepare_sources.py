@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import json
 import shutil
 import tarfile
 
 import numpy as np
 import pytest
+from timm.data import ImageNetInfo
 
 from data.datasets.imagenet_v2 import synsets
 from data.prepare import recognise
@@ -15,6 +17,7 @@ from infvit.errors import UsageError
 from tests.data import made_imagenet as made
 
 NAMES = synsets()
+INFO = ImageNetInfo("imagenet-1k")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,47 @@ def test_parquet_with_other_labels_is_refused(tmp_path, indices):
         parquet.write_table(pa.table(table), folder / "train-00000-of-00001.parquet")
         with pytest.raises(UsageError, match=says):
             found(folder.parent, indices)
+
+
+DESCRIBED = [INFO.label_name_to_description(name) for name in NAMES]
+NO_CRANES = [name for name in NAMES if INFO.label_name_to_description(name) != "crane"]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (None, [3, 1], [3, 1]),
+        (None, NAMES[5:7], [5, 6]),
+        ([str(label) for label in range(1000)], [3, 1], [3, 1]),
+        (NAMES[::-1], [0, 1], [999, 998]),
+        (NO_CRANES[::-1], [0, 997], [999, 0]),
+        ([INFO.label_name_to_description(name) for name in NO_CRANES[::-1]], [0, 997], [999, 0]),
+        ([*DESCRIBED[:517], "crane2", *DESCRIBED[518:]], [0, 134, 517, 999], [0, 134, 517, 999]),
+        (DESCRIBED[::-1], [0], "not ImageNet-1K's, or not one of them alone: crane, crane; expected synsets such as"),
+        (["cat", "dog"], [0], "not ImageNet-1K's, or not one of them alone: cat, dog; expected synsets such as"),
+        (NAMES, [None], "an image .* the label None, which is no class"),
+    ],
+    ids=["none", "synset", "numbers", "reversed", "uncraned", "described", "crane2", "cranes", "other", "null"],
+)
+def test_parquet_labels_are_read_from_the_files_own_names(tmp_path, indices, names, values, expected):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": b"%d" % i, "path": None} for i in range(len(values))], struct)
+    table = pa.table({"image": rows, "label": values})
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (tmp_path / "data").mkdir()
+    parquet.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=expected):
+            found(tmp_path, indices)
+    else:
+        images = found(tmp_path, indices)["train"]
+        by_row = {int(images.read(index)): int(images.labels[index]) for index in range(len(images))}
+        assert [by_row[row] for row in range(len(values))] == expected
 
 
 def test_imagenet_v2_in_both_its_layouts(v2):

@@ -23,7 +23,6 @@ from data.datasets.digits import Digits
 from infvit.cli import entrypoint
 from infvit.compare import Comparison
 from infvit.measure.accuracy import records
-from infvit.run.checkpoint import matching_classes, read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -285,7 +284,7 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
     assert "test_vit.safetensors holds no weights of test_vit for 10 classes" in line
     ckpt, _ = trained(cli, "experiment=digits", "model=vit")
     line = cli("eval", f"ckpt={ckpt}", "data=imagenet", f"data.root={root / 'tree'}").error()
-    assert "has 10 classes (0, 1, 2, ...), data=imagenet has 1,000 classes (n01440764" in line
+    assert "knows 10 classes (0, 1, 2 and 7 more), and not these of data=imagenet: n01440764, " in line
     content = torch.load(ckpt, weights_only=True)
     content["state_dict"]["net.head.bias"][3] = torch.nan
     nan = ckpt.with_name("nan.ckpt")  # a name without a checksum
@@ -293,12 +292,29 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
     assert "vit gives no finite logits for 360 of 360 images" in cli("eval", f"ckpt={nan}").error()
 
 
-def test_classes_of_other_names_give_a_warning_and_are_taken_in_order(tmp_path):
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {}, "ImageDataModule": {"classes": ["cat", "dog"]}}, path)
-    content = read_checkpoint(path)
-    matching_classes(path, content, ["cat", "dog"], "mine")
-    with pytest.warns(
-        UserWarning, match=r"2 classes \(cat, dog, .*\), mine has 2 classes \(dog, cat, .*\): they are taken in order"
+def test_a_part_of_the_classes_is_matched_by_name_and_other_names_are_refused(cli, tmp_path):
+    ckpt, _ = trained(cli, "experiment=digits", "model=vit")
+    images = Digits().split("val")
+    for split in ("train", "val"):
+        for index in range(len(images)):
+            image, label = images[index]
+            for root, folder in (("part", label if label in (3, 7) else None), ("other", f"digit {label}")):
+                if folder is not None:
+                    path = tmp_path / root / split / str(folder) / f"{index:03}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    image.save(path)
+    _, folder, _, _ = evaluated(cli, f"ckpt={ckpt}")
+    whole = np.load(folder / "vit.exact.npz")
+    out, folder, _, _ = evaluated(cli, f"ckpt={ckpt}", "data=imagefolder", f"data.root={tmp_path / 'part'}")
+    assert f"data=imagefolder: 2 classes, matched by name with the 10 of {ckpt}" in out
+    part, same = np.load(folder / "vit.exact.npz"), np.argsort(images.labels, kind="stable")
+    same = same[np.isin(images.labels[same], (3, 7))]
+    assert part["label"].tolist() == whole["label"][same].tolist()
+    assert part["top5"].tolist() == whole["top5"][same].tolist()
+    root = f"data.root={tmp_path / 'other'}"
+    training = ["experiment=digits", "data=imagefolder", "data/loader=torch", root, "recipe.batch_size=8"]
+    for line in (
+        cli("eval", f"ckpt={ckpt}", "data=imagefolder", root).error(),
+        cli("train", *training, f"resume={ckpt}").error(),
     ):
-        matching_classes(path, content, ["dog", "cat"], "mine")
+        assert "knows 10 classes (0, 1, 2 and 7 more), and not these of data=imagefolder: digit 0, digit 1" in line

@@ -91,10 +91,10 @@ def checkpoint(cli):
 @pytest.mark.slow
 def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     photographs = tmp_path / "photographs"
-    photographs.mkdir()
+    (photographs / "more").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (14, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photographs / "a.png")
-    Image.fromarray(pixels[:8, :8]).save(photographs / "b.png")
+    Image.fromarray(pixels[:8, :8]).save(photographs / "more" / "a.png")
     (photographs / "notes.txt").write_text("no image")
     done = cli("eval", "eval=predict", f"ckpt={checkpoint}", f"image={photographs}", "centrality=true", "chunk=20").ok()
     (file,) = done.folder.glob("runs/eval/predict/*/predictions.json")
@@ -106,6 +106,8 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0.5 < sum(probabilities) <= 1
     assert f"{100 * probabilities[0]:.1f}%" in done.out
+    with Image.open(file.parent / "more" / "a.png.centrality.png") as picture:
+        assert picture.width == picture.height
     with Image.open(file.parent / "a.png.centrality.png") as picture:
         grey = np.array(picture)
     assert grey.shape[0] >= 512

@@ -1,5 +1,6 @@
 """Bounding boxes of the objects in images: ImageNet's published ones, or the box around the ink."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
@@ -7,7 +8,7 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.measure.model_source import EvaluationData
 
 FOLDERS = ("", "val", "CLS-LOC/val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
@@ -41,7 +42,7 @@ class AnnotatedBoxes:
         data: images that are files, in folders of their classes.
 
     Raises:
-        UsageError: if no image has an annotation there; later, for a file that is not an annotation.
+        UsageError: if no image has an annotation there, or two have the same; later, for a file that is not one.
     """
 
     name = "ImageNet's"
@@ -56,6 +57,8 @@ class AnnotatedBoxes:
                 f"boxes={root} holds no annotation of {len(data.paths):,} images, such as {example}.xml: give the "
                 f"folder that ImageNet's annotations were unpacked to (it is looked for there and in {FOLDERS[-1]})"
             )
+        ((path, count),) = Counter(filter(None, self.found)).most_common(1)
+        expect(count == 1, f"{path} is of {count:,} images in different folders", "<class>/<image>.xml")
         self.missing = self.rescaled = self.empty = 0
 
     def __call__(self, images: Tensor, places: Tensor) -> Tensor:
@@ -121,9 +124,9 @@ def read_annotation(path: Path) -> tuple[tuple[int, int], Tensor]:
 
 
 def _annotation_of(file: PurePath, folders: Sequence[Path]) -> Path | None:
-    """The annotation of an image, in one of the folders or in a folder of its class there."""
+    """The annotation of an image, in one of the folders or, rather, in a folder of its class there."""
     name = f"{file.stem}.xml"
-    candidates = (folder / part for folder in folders for part in (name, f"{file.parent.name}/{name}"))
+    candidates = (folder / part for part in (f"{file.parent.name}/{name}", name) for folder in folders)
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infvit.errors import UsageError
 from infvit.highres.tokens import normalise
+from infvit.image_file import readable
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.model_source import LoadedRun, ModelSource, labelled
 from infvit.measure.predict import image_files, in_view
@@ -51,7 +52,7 @@ def gallery_input(
         return GalleryInput(networks, images, numbered(images))
     files = image_files(Path(image))[:count]
     images = torch.stack([in_view(file, loaded[0], allow_huge) for file in files])
-    return GalleryInput(networks, images, [file.name for file in files])
+    return GalleryInput(networks, images, [readable(file.name) for file in files])
 
 
 def numbered(images: Tensor) -> list[str]:
