@@ -11,6 +11,7 @@ from data.prepare.originals import Files, Published, Stored
 from data.prepare.parquet import Rows
 from data.prepare.tars import Member, members
 from infvit.errors import UsageError
+from infvit.image_file import is_left
 
 LOOKED_FOR: dict[Split, str] = {
     "train": "training images: looked for train/<synset>/*.JPEG, ILSVRC2012_img_train.tar or data/train-*.parquet",
@@ -72,7 +73,7 @@ def missing(images: Published, data: str, split: Split, classes: list[str]) -> l
 
 
 def _synset_folders(folder: Path, classes: list[str]) -> Published | None:
-    if not folder.is_dir() or not any(entry.is_dir() for entry in os.scandir(folder)):
+    if not folder.is_dir() or not any(entry.is_dir() and not is_left(entry.name) for entry in os.scandir(folder)):
         return None
     names = class_folders(folder)
     _check_known(set(names), classes, folder)

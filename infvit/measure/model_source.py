@@ -91,7 +91,8 @@ def labelled(runs: Sequence[LoadedRun]) -> dict[str, LoadedRun]:
     folders = [run.run_dir.name if run.run_dir else run.name for run in runs]
     files = [f"{f}/{Path(run.checkpoint or str(run.weights)).stem}" for f, run in zip(folders, runs, strict=True)]
     numbered = [f"{name}#{i}" for i, name in enumerate(names, 1)]
-    unique = next(labels for labels in (names, folders, files, numbered) if len(set(labels)) == len(labels))
+    choices = (names, folders, files, numbered)  # as parts of names of files, too, where / becomes _
+    unique = next(labels for labels in choices if len({one.replace("/", "_") for one in labels}) == len(labels))
     return dict(zip(unique, runs, strict=True))
 
 

@@ -16,7 +16,7 @@ from infvit.highres.images import Image, InMemory, Padded, decode
 from infvit.highres.inference import bar
 from infvit.highres.stages import check_finite, runs_in_pieces
 from infvit.highres.tokens import normalise
-from infvit.image_file import SUFFIXES, files_in, is_image
+from infvit.image_file import SUFFIXES, files_in, is_image, readable
 from infvit.measure.model_source import LoadedRun, ModelSource
 from infvit.vit import VisionTransformer
 
@@ -59,7 +59,7 @@ def predict(
             logits, weights = _dense(network, opened), None
         top5 = logits[0].softmax(-1).topk(min(5, len(names)))
         found = [(names[i], p) for p, i in zip(top5.values.tolist(), top5.indices.tolist(), strict=True)]
-        print(f"{file}  {opened.height} × {opened.width}")
+        print(f"{readable(str(file))}  {opened.height} × {opened.width}")
         print("".join(f"  {100 * p:5.1f}%  {name}\n" for name, p in found), end="", flush=True)
         row = {"image": str(file), "height": opened.height, "width": opened.width}
         rows.append(row | {"top5": [{"class": name, "probability": p} for name, p in found]})
