@@ -56,9 +56,9 @@ def _rgb(image: Image.Image) -> Image.Image:
             "convert it"
         )
     grey = (np.asarray(image) >> 8).astype(np.uint8)
-    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey).convert(
-        "RGB"
-    )  # 0: white is zero
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:
+        grey = 255 - grey  # white is zero
+    return Image.fromarray(grey).convert("RGB")
 
 
 def is_image(name: str) -> bool:
