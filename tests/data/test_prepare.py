@@ -15,6 +15,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from data.beton.loader import FFCVReader
+from data.datasets import prepared as prepared_set
 from data.datasets.imagefolder import ImageFolder
 from data.datasets.imagenet_v2 import FOLDERS, synsets
 from data.datasets.prepared import Prepared, PreparedImages, imagefolder
@@ -216,6 +217,7 @@ def test_verify_finds_a_file_that_is_not_its_source(few, tmp_path, capfd):
     assert f"train.beton differs from {few}/train/{NAMES[5]}/{NAMES[5]}_18.JPEG by 64.0 of" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_of_one_name_in_one_class_are_all_kept(tmp_path, capfd):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -237,11 +239,12 @@ def test_images_of_one_name_in_one_class_are_all_kept(tmp_path, capfd):
     with zipfile.ZipFile(out / "imagenet-val.zip", "w") as kept:
         for index in range(6):
             kept.writestr(f"{NAMES[index // 2]}/image{index}.jpg", images[1]["bytes"])
-    capfd.readouterr()
+    prepared_set._opened.cache_clear()
     assert prepare(tmp_path, out, "--mode", "raw", "--verify") == 2
     assert "imagenet-val.beton differs from" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_odd_names_and_shapes_of_images(tree, tmp_path, capfd):
     sizes = {b"\xff.png": (9, 9), b"a\nb.png": (9, 9), b"wide.png": (900, 1)}  # 500 × 0 if scaled without care
     for split in ("train", "val"):
@@ -256,7 +259,7 @@ def test_odd_names_and_shapes_of_images(tree, tmp_path, capfd):
     assert [len(source.split(split)) for split in ("train", "val")] == [21, 15]
     val, view = source.split("val"), View(8)
     for reader in (FFCVReader(), TorchReader()):
-        batches = list(loader(reader, tmp_path, val, view, EpochOrder(15, shuffle=False)))
+        batches = list(loader(reader, tmp_path, val, view, EpochOrder(15, 15, shuffle=False)))
         seen = torch.cat([images for images, _ in batches])
         blue = (seen == torch.tensor([40, 90, 200]).view(3, 1, 1)).flatten(1).all(1)
         assert blue.tolist() == ["apple" in path and path[6] not in "0123" for path in val.paths]
