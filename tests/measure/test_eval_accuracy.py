@@ -295,14 +295,11 @@ def test_weights_of_another_model_or_of_other_classes_and_a_diverged_model_are_o
 def test_a_part_of_the_classes_is_matched_by_name_and_other_names_are_refused(cli, tmp_path):
     ckpt, _ = trained(cli, "experiment=digits", "model=vit")
     images = Digits().split("val")
-    for split in ("train", "val"):
-        for index in range(len(images)):
-            image, label = images[index]
-            for root, folder in (("part", label if label in (3, 7) else None), ("other", f"digit {label}")):
-                if folder is not None:
-                    path = tmp_path / root / split / str(folder) / f"{index:03}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    image.save(path)
+    for index, (image, label) in enumerate(images[i] for i in range(len(images))):
+        folders = [f"other/{split}/digit {label}" for split in ("train", "val")]
+        for folder in folders + [f"part/val/{label}"] * (label in (3, 7)):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / folder / f"{index:03}.png")
     _, folder, _, _ = evaluated(cli, f"ckpt={ckpt}")
     whole = np.load(folder / "vit.exact.npz")
     out, folder, _, _ = evaluated(cli, f"ckpt={ckpt}", "data=imagefolder", f"data.root={tmp_path / 'part'}")
