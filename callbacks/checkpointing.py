@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 
+from callbacks.run_record import RunRecord
 from callbacks.training_stats import TrainingStats
 from infvit.cli.run_folder import resume_command
 from infvit.errors import Interrupted, expect
@@ -49,6 +50,7 @@ class PeriodicCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = self.io
+        self.io.buffers = {name for name, _ in pl_module.named_buffers()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._handle_signals()
@@ -147,14 +149,18 @@ class PeriodicCheckpoint(Callback):
         start = time.monotonic()
         trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
         self.saved_at = time.monotonic()
+        not_finite = trainer.strategy.broadcast(self.io.not_finite)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, TrainingStats):
                 callback.exclude(self.saved_at - start)
+            if isinstance(callback, RunRecord) and not_finite:
+                callback.diverged(f"{not_finite} is not finite after step {trainer.global_step}")
+                trainer.should_stop = True
 
     def _stop(self, trainer: Trainer) -> None:
         """Ends this process; rank zero with 128 + the signal's number, as shells and schedulers expect."""
         number = self.signal or signal.SIGTERM
-        failure = self.io.unwritten.get(NEWEST)
+        failure = self.io.unwritten.get(NEWEST) or (self.io.not_finite and f"{self.io.not_finite} is not finite")
         written = f"the checkpoint cannot be written ({failure})" if failure else "the checkpoint is written"
         line = (
             f"{signal.Signals(number).name} after step {trainer.global_step} (epoch {trainer.current_epoch + 1} of "

@@ -108,10 +108,12 @@ class SkipNonFinite(Callback):
             with tolerate_write_errors(path.name, "the run ends without it", self.unwritten):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.save({"images": images.cpu(), "labels": labels.cpu(), "step": trainer.global_step}, path)
+        finite = all(local_tensor(weight).isfinite().all() for weight in net.parameters())
+        before = f"weights from before are {path.with_name(LAST)}" if finite else "weights are not finite either"
         line = (
             f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {trainer.global_step}; it began "
             f"in {places[rank] or 'no layer: all is finite for the batch as it was loaded'}. The batch is {path}, the "
-            f"weights from before are {path.with_name(LAST)}"
+            + before
         )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunRecord):

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,7 +76,7 @@ class Classifier(LightningModule):
         )
         # Exact over all images and ranks, not a mean of batch means.
         self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
-        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.losses = nn.ModuleDict({stage: MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
         self.train_loss = MeanMetric(nan_strategy="disable")  # of the epoch so far; `ResumeState` keeps it
         self.finite_loss: Tensor | None = None
 
@@ -137,5 +138,26 @@ class Classifier(LightningModule):
         expect(batches < math.inf, f"{limit} of an endless loader", "a number of batches from 1")
         per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)  # the last step may accumulate fewer
         steps = {"warmup": self.warmup_epochs * per_epoch, "total": self.epochs * per_epoch}
+        taken, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
+        for average in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(average, WeightAveraging):
+                begins = any(average.should_update(step_idx=step) for step in range(taken))
+                begins = begins or any(average.should_update(epoch_idx=epoch) for epoch in range(epochs))
+                begins = begins and (getattr(average, "update_starting_at_epoch", None) or 0) < epochs
+                expect(begins, "recipe.ema begins after the run", f"a start within its {taken} steps, {epochs} epochs")
         schedule = self.make_schedule(optimizer, **steps)
+        scale_by_layer(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Steps the schedule without timm's layer decay, which is a factor on its results, its minimum included."""
+        scale_by_layer(scheduler.optimizer, -1)
+        super().lr_scheduler_step(scheduler, metric)
+        scale_by_layer(scheduler.optimizer)
+
+
+def scale_by_layer(optimizer: torch.optim.Optimizer, power: int = 1) -> None:
+    """Multiplies the learning rates of timm's layer decay by the factor of their layer; -1 takes it out again."""
+    for group in optimizer.param_groups:
+        if "lr_scale" in group:
+            group["lr"] *= group["lr_scale"] ** power

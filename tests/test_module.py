@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from infvit.attention import PerformerAttention, PureInfSA
@@ -110,6 +111,32 @@ def test_the_learning_rate_is_the_same_however_early_the_run_stops():
     assert len(whole) == 4 * 3
     assert whole[3] == max(whole)  # after the warm-up
     assert rates(max_epochs=2) == rates(max_epochs=4, max_steps=6) == whole[:6]
+
+
+def test_layer_decay_scales_every_rate_of_the_schedule_as_timms_own_does():
+    decayed = partial(create_optimizer_v2, opt="sgd", layer_decay=0.5)
+    module, seen = (
+        classifier(optimizer=decayed, schedule=partial(warmup_cosine, min_lr=0.01), epochs=4, base_lr=12.8),
+        [],
+    )
+    module.on_train_batch_start = lambda *_: seen.append([g["lr"] for g in module.optimizers().param_groups])
+    data = loader(torch.randn(12, 3, 8, 8), torch.randint(0, 3, (12,)))
+    trainer(max_epochs=4).fit(module, data)
+    reference = create_optimizer_v2(module.net, opt="sgd", lr=0.1, layer_decay=0.5)
+    theirs = CosineLRScheduler(reference, t_initial=12, lr_min=0.01, t_in_epochs=False)
+    assert {g["lr_scale"] for g in reference.param_groups} == {1.0, 0.5, 0.25}
+    for step, rates in enumerate(seen):
+        theirs.step_update(step)
+        assert rates == pytest.approx([g["lr"] for g in reference.param_groups])
+
+
+@pytest.mark.parametrize("late", [{"update_starting_at_step": 6}, {"update_starting_at_epoch": 2}])
+def test_an_average_that_begins_after_the_run_is_refused(late):
+    data = loader(torch.randn(12, 3, 8, 8), torch.randint(0, 3, (12,)))
+    with pytest.raises(UsageError, match=r"recipe.ema begins after the run: .* within its 6 steps, 2 epochs"):
+        trainer(max_epochs=2, callbacks=[EMAWeightAveraging(**late)]).fit(classifier(), data)
+    early = {name: value - 1 for name, value in late.items()}
+    trainer(max_epochs=2, callbacks=[EMAWeightAveraging(**early)]).fit(classifier(), data)
 
 
 def test_a_warm_up_that_the_run_never_leaves_is_refused():

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
 from infvit.errors import UsageError, expect
-from infvit.run.files import tolerate_write_errors
+from infvit.run.files import print_line, tolerate_write_errors
 
 NEWEST = "the newest checkpoint"  # in messages about write errors
 LAST = "last.ckpt"  # a link to it
@@ -30,10 +30,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.unwritten: dict[str, str] = {}
+        self.buffers: set[str] = set()  # those of the model may hold infinities, such as masks
+        self.not_finite = ""  # the weights for which the last checkpoint was not written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        """Writes FOLDER/stepN-CHECKSUM.ckpt for the path FOLDER/stepN.ckpt, and links FOLDER/last.ckpt to it."""
+        """Writes FOLDER/stepN-CHECKSUM.ckpt for the path FOLDER/stepN.ckpt, and links FOLDER/last.ckpt to it.
+
+        Weights that are not finite are not written: a line names them, and the last finite ones stay.
+        """
         path = Path(path)
+        before, self.not_finite = self.not_finite, self._first_not_finite(checkpoint)
+        if self.not_finite:
+            reason = f"{self.not_finite} is not finite, no checkpoint is written; {path.parent} keeps the last"
+            if not before:
+                print_line(f"{path.stem}: {reason}")
+            return
         folder, part = path.parent, path.with_suffix(".part")
         consequence = f"training continues and tries again, the earlier ones stay; make room in {folder}"
         with tolerate_write_errors(NEWEST, consequence, self.unwritten):
@@ -53,6 +64,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             finally:
                 for left in folder.glob("*.part"):
                     left.unlink()
+
+    def _first_not_finite(self, checkpoint: dict[str, Any]) -> str:
+        for states in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):  # averaged, and trained
+            for name, tensor in states.items():
+                bad = torch.isnan if name in self.buffers else lambda x: ~x.isfinite()
+                if isinstance(tensor, torch.Tensor) and bad(tensor).any():
+                    return str(name)
+        return ""
 
 
 def _checksum(path: Path) -> str:
