@@ -21,17 +21,20 @@ from omegaconf import DictConfig, OmegaConf
 from callbacks.loggers import finish_wandb
 from callbacks.training_stats import gammas
 from infvit.cli.entrypoint import one_line
-from infvit.cli.run_folder import CHECKPOINTS
+from infvit.cli.run_folder import CHECKPOINTS, run_command
 from infvit.errors import Interrupted, UsageError
 from infvit.measure.cost import cost
 from infvit.measure.shape import Shape, shape
 from infvit.module import Classifier
 from infvit.run.checkpoint import newest_first
-from infvit.run.environment import SWEEP_COMMAND, git_commit, hardware, versions
-from infvit.run.files import FolderInUseError, FolderLock, print_line, tolerate_write_errors
+from infvit.run.environment import SWEEP_COMMAND, git_changes, git_commit, hardware, versions
+from infvit.run.files import FolderInUseError, FolderLock, atomic_write, print_line, tolerate_write_errors
 from infvit.run.identity import config_hash, recipe_hash, settings, variant
 from infvit.run.ranks import is_global_zero
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError, score
+
+CODE_DIFF = "code.diff"
+"""What differs from the commit that `result.json` names."""
 
 
 class RunRecord(Callback):
@@ -48,7 +51,8 @@ class RunRecord(Callback):
         self.writes = is_global_zero()
         self.unwritten: dict[str, str] = {}
         self.unwritten_by_others: list[dict[str, str]] = []
-        self.lock = self._lock_folder(config_hash(cfg)) if self.writes else None
+        configuration = config_hash(cfg)
+        self.lock = self._lock_folder(configuration) if self.writes else None
         self.start = time.monotonic()
         self.speeds: list[float] = []
         self.resumed_data = ""
@@ -75,20 +79,25 @@ class RunRecord(Callback):
             batch_size=cfg.recipe.batch_size,
             data=cfg.data.name,
             data_fingerprint=self.resumed_data,
+            data_root=os.path.abspath(root) if (root := OmegaConf.select(cfg, "data.root")) else "",
             loader="",
             precision=str(cfg.trainer.precision),
             seed=cfg.seed,
             hardware=hardware(),
             versions=versions(),
             git_commit=git_commit(),
-            command=shlex.join(["python", "train.py", *hydra.overrides.task]),
+            command=shlex.join(run_command()),
             sweep_command=os.environ.get(SWEEP_COMMAND, "") if hydra.mode == RunMode.MULTIRUN else "",
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             run_dir=str(run_dir),
             settings=settings(cfg),
-            extra={"config_hash": config_hash(cfg)},
+            code=configuration.partition("-")[2],
+            extra={"config_hash": configuration},
         )
         self.write()
+        if self.writes and (changes := git_changes()):
+            with tolerate_write_errors(CODE_DIFF, "the run continues without it", self.unwritten):
+                atomic_write(run_dir / CODE_DIFF, changes)
         self._check_written("is not started")
 
     def __enter__(self) -> "RunRecord":
@@ -148,8 +157,9 @@ class RunRecord(Callback):
             found = Result.read(self.path).extra.get("config_hash")
             if found != configuration and newest_first(folder / CHECKPOINTS):
                 lock.release()
+                other = "code" if str(found)[:8] == configuration[:8] else "configuration"
                 raise UsageError(
-                    f"{folder} is the folder of a run of another configuration, {found}, and this one is "
+                    f"{folder} is the folder of a run of another {other}, {found}, and this one is "
                     f"{configuration}: give another folder with hydra.run.dir=DIR"
                 )
         return lock
@@ -214,9 +224,9 @@ class RunRecord(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the epoch, whose validation is over, to the curves."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        loss = metrics.get("train/loss_epoch", math.nan)
+        loss, group = metrics.get("train/loss_epoch", math.nan), trainer.optimizers[0].param_groups[0]
         self.result.curves.append(
-            {"epoch": trainer.current_epoch, "train/loss": loss, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+            {"epoch": trainer.current_epoch, "train/loss": loss, "lr": group["lr"] / group.get("lr_scale", 1.0)}
             | {name: value for name, value in metrics.items() if name.startswith("val/")}
             # means over heads: 24 blocks of 16 heads would fill the file
             | {f"gamma/{block}": statistics.fmean(heads) for block, heads in enumerate(gammas(pl_module))}
@@ -224,18 +234,26 @@ class RunRecord(Callback):
         if "images_per_second" in metrics:
             self.speeds.append(metrics["images_per_second"])
             self.result.train_images_per_second = round(statistics.median(self.speeds), 1)
-        if not math.isfinite(loss) and self.result.status == "running":
-            self.diverged(f"the training loss became {loss} in epoch {trainer.current_epoch}")
+        if self._check_finite({"train/loss": loss, **metrics}, f"in epoch {trainer.current_epoch}"):
             trainer.should_stop = True
         self.write()
 
+    def _check_finite(self, metrics: dict[str, float], when: str) -> bool:
+        """Whether a loss is not finite: the outputs are not, and the run has diverged."""
+        bad = {k: v for k, v in metrics.items() if k.endswith("/loss") and not math.isfinite(v)}
+        for name, value in bad.items():
+            self.diverged(f"{name} became {value} {when}")
+        return bool(bad)
+
     def diverged(self, line: str) -> None:
-        """Marks the run as diverged; the caller ends the training."""
-        self.result.status, self.result.error = "diverged", line
+        """Marks the run as diverged, for the first reason; the caller ends the training."""
+        if self.result.status == "running":
+            self.result.status, self.result.error = "diverged", line
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.result.metrics |= {name: v for name, v in metrics.items() if name.startswith(("val/", "test/"))}
+        self._check_finite(metrics, "on the test images")
 
     def state_dict(self) -> dict[str, Any]:
         """The curves and the time, which a resumed run continues."""

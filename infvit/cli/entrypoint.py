@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from infvit.cli.config_errors import format_config_error, printable_line
 from infvit.cli.devices import distributed_job
-from infvit.cli.run_folder import finished_result
+from infvit.cli.run_folder import finished_result, report_other_code
 from infvit.errors import Interrupted, UsageError
 from infvit.run.files import disk_full_message
 from infvit.run.ranks import broadcast_from_rank_zero, is_global_zero, rank_zero_reports, store_outlives_workers
@@ -74,6 +74,8 @@ def continue_sweep_on_error(task: Task) -> Task:
             if is_global_zero():
                 print(f"skipped: {done.model} seed {done.seed} is finished; delete {done.run_dir} to run it again")
             return score(done)
+        if is_global_zero():
+            report_other_code(cfg)
         hydra = HydraConfig.get()
         sweep = hydra.mode == RunMode.MULTIRUN
         try:

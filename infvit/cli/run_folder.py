@@ -56,6 +56,20 @@ def finished_result(cfg: DictConfig) -> Result | None:
     return result if result is not None and result.status == "finished" else None
 
 
+def report_other_code(cfg: DictConfig) -> None:
+    """Prints a line if this job of a sweep, or the run to resume, was run before by other code and not yet by this."""
+    hydra = HydraConfig.get()
+    paths = [*Path(hydra.runtime.output_dir).parent.glob(f"*/{RESULT_FILE}")]
+    if not paths or (hydra.mode != RunMode.MULTIRUN and cfg.get("resume") != "auto"):
+        return
+    config, _, code = identity.config_hash(cfg).partition("-")
+    same = [r for path in paths if (r := _result(path)) and str(r.extra.get("config_hash")).startswith(f"{config}-")]
+    if same and all(result.code != code for result in same):
+        last = max(same, key=lambda result: result.started)
+        since = f"since it {'finished' if last.status == 'finished' else 'began'} (#{last.code} → #{code})"
+        print(f"{last.model} seed {last.seed}: its code has changed {since}: it runs again", flush=True)
+
+
 def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule, data: Any, run: Result) -> str | None:
     """The checkpoint to resume from, None to start from scratch; its classes are matched with the data's by name.
 
@@ -88,18 +102,28 @@ def checkpoint_to_resume(cfg: DictConfig, run_dir: Path, module: LightningModule
     return checkpoint
 
 
+def run_command() -> list[str]:
+    """The words of the command that repeats this run alone, wherever its config comes from."""
+    hydra = HydraConfig.get()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    options = [word for folder in folders for word in ("--config-dir", folder)]
+    options += [] if hydra.job.config_name == "train" else ["--config-name", str(hydra.job.config_name)]
+    searched = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
+    return ["python", "train.py", *options, *hydra.overrides.task, *searched]
+
+
 def resume_command() -> str:
     """The command that resumes this run in its folder, quoted for a shell."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return "the sweep's command, again"
-    task = [override for override in hydra.overrides.task if not override.startswith("resume=")]
+    words = [word for word in run_command() if not word.startswith(("resume=", "hydra.searchpath="))]
     where = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
     if not any(override.startswith("hydra.run.dir=") for override in where):
         folder = os.path.relpath(hydra.runtime.output_dir)
         plain = re.fullmatch(r"[\w./-]+", folder, re.ASCII)  # to Hydra's grammar
         where.append(f"hydra.run.dir={folder if plain else QuotedString(folder, Quote.double).with_quotes()}")
-    return shlex.join(["python", "train.py", *task, *where, "resume=auto"])
+    return shlex.join([*words, *where, "resume=auto"])
 
 
 def _check_same_run(checkpoint: str, run: Result) -> None:
@@ -113,6 +137,8 @@ def _check_same_run(checkpoint: str, run: Result) -> None:
     found, expected = (
         {"model": one.model, "recipe": f"{one.recipe}#{one.recipe_hash}", "seed": one.seed} for one in (earlier, run)
     )
+    if earlier.code != run.code and is_global_zero():
+        print(f"{checkpoint} was trained by other code (#{earlier.code}, this is #{run.code})", flush=True)
     differing = [name for name in expected if found[name] != expected[name]]
     if differing:
         raise UsageError(

@@ -120,6 +120,14 @@ FIRST: list[Column[Row]] = [
     ),
     metric("top-1 %", "test/top1", priority=1),
     Column(
+        "val top-1 %",
+        lambda row: row.objective if row.objective and row.objective.n else None,
+        partial(plus_minus, form=percent),
+        raw=lambda row: (row.objective or Estimate()).record("val_top1"),
+        optional=True,
+        priority=1,
+    ),
+    Column(
         "Δ top-1",
         _difference,
         partial(plus_minus, mean=lambda mean: signed(100 * mean)),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infvit.compare.evaluation import MAP_FIGURES, with_evaluations
-from infvit.compare.grouping import best_known, differences, group, names_of, shared_overrides
+from infvit.compare.grouping import best_known, differences, group, names_of, older_code, shared_overrides
 from infvit.compare.pairing import NOT_PAIRED, Paired
 from infvit.compare.published import Published, published
 from infvit.errors import UsageError
@@ -59,6 +59,11 @@ class Row:
     def top1(self) -> Estimate:
         """The top-1 on the test images, a fraction."""
         return self.metric("test/top1")
+
+    @cached_property
+    def objective(self) -> Estimate | None:
+        """The top-1 on held-out training images of a trial of a search, which never reads the test images."""
+        return None if self.top1.n else self.metric("val/top1")
 
     @property
     def comparable(self) -> bool:
@@ -123,9 +128,13 @@ class Comparison:
         candidates = [row.config for row in rows if row.finished] or configs
         signatures = [config.signature for config in candidates]
         reference = max(candidates, key=lambda config: signatures.count(config.signature), default=None)
-        rows = [replace(row, differs=differences(row.config, reference)) for row in rows if reference]
+        rows = [
+            replace(row, differs=(*differences(row.config, reference), *older_code(row.runs, groups)))
+            for row in rows
+            if reference
+        ]
         rows = _paired(rows, baseline or BASELINE)
-        rows.sort(key=lambda row: -1.0 if row.top1.mean is None else row.top1.mean, reverse=True)
+        rows.sort(key=lambda row: -1.0 if (top1 := (row.objective or row.top1).mean) is None else top1, reverse=True)
         return cls(tuple(rows), tuple(unreadable), baseline or BASELINE)
 
     @classmethod
@@ -196,13 +205,13 @@ def _baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
     """The row that `row` is compared with: comparable with it, and of the model `name`, or else of that row name.
 
     Of several it is the one that shares most of the configuration, so that softmax with faint positions is the
-    baseline of InfSA with faint positions; of equals, the one without overrides.
+    baseline of InfSA with faint positions; of equals, the one without overrides, and the latest.
     """
     named = [other for other in rows if other.config.model == name] or [other for other in rows if other.name == name]
     candidates = [other for other in named if other.counted and other.config.signature == row.config.signature]
 
-    def closeness(other: Row) -> tuple[bool, int, bool]:
+    def closeness(other: Row) -> tuple[bool, int, bool, str]:
         shared = sum(getattr(row.config, name) == getattr(other.config, name) for name in CONFIG_FIELDS)
-        return other is row, shared, not other.config.variant
+        return other is row, shared, not other.config.variant, other.config.started
 
     return max(candidates, key=closeness, default=None)

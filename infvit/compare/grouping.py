@@ -13,22 +13,41 @@ WORDS = {"dim": "width", "recipe_hash": "recipe", "data_fingerprint": "data", "i
 def group(results: Iterable[Result]) -> list[list[Result]]:
     """The runs of each configuration, in the order in which the configurations first appear."""
     results = list(results)
-    groups: dict[tuple[Any, ...], list[Result]] = {run.config_key: [] for run in results}
+    known: dict[tuple[Any, ...], list[Result]] = {}
     for run in results:
-        groups[_group_key(run, list(groups))].append(run)
+        known.setdefault(run.config_key, []).append(run)
+    groups: dict[tuple[Any, ...], list[Result]] = {key: [] for key in known}
+    for run in results:
+        groups[_group_key(run, known)].append(run)
     return [runs for runs in groups.values() if runs]
 
 
-def _group_key(run: Result, keys: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+def _group_key(run: Result, known: dict[tuple[Any, ...], list[Result]]) -> tuple[Any, ...]:
     """The group of a run. One that ended before it knew its data or model joins the first group it may belong to."""
-    own = run.config_key
-    unknown = [v in (None, "") and name != "variant" for name, v in zip((*CONFIG_FIELDS, "settings"), own, strict=True)]
-    if run.status == "finished" or not any(unknown):
-        return own
-    for key in keys:
-        if key != own and all(any_ or a == b for any_, a, b in zip(unknown, own, key, strict=True)):
+    for key, others in known.items() if run.status != "finished" else ():
+        if key != run.config_key and any(_agree(run, other) for other in others):
             return key
-    return own
+    return run.config_key
+
+
+def _agree(run: Result, other: Result, free: str = "") -> bool:
+    """Whether two runs may be of one configuration, but for a field that is free: what `run` does not know agrees.
+
+    Images without a fingerprint are those of the same folder.
+    """
+    names = (*CONFIG_FIELDS, "data_root", "settings")
+    images = run.data_fingerprint or run.data_root == other.data_root
+    return bool(images) and all(
+        a == b or name in (free, "data_root") or (a in (None, "") and name not in ("variant", "code"))
+        for name, a, b in zip(names, run.config_key, other.config_key, strict=True)
+    )
+
+
+def older_code(runs: Sequence[Result], groups: Iterable[Sequence[Result]]) -> tuple[str, ...]:
+    """What marks a row that a later one repeats with other code: "older code #1a2b3c4d, not #5e6f7a8b"."""
+    same = [row for row in groups if _agree(best_known(row), best_known(runs), "code")]
+    newest = max((run for row in (runs, *same) for run in row), key=lambda run: run.started)
+    return () if newest.code == runs[0].code else (f"older code #{runs[0].code or 'unknown'}, not #{newest.code}",)
 
 
 def best_known(runs: Sequence[Result]) -> Result:
@@ -57,7 +76,9 @@ def names_of(configs: Sequence[Result], shared: Sequence[str] = ()) -> list[str]
     for config, name in zip(configs, short, strict=True):
         namesakes = [other for other, theirs in zip(configs, short, strict=True) if theirs == name]
         fields = _differing_fields(namesakes)
-        words = [f"{field}={getattr(config, field)}" for field in fields]
+        words = [f"{field}={value}" for field in fields if (value := getattr(config, field)) not in (None, "")]
+        if len(namesakes) > 1 and not config.data_fingerprint:
+            words.append(f"data.root={config.data_root}")
         same = [other for other in namesakes if all(getattr(other, f) == getattr(config, f) for f in fields)]
         words += [f"{key}={_value(config.settings, key)}" for key in _differing([other.settings for other in same])]
         names.append(f"{name} ({', '.join(words)})" if words else name)
@@ -65,8 +86,9 @@ def names_of(configs: Sequence[Result], shared: Sequence[str] = ()) -> list[str]
 
 
 def _differing_fields(configs: Sequence[Result]) -> list[str]:
-    """The fields with several values; a hash only where the name that it belongs to does not distinguish."""
-    fields = [field for field in CONFIG_FIELDS if len({getattr(config, field) for config in configs}) > 1]
+    """The fields with several known values; a hash only where the name that it belongs to does not distinguish."""
+    values = {field: {getattr(config, field) for config in configs} for field in CONFIG_FIELDS}
+    fields = [field for field in CONFIG_FIELDS if len(values[field] - (set() if field == "code" else {None, ""})) > 1]
     for name, digest in (("recipe", "recipe_hash"), ("data", "data_fingerprint")):
         pairs = {(getattr(config, name), getattr(config, digest)) for config in configs}
         if name in fields and len({value for value, _ in pairs}) == len(pairs):

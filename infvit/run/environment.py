@@ -41,15 +41,27 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of this code, with "+changes" if files differ from it; None outside of a repository."""
-
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.check_output(["git", *arguments], cwd=folder, text=True, stderr=subprocess.DEVNULL).strip()
-
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        return _git("rev-parse", "--short=12", "HEAD").decode().strip() + ("+changes" if _git("status", "-s") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def git_changes(most: int = 2**20) -> bytes:
+    """What differs from the commit, as `git diff HEAD` writes it, at most so many bytes; files without history by name.
+
+    Empty outside of a repository.
+    """
+    try:
+        changes, new = _git("diff", "--no-ext-diff", "HEAD"), _git("ls-files", "--others", "--exclude-standard")
+    except (OSError, subprocess.CalledProcessError):
+        return b""
+    cut = f"\n# cut after {most:,} of {len(changes):,} bytes\n".encode() * (len(changes) > most)
+    return changes[:most] + cut + b"".join(b"# untracked: " + name for name in new.splitlines(keepends=True))
+
+
+def _git(*arguments: str) -> bytes:
+    return subprocess.check_output(["git", *arguments], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
 
 
 def command() -> str:

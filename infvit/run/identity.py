@@ -6,8 +6,11 @@ is resolved only where it counts.
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from infvit.run.code import code_hash
 
 IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
 """What the result of a run depends on, besides the code."""
@@ -42,9 +45,14 @@ FIELDS = ("model.name", "data.name", "trainer.precision", "trainer.max_epochs")
 
 
 def config_hash(cfg: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits of all that a run's result depends on: equal for the same job of a repeated sweep."""
+    """All that a run's result depends on: equal for the same job of a repeated sweep.
+
+    Eight hexadecimal digits of the configuration, a dash, and eight of the code that its model and its recipe name.
+    """
     without = EXECUTION if cfg["data"]["name"] == UNNAMED else {*EXECUTION, "root"}
-    return _digest({name: _content(cfg[name], without) for name in IDENTITY})
+    content = {name: _content(cfg[name], without) for name in IDENTITY}
+    names = re.findall(r'"_target_": "([^"]+)"', json.dumps([content["model"], content["recipe"]]))
+    return f"{_digest(content)}-{code_hash(['infvit.module.Classifier', *names])}"
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:

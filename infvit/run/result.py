@@ -39,8 +39,10 @@ class Result:
     "test/top1", "test/top5", "test/loss", "val/top1", ...; accuracies are fractions. `variant` holds the overrides that
     distinguish the run from its model's defaults ("pooling=mean"), `settings` all values that a row of the comparison
     depends on ({"model.attention.hops": 3}), without the seed: runs that differ in either are never averaged.
-    `sweep_command` is the command of the sweep that the run belongs to, "" for a single run. `extra` holds the keys of
-    the file that this version does not know; they survive reading and writing.
+    `code` is the hash of what computes the result (`infvit.run.code`), `data_root` the folder of the images, by which
+    runs are matched that failed before they read any. `sweep_command` is the command of the sweep that the run belongs
+    to, "" for a single run. `extra` holds the keys of the file that this version does not know; they survive reading
+    and writing.
     """
 
     schema: Literal[1] = 1
@@ -50,6 +52,7 @@ class Result:
     attention: str
     variant: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    code: str = ""
     depth: int | None
     dim: int | None
     heads: int | None
@@ -66,6 +69,7 @@ class Result:
     batch_size: int
     data: str
     data_fingerprint: str
+    data_root: str = ""
     loader: str
     precision: str
     seed: int
@@ -85,7 +89,8 @@ class Result:
     @property
     def config_key(self) -> tuple[Any, ...]:
         """The identity of the configuration without the seed: equal keys are seeds of one row of the table."""
-        return (*(getattr(self, name) for name in CONFIG_FIELDS), _key(self.settings))
+        place = "" if self.data_fingerprint else self.data_root
+        return (*(getattr(self, name) for name in CONFIG_FIELDS), place, _key(self.settings))
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -142,7 +147,7 @@ class Result:
 
 JSON = TypeAdapter(Result)
 REQUIRED = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
-CONFIG_FIELDS = [name for name in REQUIRED if name not in ("status", "seed")] + ["variant"]
+CONFIG_FIELDS = [name for name in REQUIRED if name not in ("status", "seed")] + ["variant", "code"]
 
 
 def _number_or_text(value: Any) -> Any:

@@ -83,6 +83,46 @@ def test_many_skipped_steps_in_a_row_end_the_run_name_the_layer_and_leave_batch_
     assert all(value.isfinite().all() for value in weights.values())
 
 
+EMA = "recipe.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.5, use_buffers: false}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["recipe.base_lr=1e30"], "val/loss became "),
+        (["recipe.base_lr=1e30", EMA], "val/loss became "),
+        (["trainer.precision=16-true"], "val/loss became nan in epoch 0"),
+    ],
+)
+def test_a_run_whose_outputs_are_not_finite_has_not_finished(cli, words, says):
+    ended = cli("train", *RUN, "+trainer.limit_train_batches=4", *words)
+    left = result()
+    assert left["status"] == "diverged", ended.out
+    assert says in left["error"]
+    assert "finished" not in ended.out
+    assert "test/top1" not in left["metrics"]
+    for path in Path("run/checkpoints").glob("*.ckpt"):
+        assert all(value.isfinite().all() for value in checkpoint.read_checkpoint(path)["state_dict"].values())
+
+
+@pytest.mark.parametrize("part", ["state_dict", "current_model_state"])
+def test_weights_that_are_not_finite_do_not_replace_the_last_finite_ones(tmp_path, capsys, part):
+    io = checkpoint.AtomicCheckpointIO()
+    io.buffers = {"mask"}
+    good = {"weight": torch.ones(2), "mask": torch.tensor([0.0, -torch.inf])}
+    io.save_checkpoint({"state_dict": good, "current_model_state": good}, tmp_path / "step1.ckpt")
+    bad = {"state_dict": good, "current_model_state": good, part: good | {"weight": torch.tensor([1.0, torch.nan])}}
+    for step in (2, 3):
+        io.save_checkpoint(bad, tmp_path / f"step{step}.ckpt")
+    assert [path.name.partition("-")[0] for path in checkpoint.newest_first(tmp_path)] == ["step1"]
+    assert capsys.readouterr().out.count("step2: weight is not finite, no checkpoint is written") == 1
+    assert io.not_finite == "weight"
+    io.save_checkpoint({"state_dict": good}, tmp_path / "step4.ckpt")
+    assert (tmp_path / "last.ckpt").resolve().name.startswith("step4-")
+    assert not io.not_finite
+
+
 def test_a_gradient_that_is_not_finite_is_found_in_its_layer():
     net = VisionTransformer(SoftmaxAttention, 4, 2, num_classes=3, dim=8, depth=2, num_heads=2)
     images, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])

@@ -1,6 +1,7 @@
 """Sweeps: what is finished is not run again, one process per folder, jobs in parallel, progress, the tables' twins."""
 
 import csv
+import importlib
 import itertools
 import json
 import os
@@ -15,7 +16,9 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from callbacks.sweep.best_recipe import SaveBestRecipe
 from callbacks.sweep.progress import SweepProgress, progress
+from infvit.run import code
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -68,6 +71,59 @@ def test_a_finished_job_of_another_configuration_does_not_count(cli):
     assert "skipped" in cli("train", *QUICK, *fixed).out
     other = cli("train", *QUICK, *fixed, "recipe.model.drop_path=0.1").ok()
     assert "skipped" not in other.out
+
+
+OPERATOR = """
+from torch import nn
+from own_operator_scale import scale
+
+class Mine(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return scale * self.proj(x)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_runs_again_when_its_code_has_changed_and_the_rows_are_not_averaged(cli, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    model = {"name": "mine", "net": "${backbone}"}
+    model["attention"] = {"_target_": "own_operator.Mine", "_partial_": True}
+    OmegaConf.save(OmegaConf.create(model), tmp_path / "conf/model/mine.yaml")
+    (tmp_path / "own_operator_scale.py").write_text("scale = 1")
+    few = ["size.depth=1", "size.dim=16", "+trainer.limit_val_batches=1"]
+
+    def swept(text: str, *words: str):
+        """What the command prints in a process that has not imported the operator, which it holds in memory."""
+        (tmp_path / "own_operator.py").write_text(text)
+        for name in ("own_operator", "own_operator_scale"):
+            sys.modules.pop(name, None)
+        code._own.cache_clear()
+        code._definition.cache_clear()
+        importlib.invalidate_caches()
+        return cli("train", "--config-dir", "conf", *words, *few, "model=mine", "seed=0").ok()
+
+    assert "its code has changed" not in swept(OPERATOR, *QUICK).out
+    (first,) = results(tmp_path).values()
+    assert "skipped: mine seed 0 is finished" in swept(f"# a comment{OPERATOR}", *QUICK).out
+    again = swept(OPERATOR.replace("scale *", "0 * scale *"), *QUICK).out
+    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/digits/*_sweep/*/result.json"))]
+    (second,) = [run for run in runs if run["code"] != first["code"]]
+    changed = "mine seed 0: its code has changed since it finished"
+    assert f"{changed} (#{first['code']} → #{second['code']}): it runs again" in again
+    assert len(runs) == 2
+    assert f"older code #{first['code']}, not #{second['code']}" in again
+    (tmp_path / "own_operator_scale.py").write_text("scale = 2")
+    assert (
+        "resume=auto: no run of this configuration" in swept(OPERATOR, "experiment=digits", *SHORT, "resume=auto").out
+    )
+    (tmp_path / "own_operator_scale.py").write_text("scale = 3")
+    assert changed in swept(OPERATOR, "experiment=digits", *SHORT, "resume=auto").out
+    assert first["command"].startswith(f"python train.py --config-dir {tmp_path / 'conf'} model=mine seed=0 ")
 
 
 @pytest.mark.slow
@@ -224,6 +280,20 @@ def test_a_search_never_reads_the_test_images_and_leaves_a_recipe_for_all_models
     used = [json.loads(path.read_text()) for path in outcome.folder.glob("runs/digits/*/result.json")]
     assert {result["recipe_hash"] for result in used} <= won
     assert {result["recipe"] for result in used} == {"digits_searched"}
+
+
+def test_a_search_is_not_over_seeds(capsys):
+    def started(*words: str):
+        config = OmegaConf.create(
+            {"hydra": {"sweeper": {"params": {"seed": "0,1,2", "x": 1}}, "overrides": {"task": words}}}
+        )
+        SaveBestRecipe("found").on_multirun_start(config)
+        return config.hydra.sweeper.params
+
+    assert started("+scale=cpu", "seed=3") == {"x": 1}
+    with pytest.raises(SystemExit):
+        started("seed=0,1")
+    assert "error: a search over seed= finds the luckiest one: give one seed" in capsys.readouterr().err
 
 
 def watched(sizes: list[int]):

@@ -1,6 +1,9 @@
 """Seeds become means and intervals; what must not be compared is marked; nothing disappears."""
 
-from infvit.compare import Comparison, Estimate
+from dataclasses import replace
+
+from infvit.compare import Comparison, Estimate, records
+from infvit.compare.columns import table
 from infvit.compare.notes import problems
 
 
@@ -42,6 +45,50 @@ def test_a_run_that_failed_before_it_knew_its_data_counts_in_its_row_which_takes
     (row,) = Comparison.from_results(failed).rows
     assert row.known("parameters") == 7
     assert row.config.data_fingerprint == "a"
+
+
+def test_a_run_that_failed_before_it_read_its_images_counts_in_the_row_of_its_folder(make_result):
+    early = {"status": "failed", "top1": None, "data_fingerprint": "", "num_classes": None}
+    runs = [
+        make_result(seed=s, top1=t, data_fingerprint=t, data_root=r) for s, t, r in ((0, 0.9, "/a"), (0, 0.8, "/b"))
+    ]
+    runs = [replace(run, data_fingerprint=run.data_root[1] * 8) for run in runs]
+    failed = [make_result(seed=seed, data_root=root, **early) for seed, root in enumerate(("/a", "/b", "/b", "/c"))]
+    rows = Comparison.from_results([*runs, *failed]).rows
+    assert [(row.name, row.finished, row.troubles) for row in rows] == [
+        ("vit (data_fingerprint=aaaaaaaa)", 1, "1 failed"),
+        ("vit (data_fingerprint=bbbbbbbb)", 1, "2 failed"),
+        ("vit (data.root=/c)", 0, "1 failed"),
+    ]
+
+
+def test_rows_that_differ_in_nothing_but_code_are_not_averaged_and_the_older_one_is_marked(make_result, printed):
+    runs = [
+        make_result(seed=seed, top1=top1, code=code, started=f"2026-01-0{day}T00:00:00+00:00")
+        for seed, top1, code, day in ((0, 0.9, "aaaaaaaa", 1), (1, 0.9, "aaaaaaaa", 1), (0, 0.5, "bbbbbbbb", 2))
+    ]
+    runs += [make_result("infvit", 0, 0.7, code="cccccccc")]
+    comparison = Comparison.from_results(runs)
+    rows = {row.name: row for row in comparison.rows}
+    old, new = rows["vit (code=aaaaaaaa)"], rows["vit (code=bbbbbbbb)"]
+    assert (old.finished, new.finished) == (2, 1)
+    assert old.differs == ("older code #aaaaaaaa, not #bbbbbbbb",)
+    assert new.comparable
+    assert rows["infvit"].comparable
+    assert rows["infvit"].paired.baseline == new.name
+    assert {record["code"]: record["differs"] for record in records(comparison)}["aaaaaaaa"] == old.differs[0]
+    if printed.__name__ != "latex":
+        assert old.differs[0] in printed(comparison)
+
+
+def test_trials_of_a_search_show_their_objective_and_fall_by_it(make_result):
+    trials = [
+        make_result(top1=None, variant=f"recipe.base_lr={lr}", metrics={"val/top1": lr}) for lr in (0.1, 0.3, 0.2)
+    ]
+    comparison = Comparison.from_results(trials)
+    shown = [column for column in table(comparison).shown("text") if column.heading == "val top-1 %"]
+    assert [column.cell(row) for column in shown for row in comparison.rows] == [f"{x}.00 ± –" for x in (30, 20, 10)]
+    assert not [c for c in table(Comparison.from_results([make_result()])).shown("text") if c.heading == "val top-1 %"]
 
 
 def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(make_result):

@@ -81,6 +81,7 @@ def test_the_key_ignores_the_seed_and_what_was_measured_and_nothing_else(make_re
         {"variant": "pooling=mean"},
         {"precision": "bf16-mixed"},
         {"settings": {"compile": True}},
+        {"code": "5e6f7a8b"},
     ):
         assert replace(result, **change).config_key != result.config_key
 
