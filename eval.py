@@ -20,7 +20,7 @@ from infvit import cli
 @cli.continue_sweep_on_error
 def evaluate(cfg: DictConfig) -> Any:
     """Takes one measurement; returns its figure, which sweepers may maximise."""
-    cli.check_config(cfg, "measure")
+    cli.check_measurement(cfg)
     cli.use_threads(cfg.threads)
     measure = instantiate(cfg.measure, _convert_="all")
     out = Path(HydraConfig.get().runtime.output_dir)

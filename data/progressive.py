@@ -43,11 +43,11 @@ class Ramp:
             )
 
     def side(self, epoch: int, full: int) -> int:
-        """Returns the pixels of a side in this epoch, at most `full`; UsageError if `start` is larger than that."""
-        if self.start > full:
+        """Returns the pixels of a side in this epoch, at most `full`; UsageError if `start` is not less."""
+        if self.start >= full:
             raise UsageError(
-                f"recipe.augmentation.progressive.start={self.start} is more than size.image_size={full}: give at most "
-                f"{full}"
+                f"recipe.augmentation.progressive.start={self.start} is not less than size.image_size={full}: images "
+                "would not grow"
             )
         begin, end = self.begin * self.epochs, self.end * self.epochs
         if epoch >= end:

@@ -2,6 +2,7 @@
 
 from infvit.cli import resolvers as resolvers
 from infvit.cli.devices import check_batch as check_batch
+from infvit.cli.devices import check_measurement as check_measurement
 from infvit.cli.devices import prepare_run as prepare_run
 from infvit.cli.devices import use_threads as use_threads
 from infvit.cli.dry_run import estimate_run as estimate_run
@@ -12,4 +13,3 @@ from infvit.cli.recipe import optimization as optimization
 from infvit.cli.run_errors import friendly_errors as friendly_errors
 from infvit.cli.run_errors import friendly_eval_errors as friendly_eval_errors
 from infvit.cli.run_folder import checkpoint_to_resume as checkpoint_to_resume
-from infvit.cli.validation import check_config as check_config

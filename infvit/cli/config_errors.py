@@ -62,7 +62,8 @@ def _unknown_key(error: ConfigCompositionException) -> str | None:
         expected = f"did you mean {' or '.join(full_key.removesuffix(key) + name for name in similar)}?"
     else:
         expected = f"expected one of {', '.join(names[:MAX_KEYS])}{', …' * (len(names) > MAX_KEYS)}"
-    return f"{full_key} is not a config key: {expected} ({added[1]} adds it)"
+    adds = f" ({added[1]} adds it)" if "_target_" in names else ""  # elsewhere nothing would read it
+    return f"{full_key} is not a config key: {expected}{adds}"
 
 
 def _instantiation(error: InstantiationException) -> str:

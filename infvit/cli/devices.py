@@ -12,24 +12,37 @@ from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, read_write
 
-from infvit.cli.recipe import check_recipe
+from infvit.cli.recipe import check_read
+from infvit.cli.run_folder import run_command
 from infvit.cli.validation import check_config
 from infvit.errors import UsageError, expect
 from infvit.module import Classifier
 from infvit.run.ranks import launcher
 from infvit.sharding import FullySharded
 
+READ_BY_CODE = ("name", "model.name", "data.name", "seed", "threads", "compile", "resume", "dry_run")
+"""Keys that train.py reads itself."""
+
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
 
 
 def prepare_run(cfg: DictConfig, *parts: str) -> None:
     """Checks recipe, config and devices, and sets threads and seed, before anything is instantiated."""
-    check_recipe(cfg, HydraConfig.get().overrides.task)
+    check_read(cfg, HydraConfig.get(), *READ_BY_CODE, *(part for part in parts if part != "recipe"))
     check_config(cfg, *parts)
     expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
     check_devices(cfg.trainer)
     seed_run(cfg.seed)
     use_threads(cfg.threads)
+
+
+def check_measurement(cfg: DictConfig) -> None:
+    """Checks the config of eval.py; settings of data that it does not name are checked with those of the run."""
+    hydra = HydraConfig.get()
+    choices, read = hydra.runtime.choices, ["measure", "trainer", "name", "threads", "wandb", "project"]
+    read += ["data.module" if choices.get("data") else "data"] * ("ckpt" in cfg) + ["size"] * ("size" in choices)
+    check_read(cfg, hydra, *read)
+    check_config(cfg, "measure")
 
 
 def check_devices(trainer: DictConfig) -> None:
@@ -90,6 +103,10 @@ def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
     )
     clip = trainer.gradient_clip_val
     expect(clip is None or clip > 0, f"recipe.clip_grad={clip}", "a norm above 0, or null for no clipping")
+    algorithm = trainer.gradient_clip_algorithm
+    expect(
+        clip is not None or algorithm is None, f"trainer.gradient_clip_algorithm={algorithm}", "recipe.clip_grad too"
+    )
     share = data.per_device(trainer)
     if module.mixup is None:
         return
@@ -98,6 +115,15 @@ def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
             f"recipe.batch_size={data.batch_size} leaves each device batches of {share}, and recipe.mixup mixes pairs: "
             f"give a multiple of {2 * data.batch_size // share}"
         )
+    expect(
+        getattr(module.mixup, "mix_prob", 1) > 0, "recipe.mixup.prob=0", "more than 0; recipe.mixup=null mixes nothing"
+    )
+    twice = getattr(module.mixup, "label_smoothing", 0) and module.label_smoothing
+    expect(
+        not twice,
+        "recipe.mixup.label_smoothing besides recipe.label_smoothing",
+        "0 in one, or labels are smoothed twice",
+    )
     try:
         module.mixup(torch.zeros(2, 3, data.view.size, data.view.size), torch.tensor([0, 0]))
     except Exception as error:  # timm validates its settings when it mixes
@@ -130,7 +156,7 @@ def distributed_job() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in RENDEZVOUS}
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        sys.argv[1:] = list(hydra.overrides.task)
+        sys.argv[1:] = run_command()[2:]
         run = cast(DictConfig, hydra.run)
         with read_write(run):
             run.dir = hydra.runtime.output_dir

@@ -1,20 +1,36 @@
 """The recipe of a config: its optimization goes to the Classifier, its sections are read by other config groups."""
 
 import inspect
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import nn
 
+from infvit.cli.targets import values
 from infvit.cli.validation import check_call
 from infvit.errors import UsageError
 from infvit.module import Classifier
 
-REFERENCE = re.compile(r"\brecipe\.([\w.]+)")
+REFERENCE = re.compile(r"\$\{(?:oc\.(?:select|dict\.keys|dict\.values):)? *([\w.]+) *(?=[},])")
+"""The key in `${size.depth}` and in `${oc.select:model.depth,null}`."""
+
+SET_BY_RUN = {
+    "recipe.optimizer.lr": "recipe.base_lr",
+    "recipe.schedule.warmup": "recipe.warmup_epochs",
+    "recipe.schedule.total": "recipe.epochs",
+    "recipe.mixup.num_classes": "data=",
+    "model.net.num_classes": "data=",
+    "model.attention.num_heads": "size.heads",
+    "trainer.callbacks": "+callbacks.NAME",
+    "trainer.logger": "logger=",
+}
+"""Arguments that a run gives by itself, over those of its config, and the setting that they follow."""
 
 
 def optimization(recipe: DictConfig, net: nn.Module) -> dict[str, Any]:
@@ -30,43 +46,81 @@ def optimization(recipe: DictConfig, net: nn.Module) -> dict[str, Any]:
             "steps is not usable (the mean of two draws of random directions is not a draw): "
             "add use_buffers: false to it, which takes the last ones"
         )
-    values = {name: recipe[name] for name in inspect.signature(Classifier).parameters if name in recipe}
-    made = {k: instantiate(v, _convert_="all") if OmegaConf.is_config(v) else v for k, v in values.items()}
+    if recipe.optimizer.get("layer_decay") is not None and not hasattr(net, "group_matcher"):
+        raise UsageError(f"recipe.optimizer.layer_decay needs the order of layers, and {type(net).__name__} names none")
+    given = {name: recipe[name] for name in inspect.signature(Classifier).parameters if name in recipe}
+    made = {k: instantiate(v, _convert_="all") if OmegaConf.is_config(v) else v for k, v in given.items()}
     check_call(Classifier, made, "recipe.{}".format)
     return made
 
 
-def check_recipe(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UsageError for a key of the recipe that nothing reads: it would change the recipe's hash and no result.
+def check_read(cfg: DictConfig, hydra: Any, *read: str) -> None:
+    """Raises UsageError for a setting without effect: it would change the hash of a run and nothing else.
 
-    A key is read if the Classifier has an argument of its name or another config group refers to `${recipe.KEY}`. The
-    section `recipe.model` is written for conf/backbone.yaml; another model, such as a whole one of timm, reads part of
-    it, and the rest cannot be overridden with that model.
+    That is a key that the command line sets and nothing in this run reads, a key of the recipe that no run reads, and
+    one that the run sets itself. A key is read if it is, or is within, what `read` names, or what a `${KEY}` refers to
+    in something that is read; of a recipe, the Classifier reads its arguments. So a whole model of timm does not read
+    what is written for conf/backbone.yaml.
 
     Args:
-        cfg: the composed config.
-        overrides: of the command line.
+        cfg: as composed.
+        hydra: its part for Hydra.
+        read: keys that are instantiated, or that code reads.
     """
-    raw: Any = OmegaConf.to_container(cfg, resolve=False)
-    recipe, net = raw.pop("recipe"), raw["model"]["net"]
-    known = {"name", *inspect.signature(Classifier).parameters, *REFERENCE.findall(json.dumps(raw, default=str))}
-    for key in _keys(recipe):
-        if key not in known:
-            section, _, name = key.rpartition(".")
-            siblings = [k.rpartition(".")[2] for k in sorted(known) if k.rpartition(".")[0] == section]
-            raise UsageError(f"nothing reads recipe.{key}: expected {', '.join(siblings)}; leave out {name}")
-    if net == "${backbone}":
-        return
-    raw.pop("backbone")
-    read = REFERENCE.findall(json.dumps(raw, default=str))
-    changed = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    for key in (f"model.{name}" for name in recipe["model"]):
-        group = key.rpartition(".")[2]
-        if key not in read and any(name == group or f"{name}.".startswith(f"recipe.{key}.") for name in changed):
-            raise UsageError(
-                f"model={cfg.model.name} does not read recipe.{key}, it has its own: leave out {group}, or take a "
-                "model of conf/backbone.yaml"
-            )
+    raw: Any = {"hydra": OmegaConf.to_container(hydra, resolve=False)}
+    raw |= OmegaConf.to_container(cfg, resolve=False)
+    classifier = [f"recipe.{name}" for name in ("name", *inspect.signature(Classifier).parameters)]
+    by_any_run = _read(raw, [*(key for key in raw if key != "recipe"), *classifier])
+    by_this_run = _read(raw, [*read, *classifier, "hydra"])
+    given = [(f"recipe.{key}", by_any_run) for key in _keys(raw.get("recipe", {}))]
+    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        key, value = override.key_or_group, override.value()
+        if key in hydra.runtime.choices and not isinstance(value, dict):
+            key, value = _package(f"{key}/{hydra.runtime.choices[key]}") or "hydra", None
+        if not override.is_delete() and override.package is None:
+            given += [(leaf, by_this_run) for leaf, _ in values(value, key)]
+    for key, known in given:
+        if not any(f"{key}.".startswith(f"{one}.") or one.startswith(f"{key}.") for one in known):
+            above, _, name = key.rpartition(".")
+            siblings = sorted(one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == above and above)
+            expected = f"expected {', '.join(siblings)}; " if siblings else ""
+            by = f" with model={cfg.model.name}" if known is by_this_run and "recipe" in raw else ""
+            raise UsageError(f"nothing reads {key}{by}: {expected}leave out {name}")
+        opt = str(OmegaConf.select(cfg, "recipe.optimizer.opt")).lower().rpartition("_")[2]
+        taken = get_optimizer_info(opt) if opt in list_optimizers() else None
+        if key.startswith("recipe.optimizer.") and not getattr(taken, f"has_{key.split('.')[2]}", True):
+            raise UsageError(f"{key} has no effect on {opt}: leave it out")
+    for key, instead in SET_BY_RUN.items() if "recipe" in raw else ():
+        if OmegaConf.select(cfg, key) is not None:
+            raise UsageError(f"{key} has no effect, the run sets it: leave it out, and give {instead}")
+
+
+def _package(option: str) -> str | None:
+    """The section that an option of a group is in, such as recipe.model.positions for positions/std0.02."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.is_config(option):
+            package = source.load_config(option).header.get("package") or option.rpartition("/")[0].replace("/", ".")
+            return None if package == "_global_" else package
+    return None
+
+
+def _read(raw: dict[str, Any], keys: Iterable[str]) -> set[str]:
+    """The keys and all that `${KEY}` in them, and in what these refer to, names."""
+    read: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        if (key := waiting.pop()) in read:
+            continue
+        read.add(key)
+        node: Any = raw
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else node  # text there refers to a section
+        for place, value in values(node, key):
+            for name in REFERENCE.findall(str(value)):
+                inner = name.lstrip(".")
+                above = place.split(".")[: len(inner) - len(name)] if inner != name else []
+                waiting.append(".".join([*above, inner]))
+    return read
 
 
 def _keys(recipe: dict[str, Any]) -> list[str]:

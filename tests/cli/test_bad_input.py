@@ -7,6 +7,7 @@ from PIL import Image
 SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
 DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
 SMALL = [*DIGITS, "size.depth=1", "size.dim=16"]
+MIXUP = "recipe.mixup={{_target_: timm.data.Mixup, _partial_: true, {}}}"
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def tree(tmp_path):
         (["experiment=nothing"], ["experiment=nothing", "digits"]),
         (["size.heads=5"], ["num_heads=5", "dim=64", "4"]),
         (["size.image_size=9"], ["9", "patch size 2", "8 or 10"]),
-        (["data.num_classes=7"], ["num_classes", "7"]),
+        (["data.num_classes=7"], ["data.num_classes is not a config key"]),
         (["recipe.batch_size=5000"], ["5000", "1437"]),
         (["recipe.batch_size=33", "trainer=ddp_cpu"], ["33", "2 devices × 1 accumulated", "multiple of 2"]),
         (["recipe.batch_size=33", "trainer.accumulate_grad_batches=2"], ["33", "2 accumulated", "multiple of 2"]),
@@ -58,7 +59,11 @@ def tree(tmp_path):
         (["model.attention.gamma=1.5", "+x=1"], ["gamma"]),
         (["model=linear_infvit", "+model.attention.gamma=1.5"], ["gamma=1.5", "above 0 and below 1"]),
         (["seed="], ["seed"]),
-        (["sead=1"], ["sead is not a config key: did you mean seed?", "+sead=1 adds it"]),
+        (["sead=1"], ["sead is not a config key: did you mean seed?"]),
+        (["trainer.limit_val=1"], ["trainer.limit_val is not a config key", "(+trainer.limit_val=1 adds it)"]),
+        (["+trainer.gradient_clip_algorithm=value", "recipe.clip_grad=null"], ["clip_algorithm", "recipe.clip_grad"]),
+        ([MIXUP.format("prob: 0.0, label_smoothing: 0.0")], ["recipe.mixup.prob=0", "recipe.mixup=null"]),
+        ([MIXUP.format("label_smoothing: 0.1")], ["smoothed twice"]),
         (["seed=1,2"], ["Ambiguous value for argument 'seed=1,2'", "key=[value1,value2]", "add --multirun"]),
         (["+model=vit"], ["model is chosen already: write model=OPTION without +"]),
         (["gamma=fixed"], ["Could not override 'gamma'. No match in the defaults list", "use +gamma=fixed"]),
