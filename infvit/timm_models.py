@@ -16,7 +16,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
 from infvit.class_names import is_imagenet
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 
 def timm_model(name: str, num_classes: int, img_size: int, drop_path_rate: float = 0.0, **options: Any) -> nn.Module:
@@ -32,6 +32,8 @@ def timm_model(name: str, num_classes: int, img_size: int, drop_path_rate: float
         UsageError: if timm has no such model, or the model takes no such option or image size.
     """
     _check_name(name)
+    loads = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & options.keys()
+    expect(not loads, f"model.net.{' model.net.'.join(loads)} loads a file", "an untrained model")
     net = _create(name, options, num_classes, {"img_size": img_size, "drop_path_rate": drop_path_rate})
     try:
         copy.deepcopy(net).to("meta").eval()(torch.empty(1, 3, img_size, img_size, device="meta"))

@@ -1,9 +1,9 @@
 """Loads the models that a measurement works on: by name from conf/model, from a run's checkpoint, or from timm."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +15,7 @@ from torch import nn
 from infvit.class_names import places, synsets
 from infvit.cli.devices import check_devices
 from infvit.cli.run_folder import CHECKPOINTS
-from infvit.cli.targets import check_stored_targets
+from infvit.cli.targets import stored_config
 from infvit.errors import UsageError
 from infvit.measure.model_source import EvaluationData, LoadedRun
 from infvit.run.checkpoint import LAST, classes_of, matching_weights, read_checkpoint
@@ -44,15 +44,15 @@ class ConfigModelSource:
 
     def load(self, checkpoint: str) -> LoadedRun:
         """The run's model with the checkpoint's weights; its data, or those that `data=` names, are built when used."""
-        run_dir, run = run_of(checkpoint)
+        run_dir, run = run_of(checkpoint, self.cfg.trust)
         content = read_checkpoint(checkpoint)
         classes = classes_of(checkpoint, content)
         model = _model(run, classes)
         matching_weights(checkpoint, content, nn.ModuleDict({"net": model}))
         model.load_state_dict({name.removeprefix("net."): w for name, w in content["state_dict"].items()})
         run.data = self._data(run.data)
-        run.data.loader = EXACT
         images = run.data.module
+        images.loader = EXACT
 
         def make_data() -> EvaluationData:
             data = instantiate(images, _convert_="all")
@@ -74,7 +74,7 @@ class ConfigModelSource:
 
     def initial(self, checkpoint: str) -> nn.Module:
         """The run's model before training, rebuilt from the run's seed."""
-        _, run = run_of(checkpoint)
+        _, run = run_of(checkpoint, self.cfg.trust)
         seed_everything(run.seed, workers=True, verbose=False)
         return _model(run, classes_of(checkpoint, read_checkpoint(checkpoint)))
 
@@ -131,14 +131,11 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value != {}}
 
 
-def run_of(checkpoint: str | Path) -> tuple[Path, DictConfig]:
-    """The folder of the run that wrote a checkpoint, and the run's composed config, whose targets are checked."""
+def run_of(checkpoint: str | Path, trust: Collection[str] = ()) -> tuple[Path, DictConfig]:
+    """The folder of the run that wrote a checkpoint, and `stored_config` of it."""
     folders = Path(checkpoint).resolve().parents[:2]
     found = next((folder for folder in folders if (folder / ".hydra" / "config.yaml").is_file()), None)
     if not Path(checkpoint).is_file() or found is None:
         missing = "does not exist" if not Path(checkpoint).is_file() else "is not in a run folder (.hydra/config.yaml)"
         raise UsageError(f"checkpoint {checkpoint} {missing}: give a .ckpt file in the folder of its run")
-    path = found / ".hydra" / "config.yaml"
-    config = cast(DictConfig, OmegaConf.load(path))
-    check_stored_targets(config, path)
-    return found, config
+    return found, stored_config(found / ".hydra" / "config.yaml", trust)

@@ -1,68 +1,97 @@
 """Which `_target_` a config may call: a run's folder may come from someone else."""
 
+import functools
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
-OURS = ("infvit.", "data.", "callbacks.")
+CONF = Path(__file__).parents[2] / "conf"
 
-TRUSTED = (
-    *OURS,
-    "timm.data.",
-    "timm.layers.",
-    "timm.optim.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchmetrics.",
-    "lightning.pytorch.Trainer",
-    "lightning.pytorch.callbacks.",
-    "lightning.pytorch.loggers.",
-    "lightning.pytorch.plugins.",
-    "lightning.pytorch.profilers.",
-    "lightning.pytorch.strategies.",
+MAKES_RUNS = ("backbone.yaml", "data", "gamma", "model", "positions", "progressive", "recipe", "trainer")
+"""What of conf/ makes models, data and recipes; nothing that it names writes files when it is called."""
+
+LIBRARIES = re.compile(
+    r"(torch\.nn|torch\.optim|torch\.optim\.lr_scheduler|timm\.layers|timm\.optim"
+    r"|lightning\.pytorch\.(callbacks|plugins|profilers|strategies))\.[A-Z]\w*"
 )
-"""Prefixes of what the config of a stored run may call: what builds models, data and recipes, and loads no files."""
-
-DEFINED_IN = (*TRUSTED, "lightning.pytorch.")
-"""Prefixes of where the object must be defined: infvit.module.torch.load has a trusted name, too."""
+"""Classes of libraries, by their names alone, that the config of a stored run may name, too: they do not either."""
 
 DECODERS = ("oc.decode", "oc.create")
 """Resolvers that turn text into config, which cannot be checked before it is resolved."""
 
+NOT_YOURS = {"infvit", "data", "callbacks"} | sys.stdlib_module_names
+
+NOT_MADE = ("callbacks", "logger")
+"""Sections of a run's config of which a measurement makes nothing."""
+
 
 def check_targets(cfg: DictConfig) -> None:
     """Raises UsageError if the config calls Python's standard library: `os.system` does not build a model."""
-    for key, target in _targets(cfg):
-        if {target.partition(".")[0], _definition(target).partition(".")[0]} & sys.stdlib_module_names:
+    for key, target in _targets(OmegaConf.to_container(cfg, resolve=False)):
+        defined_in = str(getattr(find_object(target), "__module__", ""))  # data.view.math.sqrt is of Python, too
+        if {target.partition(".")[0], defined_in.partition(".")[0]} & sys.stdlib_module_names:
             raise UsageError(f"{key}={target} is in Python's standard library: expected a class that builds this part")
 
 
-def check_stored_targets(cfg: DictConfig, path: Path) -> None:
-    """Raises UsageError if the config of a stored run calls anything but `TRUSTED`; imports nothing else either."""
-    for key, target in _targets(cfg):
-        if not (target.startswith(TRUSTED) and _is_trusted(target)):
-            raise UsageError(
-                f"{path} has {key}={target}, which the config of a run may not call: expected a class or function in "
-                f"{', '.join(OURS)} torch, timm or lightning; is the run from someone you trust?"
-            )
+def stored_config(path: Path, trust: Collection[str] = ()) -> DictConfig:
+    """The config of a stored run without `NOT_MADE`; what it names is checked as text before anything is imported.
+
+    Args:
+        path: the run's config.yaml.
+        trust: packages of the user's own, whose code the config may call, too; more are in INFVIT_TRUST.
+
+    Raises:
+        UsageError: the file cannot be read, has a YAML tag, or calls something else than what makes runs.
+    """
+    trusted = {*([trust] if isinstance(trust, str) else trust or ()), *os.environ.get("INFVIT_TRUST", "").split(",")}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
+        expect(isinstance(content, dict), f"{path} holds no config", "what train.py wrote: restore it from the run")
+        for key, target in _targets({name: part for name, part in content.items() if name not in NOT_MADE}):
+            package = target.partition(".")[0]
+            known = target in _own_targets() or LIBRARIES.fullmatch(target) or package in trusted - {""}
+            if not known:
+                yours = package.isidentifier() and package not in NOT_YOURS
+                raise UsageError(
+                    f"{path} has {key}={target}, which the config of a run may not call: expected what conf/ names, or "
+                    "a class of torch.nn, torch.optim, timm.layers or timm.optim; is the run from someone you trust?"
+                    + (f" If so, trust=[{package}] allows the code of {package}" if yours else "")
+                )
+        config: Any = OmegaConf.create(text)
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): restore it from the run") from error
+    for section in NOT_MADE:
+        config.pop(section, None)
+    return config
 
 
-def _is_trusted(target: str) -> bool:
-    """Of the libraries only classes and timm's optimizers are trusted; some of their functions load files."""
-    allowed = target.startswith((*OURS, "timm.optim.")) or isinstance(find_object(target), type)
-    return allowed and _definition(target).startswith(DEFINED_IN)
+class _Loader(yaml.SafeLoader):
+    """A YAML tag, which would make an object, becomes a `_target_`."""
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """(key, value) of every `_target_`, and of every value that could hide one."""
-    for key, value in values(OmegaConf.to_container(cfg, resolve=False)):
-        if key.rpartition(".")[2] == "_target_" or any(name in str(value) for name in DECODERS):
+_Loader.add_multi_constructor("", lambda _loader, tag, _node: {"_target_": tag})
+
+
+@functools.cache
+def _own_targets() -> frozenset[str]:
+    files = [path for name in MAKES_RUNS for path in (*(CONF / name).rglob("*.yaml"), CONF / name) if path.is_file()]
+    return frozenset(name for path in files for name in re.findall(r"\b_target_: ([\w.]+)", path.read_text("utf-8")))
+
+
+def _targets(content: Any) -> Iterator[tuple[str, str]]:
+    """(key, value) of every `_target_` in nested dicts and lists, and of every value that could hide one."""
+    for key, value in values(content):
+        if "_target_" in key.split(".") or any(name in str(value) for name in DECODERS):
             yield key, " ".join(str(value).split())
 
 
@@ -81,13 +110,3 @@ def find_object(target: str) -> Any:
         return get_object(target)
     except Exception:  # whatever an import may raise
         return None
-
-
-def _definition(target: str) -> str:
-    """The module and name under which the object is defined: data.datasets.image_files.os.system is posix.system.
-
-    Empty for a method of a class, some of which load files.
-    """
-    found = find_object(target)
-    name = getattr(found, "__qualname__", "")
-    return f"{getattr(found, '__module__', '')}.{name}" if name and "." not in name else ""

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from infvit.cli.targets import check_stored_targets
+from infvit.cli.targets import stored_config
+from infvit.errors import UsageError
 from tests.cli.test_conf import composed
 
 SMALL = ["experiment=digits", "data/loader=torch", "size.depth=1", "size.dim=16"]
@@ -57,9 +59,39 @@ def test_a_command_that_calls_the_standard_library_is_refused(cli, tmp_path, tar
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.fixture
+def refusal(monkeypatch, tmp_path):
+    """`refusal("x: 1")`: the line that refuses a stored run with this config, "" if none does."""
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch(); f = print")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def run(text: str, trust: str | list[str] = ()) -> str:
+        Path("config.yaml").write_text(text)
+        try:
+            stored_config(Path("config.yaml"), trust)
+        except UsageError as error:
+            return str(error)
+        finally:
+            assert not (tmp_path / "ran").exists()
+        return ""
+
+    return run
+
+
 @pytest.mark.parametrize(
     "malice",
     [
+        "{_target_: evil.f}",
+        "{_target_: runs.gift.evil.f}",
+        "{_target_: infvit.run.files.atomic_write, path: ran, content: theirs}",
+        "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: ran}",
+        "{_target_: data.beton.loader.evil.f}",
+        "{_target_: torch.nn.modules.Linear}",
+        "{_target_: [evil.f]}",
+        "{x: !!python/object/apply:os.system [touch ran]}",
+        "{x: !!python/object/apply:pathlib.PosixPath [ran]}",
+        "!mine {x: 1}",
         "{_target_: os.system, command: touch ran}",
         "{_target_: data.datasets.image_files.os.system, command: touch ran}",
         "{_target_: torch.load, f: theirs, weights_only: false}",
@@ -71,17 +103,51 @@ def test_a_command_that_calls_the_standard_library_is_refused(cli, tmp_path, tar
         "\"${oc.decode:'{_target_: os.system}'}\"",
     ],
 )
-def test_the_config_of_a_stored_run_calls_only_trusted_targets(cli, tmp_path, malice):
-    run = tmp_path / "theirs"
-    (run / ".hydra").mkdir(parents=True)
-    (run / ".hydra" / "config.yaml").write_text(f"x: os.system\nmodel:\n  net: {malice}\n")
-    (run / "last.ckpt").write_bytes(b"")
-    line = cli("eval", f"ckpt={run / 'last.ckpt'}").error()
-    for words in (str(run / ".hydra" / "config.yaml"), "model.net", "may not call"):
+def test_the_config_of_a_stored_run_calls_only_trusted_targets(refusal, malice):
+    line = refusal(f"x: evil.f\nmodel:\n  net: {malice}\n")
+    for words in ("config.yaml", "model.net", "may not call"):
         assert words in line
+    assert "callbacks.a" in refusal(f"callbacks.a: {malice}")  # a key with a dot is not in the section callbacks
+
+
+def test_evaluation_does_not_import_what_is_beside_a_run(cli, tmp_path):
+    gift = tmp_path / "runs" / "gift"
+    (gift / ".hydra").mkdir(parents=True)
+    (gift / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch(); f = print")
+    (gift / ".hydra" / "config.yaml").write_text("model: {attention: {_target_: runs.gift.evil.f}}")
+    (gift / "last.ckpt").write_bytes(b"")
+    line = cli("eval", "ckpt=runs/gift/last.ckpt").error()
+    assert "model.attention._target_=runs.gift.evil.f, which the config of a run may not call" in line
+    assert "trust=[runs] allows" in line
     assert not (tmp_path / "ran").exists()
+    assert "not a complete checkpoint" in cli("eval", "ckpt=runs/gift/last.ckpt", "trust=[runs]").error()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {net: [", "cannot be read"),
+        ("x: &a [*a]", "cannot be read"),
+        ("- 1", "holds no config"),
+        ("model: {net: {_target_: mine.F}}", "trust=[mine] allows"),
+        ("callbacks: {mine: {_target_: mine.F}}", ""),
+    ],
+    ids=["not YAML", "endless", "a list", "one's own class", "one's own callback, which is not made"],
+)
+def test_a_config_that_cannot_be_used_is_refused(refusal, text, expected):
+    line = refusal(text)
+    assert expected in line
+    assert bool(expected) == bool(line)
+
+
+@pytest.mark.parametrize(("variable", "trust"), [("mine", ()), ("other,mine", []), ("", ["mine"]), ("", "mine")])
+def test_trusted_packages_may_be_called(refusal, monkeypatch, variable, trust):
+    monkeypatch.setenv("INFVIT_TRUST", variable)
+    assert not refusal("model: {net: {_target_: mine.F}}", trust)
+    assert "may not call" in refusal("model: {net: {_target_: mine_too.F}}", trust)
 
 
 @pytest.mark.parametrize("experiment", ["digits", "mnist5k", "equal_depth", "ablation_positions"])
-def test_every_config_of_this_repository_is_trusted(experiment):
-    check_stored_targets(composed(f"experiment={experiment}", "recipe=deit"), Path("config.yaml"))
+def test_every_config_of_this_repository_is_trusted(tmp_path, experiment):
+    OmegaConf.save(composed(f"experiment={experiment}", "recipe=deit"), tmp_path / "config.yaml")
+    assert stored_config(tmp_path / "config.yaml").model.net
