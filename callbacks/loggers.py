@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,7 +37,8 @@ NOT_LOGGED = ("measure", "trainer", "data", "model")
 class OfflineFallbackWandbLogger(WandbLogger):
     """Logs to W&B, and to offline files for `wandb sync` where W&B cannot be reached or refuses to start a run.
 
-    The run starts with the first value that is logged. A resumed run continues the W&B run of its folder.
+    The run starts with the first value that is logged. A resumed run continues the W&B run of its folder; WANDB_RUN_ID
+    names a single run, not those of a sweep, which are a group.
 
     Args:
         save_dir: folder of the run.
@@ -62,7 +64,8 @@ class OfflineFallbackWandbLogger(WandbLogger):
 
     def _start(self) -> Any:
         mode = self.mode or wandb_mode()
-        options = {**self.options, "id": self.version, "resume": "allow"}
+        given = None if self.options.get("group") else os.environ.get("WANDB_RUN_ID")
+        options = {**self.options, "id": self.version or given, "resume": "allow"}
         try:
             return wandb.init(**options, mode=mode)
         except wandb.errors.CommError as error:
@@ -196,10 +199,13 @@ def wandb_table(rows: list[dict[str, Any]]) -> wandb.Table:
 
 
 def wandb_settings(**settings: Any) -> wandb.Settings:
-    """W&B's settings for every run that is started here: silent, and its end waits at most `FINISH_TIMEOUT`."""
+    """W&B's settings for every run that is started here: silent, and its end waits at most `FINISH_TIMEOUT`.
+
+    They hold an id, because WANDB_RUN_ID would merge the runs of a sweep, its comparison, and measurements.
+    """
     if "finish_timeout" in wandb.Settings.model_fields:  # newer versions
         settings["finish_timeout"] = FINISH_TIMEOUT
-    return wandb.Settings(silent=True, **settings)
+    return wandb.Settings(silent=True, run_id=secrets.token_hex(4), **settings)
 
 
 def wandb_mode() -> Mode:

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.sdk.lib.wbauth import unauthenticate_session
 
 from callbacks import loggers
@@ -180,3 +181,21 @@ def noting(requests, held, hook):
         hook(*arguments)
 
     return noted
+
+
+@pytest.mark.parametrize("group", [None, "a_sweep"])
+def test_the_id_of_the_environment_names_a_single_run_and_not_those_of_a_sweep(monkeypatch, tmp_path, group):
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    ids = []
+    for name in ("a", "b"):
+        logger = loggers.OfflineFallbackWandbLogger(str(tmp_path / name), mode="disabled", group=group)
+        ids.append(logger.experiment.id)
+        loggers.finish_wandb(0)
+    assert ids == ["mine", "mine"] if group is None else len({*ids, "mine"}) == 3
+    (tmp_path / "a" / "wandb" / "offline-run-20200101_000000-earlier").mkdir(parents=True)
+    assert (
+        loggers.OfflineFallbackWandbLogger(str(tmp_path / "a"), mode="disabled", group=group).experiment.id == "earlier"
+    )
+    loggers.finish_wandb(0)
+    with wandb.init(mode="disabled", settings=loggers.wandb_settings()) as measurement:
+        assert measurement.id != "mine"
