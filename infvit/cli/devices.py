@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, read_write
 
-from infvit.cli.recipe import check_read
+from infvit.cli.recipe import check_read, check_values
 from infvit.cli.run_folder import run_command
 from infvit.cli.validation import check_config
 from infvit.errors import UsageError, expect
@@ -32,6 +32,7 @@ def prepare_run(cfg: DictConfig, *parts: str) -> None:
     check_config(cfg, *parts)
     expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
     check_devices(cfg.trainer)
+    check_values(cfg)
     seed_run(cfg.seed)
     use_threads(cfg.threads)
 
@@ -39,7 +40,7 @@ def prepare_run(cfg: DictConfig, *parts: str) -> None:
 def check_measurement(cfg: DictConfig) -> None:
     """Checks the config of eval.py; settings of data that it does not name are checked with those of the run."""
     hydra = HydraConfig.get()
-    choices, read = hydra.runtime.choices, ["measure", "trainer", "name", "threads", "wandb", "project"]
+    choices, read = hydra.runtime.choices, ["measure", "trainer", "name", "threads", "wandb", "project", "trust"]
     read += ["data.module" if choices.get("data") else "data"] * ("ckpt" in cfg) + ["size"] * ("size" in choices)
     check_read(cfg, hydra, *read)
     check_config(cfg, "measure")
@@ -108,9 +109,7 @@ def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
         clip is not None or algorithm is None, f"trainer.gradient_clip_algorithm={algorithm}", "recipe.clip_grad too"
     )
     share = data.per_device(trainer)
-    if module.mixup is None:
-        return
-    if share % 2:
+    if module.mixup is not None and share % 2:
         raise UsageError(
             f"recipe.batch_size={data.batch_size} leaves each device batches of {share}, and recipe.mixup mixes pairs: "
             f"give a multiple of {2 * data.batch_size // share}"
@@ -124,10 +123,6 @@ def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
         "recipe.mixup.label_smoothing besides recipe.label_smoothing",
         "0 in one, or labels are smoothed twice",
     )
-    try:
-        module.mixup(torch.zeros(2, 3, data.view.size, data.view.size), torch.tensor([0, 0]))
-    except Exception as error:  # timm validates its settings when it mixes
-        raise UsageError(f"recipe.mixup cannot mix with its settings: {error}") from error
 
 
 def use_threads(threads: int | None) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
@@ -52,6 +53,22 @@ def optimization(recipe: DictConfig, net: nn.Module) -> dict[str, Any]:
     made = {k: instantiate(v, _convert_="all") if OmegaConf.is_config(v) else v for k, v in given.items()}
     check_call(Classifier, made, "recipe.{}".format)
     return made
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raises UsageError for values of a recipe that are out of range: makes all of a run but images and weights."""
+    net = nn.Identity()
+    net.group_matcher = None  # type: ignore[assignment]  # of every net that layer_decay fits
+    made = optimization(cfg.recipe, net)
+    mixup = made.pop("mixup", None)
+    Classifier(net, 2, **made)
+    for part in ("view", "augment", "erasing", "progressive"):
+        instantiate(cfg.data.module.get(part), _convert_="all")
+    try:
+        if mixup is not None:  # timm validates its settings when it mixes
+            mixup(num_classes=2)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 0]))
+    except Exception as error:
+        raise UsageError(f"recipe.mixup cannot mix with its settings: {error}") from error
 
 
 def check_read(cfg: DictConfig, hydra: Any, *read: str) -> None:

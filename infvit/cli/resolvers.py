@@ -124,7 +124,8 @@ def register() -> None:
         run_folder,
         broadcast_from_rank_zero,
     ):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+        cached = resolver is run_folder  # creates a folder
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True, use_cache=cached)
     OmegaConf.register_new_resolver("attentions", overview, replace=True)
 
 

@@ -31,11 +31,12 @@ from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 CHECKPOINTS = "checkpoints"
 
 
-def run_folder(new: str, config_hash: str, resume: str | None) -> str:
+def run_folder(new: str, config_hash: str = "", resume: str | None = None) -> str:
     """The run's folder: `new`, or with resume=auto the one beside it of the same configuration that came furthest.
 
     An earlier folder counts if its run finished or left a checkpoint. Of several at the same step the one that started
-    last counts, by what it recorded: files' times change when they are copied, and clocks go back.
+    last counts, by what it recorded: files' times change when they are copied, and clocks go back. A new folder is
+    created at once, as NEW_2 if there is one already: several runs may start within one second.
     """
     found: list[tuple[bool, int, str, str]] = []
     for path in Path(new).parent.glob(f"*/{RESULT_FILE}") if resume == "auto" else ():
@@ -43,7 +44,17 @@ def run_folder(new: str, config_hash: str, resume: str | None) -> str:
         if result is not None and (result.status == "finished" or checkpoints):
             step = step_of(checkpoints[0]) if checkpoints else -1
             found.append((result.status == "finished", step, result.started, str(path.parent)))
-    return max(found)[-1] if found else new
+    if found:
+        return max(found)[-1]
+    for name in (new, *(f"{new}_{number}" for number in range(2, 1000))) if is_global_zero() else ():
+        try:
+            Path(name).mkdir(parents=True)
+            return name
+        except FileExistsError:
+            continue
+        except OSError:  # such as a full disk, which `infvit.cli.preflight` reports
+            break
+    return new
 
 
 def finished_result(cfg: DictConfig) -> Result | None:
