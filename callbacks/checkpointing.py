@@ -1,4 +1,4 @@
-"""Checkpoints every few minutes, at the end of training, and on the signals that end a job."""
+"""Checkpoints every few minutes, at the end of training, and on Ctrl-C and the signals that end a job."""
 
 import os
 import signal
@@ -18,15 +18,20 @@ from infvit.cli.run_folder import resume_command
 from infvit.errors import Interrupted, expect
 from infvit.run.checkpoint import NEWEST, AtomicCheckpointIO
 from infvit.run.files import print_line
+from infvit.run.ranks import is_global_zero
 
 REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 """Sent by SLURM before a job's time is over: SIGUSR1 by `#SBATCH --signal=USR1@90`, SIGUSR2 by submitit."""
+
+FIRST_SIGINT = b"\nSIGINT: the run ends with a checkpoint after this step; another SIGINT ends it at once\n"
 
 SAVE, STOP = 1, 2
 
 
 class PeriodicCheckpoint(Callback):
     """Saves a checkpoint every `every_minutes`, at the end of training, and on a signal, which then ends the run.
+
+    Ctrl-C, SIGINT, is such a signal; a second one ends the process at once.
 
     It is saved between two steps, when the metrics of the first are logged: within an epoch, before a validation, and
     within a validation, which the resumed run repeats. All ranks agree on it, whichever of them received the signal.
@@ -100,6 +105,8 @@ class PeriodicCheckpoint(Callback):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if not isinstance(callback, ProgressBar):
                     callback.on_train_end(trainer, pl_module)
+        if self._request(trainer) == STOP:  # received after the last step
+            self._stop(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sets Lightning's counters of batches to the end of the last step."""
@@ -120,9 +127,14 @@ class PeriodicCheckpoint(Callback):
     def _handle_signals(self) -> None:
         def handle(number: int, _frame: FrameType | None) -> None:
             self.signal = number
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                if is_global_zero():
+                    os.write(2, FIRST_SIGINT)  # the signal may have interrupted a print
 
-        for number in (signal.SIGTERM, *REQUEUE_SIGNALS):
-            signal.signal(number, handle)
+        for number in (signal.SIGTERM, signal.SIGINT, *REQUEUE_SIGNALS):
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as a shell does for "&"
+                signal.signal(number, handle)
 
     def _save_if_requested(self, trainer: Trainer) -> None:
         request = self._request(trainer)

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import shlex
+import signal
 import statistics
 import time
 import traceback
@@ -105,6 +106,8 @@ class RunRecord(Callback):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Records the end: a one-line error or a traceback, interrupted by a signal, diverged, or finished."""
+        if isinstance(error, Interrupted):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends the process at once, while W&B uploads too
         if error is not None:
             self.result.status = "interrupted" if isinstance(error, Interrupted) else "failed"
             self.result.error = one_line(error) or "".join(traceback.format_exception(error))

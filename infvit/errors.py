@@ -29,11 +29,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run after its checkpoint was written; `line` reports that and the command that resumes it.
+    """A signal ended the run; `line` reports that and the command that resumes it.
 
     `afterwards` is called once W&B has its data: SLURM's requeueing ends all processes of a job, W&B's too.
     """
 
     def __init__(self, line: str, code: int, afterwards: Callable[[], None] | None = None) -> None:
-        super().__init__(code)
-        self.line, self.afterwards = line, afterwards
+        super().__init__(line, code, afterwards)  # from which another process, of a parallel sweep, makes it again
+        self.line, self.code, self.afterwards = line, code, afterwards

@@ -37,7 +37,7 @@ class SaveBestRecipe(Callback):
         best = OmegaConf.load(folder / "optimization_results.yaml")
         path = folder / "recipe" / f"{self.name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(recipe_file(config, self.name, best.best_params, best.best_value))
+        path.write_text(recipe_file(config, self.name, best.best_params, best.best_value), encoding="utf-8")
         print(
             f"\nbest of the search: {100 * best.best_value:.2f}% on held-out training images with\n"
             + "".join(f"   {name}={value}\n" for name, value in best.best_params.items())

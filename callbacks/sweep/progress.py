@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from infvit.cli.run_folder import finished_result
 from infvit.compare import Comparison
 from infvit.compare.columns import table
-from infvit.run.environment import SWEEP_COMMAND, command
+from infvit.run.environment import SWEEP_COMMAND, SWEEP_FOLDER, command
 from infvit.run.files import FolderInUseError, FolderLock, tolerate_write_errors
 from infvit.run.ranks import is_global_zero
 
@@ -51,6 +51,7 @@ class SweepProgress(Callback):
             sys.exit(2)
         shutil.rmtree(folder / JOBS, ignore_errors=True)
         (folder / JOBS).mkdir()
+        os.environ[SWEEP_FOLDER] = str(folder)
         self.jobs, self.since = number_of_jobs(config), time.time()
         print(f"sweep: {self.jobs} jobs in {folder}; the same command again runs what is not finished", flush=True)
 
@@ -100,5 +101,5 @@ def progress(ended: list[str], jobs: int | None, seconds: float) -> str:
     before = f", {len(ended) - ran} of them finished before" if ran < len(ended) else ""
     eta = "-:--:--"
     if ran and jobs:
-        eta = str(datetime.timedelta(seconds=round(seconds / ran * max(jobs - len(ended), 0))))
+        eta = str(datetime.timedelta(seconds=round(max(seconds, 0) / ran * max(jobs - len(ended), 0))))
     return f"{len(ended)} of {jobs or '?'} jobs{before} · ETA {eta}"

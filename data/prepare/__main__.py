@@ -11,7 +11,6 @@ After a stop the same command resumes after the last whole shard.
 """
 
 import argparse
-import io
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.prepare.job import Job
 from data.prepare.originals import Published
 from data.prepare.verify import verify
 from infvit.errors import UsageError
+from infvit.run.files import tolerate_any_terminal
 
 INDICES = "indices"
 """The folder in --out for temporary files."""
@@ -35,8 +35,7 @@ INDICES = "indices"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names that a terminal cannot show
+    tolerate_any_terminal()
     try:
         _prepare(_options(arguments))
     except UsageError as error:

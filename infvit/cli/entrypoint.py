@@ -1,28 +1,33 @@
 """How a command ends: mistakes of use in one line with exit code 2, and a failing job does not stop its sweep."""
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from infvit.cli.config_errors import format_config_error, printable_line
 from infvit.cli.devices import distributed_job
-from infvit.cli.run_folder import finished_result, report_other_code
+from infvit.cli.run_folder import finished_result, report_other_code, resume_command
 from infvit.errors import Interrupted, UsageError
-from infvit.run.files import disk_full_message
+from infvit.run.environment import SWEEP_COMMAND, SWEEP_FOLDER, command
+from infvit.run.files import disk_full_message, print_line, tolerate_any_terminal
 from infvit.run.ranks import broadcast_from_rank_zero, is_global_zero, rank_zero_reports, store_outlives_workers
-from infvit.run.result import score
+from infvit.run.result import RESULT_FILE, score
 
 Task = Callable[[DictConfig], Any]
 
@@ -44,16 +49,62 @@ HARMLESS_WARNINGS = (
 
 def run(main: Callable[[], Any]) -> None:
     """Runs a `hydra.main` function: mistakes of use end in one line and exit code 2, bugs in their traceback."""
+    tolerate_any_terminal()
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors instead of printing them over many lines
     try:
-        for word in sys.argv[1:]:
+        for word in (os.getcwd(), *sys.argv[1:]):
+            if word.encode(errors="ignore").decode() != word:
+                raise UsageError(
+                    f"{word} is not UTF-8, as config and result.json are: give file and folder another name"
+                )
             if word.startswith("-") and not HYDRA_OPTIONS.fullmatch(word):
                 raise UsageError(f"{word} is not an option: overrides have no dashes, as seed=1 or +name=value")
-        main()
+        with interruptible():
+            main()
+    except Interrupted:
+        sweep = os.environ.get(SWEEP_FOLDER)
+        if sweep and is_global_zero() and any(Path(sweep).glob(f"*/{RESULT_FILE}")):
+            from infvit.compare import Comparison  # takes half a second, which other commands need not wait
+            from infvit.compare.columns import table
+
+            print(f"the sweep so far:\n{table(Comparison.from_dirs([sweep])).text()}", flush=True)
+        raise
     except Exception as error:  # Hydra fails in many ways on words that it cannot parse
         found = f"{' '.join(sys.argv[1:])} cannot be read ({type(error).__name__}: {error}): write NAME=VALUE"
         _exit(error, one_line(error) or printable_line(found))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Has Ctrl-C raise Interrupted with the command that resumes, and a second one end this process at once.
+
+    `callbacks.checkpointing` handles it during training. Forked processes end without a line.
+    """
+    before, process = signal.getsignal(signal.SIGINT), os.getpid()
+    if before == signal.SIG_IGN:  # as a shell does for "&"
+        yield
+        return
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:
+            signal.raise_signal(number)
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        has_folder = (
+            hydra is not None and hydra.job.name == "train" and not OmegaConf.is_missing(hydra.runtime, "output_dir")
+        )
+        again = os.environ.get(SWEEP_COMMAND) or (resume_command() if has_folder else command())
+        line = f"SIGINT: stopped, earlier checkpoints and results stay; resume with: {again}"
+        if is_global_zero():
+            print_line(f"\n{line}")
+        raise Interrupted(line, 128 + number)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def continue_sweep_on_error(task: Task) -> Task:
@@ -65,6 +116,7 @@ def continue_sweep_on_error(task: Task) -> Task:
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> Any:
+        tolerate_any_terminal()
         for message in HARMLESS_WARNINGS:  # here, because the jobs of a parallel sweep run in other processes
             warnings.filterwarnings("ignore", message=message)
         # joblib's default in those processes cannot start the processes of FFCV and of data loaders.
@@ -81,7 +133,7 @@ def continue_sweep_on_error(task: Task) -> Task:
         try:
             if sweep and store_outlives_workers():  # rank zero may still upload its last job to W&B: wait for it
                 broadcast_from_rank_zero(f"start of job {hydra.job.num}", "")
-            with distributed_job():
+            with interruptible(), distributed_job():
                 return task(cfg)
         except Exception as error:
             if not sweep:

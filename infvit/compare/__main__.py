@@ -8,10 +8,12 @@ from pathlib import Path
 from infvit.compare import FILES, to_text, write_comparison
 from infvit.compare.comparison import BASELINE, find_results
 from infvit.errors import UsageError
+from infvit.run.files import tolerate_any_terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    tolerate_any_terminal()
     parser = argparse.ArgumentParser(prog="python -m infvit.compare", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="folder of a run, or of many")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder for the files (default: here)")

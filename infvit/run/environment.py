@@ -16,6 +16,9 @@ PACKAGES = ("infvit", "torch", "lightning", "timm", "torchmetrics", "hydra-core"
 SWEEP_COMMAND = "INFVIT_SWEEP_COMMAND"
 """Environment variable with the command of the sweep, which its jobs inherit on whatever node they run."""
 
+SWEEP_FOLDER = "INFVIT_SWEEP_FOLDER"
+"""Environment variable with the folder of the sweep that this process runs."""
+
 
 def hardware() -> dict[str, Any]:
     """The CPU's name, the number of cores that this process may use, and the names of the GPUs."""

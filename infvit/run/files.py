@@ -1,13 +1,17 @@
 """Files of a run: written atomically, created once, folders locked; a full disk costs a file and not the run."""
 
+import codecs
 import contextlib
 import errno
 import fcntl
+import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+ASCII_SIGNS = dict(zip(map(ord, "×·✓Δ±≤→…–—−─"), ["x", ".", "v", "D", "+-", "<=", ">", "...", *"----"], strict=True))
 
 
 @contextlib.contextmanager
@@ -31,6 +35,20 @@ def tolerate_write_errors(name: str, consequence: str, unwritten: dict[str, str]
         unwritten[name] = reason
     else:
         unwritten.pop(name, None)
+
+
+def tolerate_any_terminal() -> None:
+    """Has stdout and stderr print in ASCII what their encoding lacks: × as x, undecodable bytes of names as escapes."""
+    codecs.register_error("ascii_signs", _ascii_signs)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ascii_signs")
+
+
+def _ascii_signs(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(ASCII_SIGNS)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
 
 
 def print_line(line: str) -> None:

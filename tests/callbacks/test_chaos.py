@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SLICES = {
-    "kill --times 1 --writing 1": 2,
+    "kill --times 1 --writing 1": 4,
     "disk --only end": 1,
     "worker --launchers lightning --faults 1 --epochs 1": 1,
     "slurm --sweep-alone": 3,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from timm.data import Mixup
 
+from callbacks.checkpointing import PeriodicCheckpoint
 from callbacks.loggers import ResumableCSVLogger
 from infvit.cli.run_folder import run_folder
 from infvit.compare import Comparison
@@ -198,6 +200,12 @@ def test_resume_auto_takes_the_run_that_came_furthest(make_result, tmp_path, run
     assert run_folder(str(tmp_path / "new"), "x", "auto") == str(tmp_path / taken)
 
 
+def test_runs_started_within_one_second_have_folders_of_their_own(tmp_path):
+    names = [run_folder(str(tmp_path / "runs" / "12-00-00")) for _ in range(3)]
+    assert [Path(name).name for name in names] == ["12-00-00", "12-00-00_2", "12-00-00_3"]
+    assert all(Path(name).is_dir() for name in names)
+
+
 @pytest.mark.slow
 def test_the_folder_of_another_run_is_refused(cli, signals):
     run = [*RUN, "logger=csv", "hydra.run.dir=run"]
@@ -218,19 +226,52 @@ def test_the_folder_of_another_run_is_refused(cli, signals):
 
 @pytest.mark.slow
 def test_a_stopped_sweep_skips_finished_jobs_and_resumes_within_the_next_one(cli, signals):
-    signals(signal.SIGTERM, 22 + 5)
+    signals(signal.SIGINT, 22 + 5)
     sweep = ["-m", *RUN, "logger=csv", "model=vit", "seed=0,1"]
     stopped = cli("train", *sweep)
-    assert stopped.code == 143
-    assert "the sweep's command, again" in stopped.out
+    assert stopped.code == 130
+    assert "the sweep's command, again\nthe sweep so far:\n" in stopped.out
+    assert "Traceback" not in stopped.out + stopped.err
     assert [result(folder)["status"] for folder in stopped.runs()] == ["finished", "interrupted"]
     page = to_html(Comparison.from_dirs(["runs"]))
-    assert " seed 1 interrupted: SIGTERM after step 4 " in page
+    assert " seed 1 interrupted: SIGINT after step 4 " in page
     assert "the sweep&#39;s command, again" in page
     resumed = cli("train", *sweep).ok()
     assert "skipped: vit seed 0 is finished" in resumed.out
     assert "resumes after step 4, " in resumed.out
     assert [result(folder)["status"] for folder in resumed.runs()] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("words", "moment", "again"),
+    [
+        (["train", *RUN, "seed=3"], "train.build", "python train.py .*seed=3.* hydra.run.dir=runs/.* resume=auto"),
+        (["train", "-m", *RUN, "seed=3,4"], "train.build", "python train.py -m .*seed=3,4"),
+        (["eval", "ckpt=a.ckpt"], "infvit.cli.use_threads", "python eval.py ckpt=a.ckpt"),
+    ],
+    ids=["before a run", "in a sweep", "in a measurement"],
+)
+def test_ctrl_c_outside_of_training_is_one_line(cli, monkeypatch, words, moment, again):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(moment, lambda *_: signal.raise_signal(signal.SIGINT))
+    stopped = cli(*words)
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.out + stopped.err
+    (line,) = [line for line in stopped.out.splitlines() if line.startswith("SIGINT: stopped")]
+    assert re.search(f"resume with: {again}$", line)
+    assert [result(folder)["status"] for folder in stopped.runs()] == ["interrupted"] * (words[0] == "train")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal", "nohup"])
+def test_a_second_ctrl_c_ends_the_process_at_once(ignored, tmp_path, capfd):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    callback = PeriodicCheckpoint(str(tmp_path), every_minutes=10)
+    callback._handle_signals()
+    signal.raise_signal(signal.SIGINT)
+    now = signal.signal(signal.SIGINT, before)
+    assert (callback.signal, now) == ((None, signal.SIG_IGN) if ignored else (signal.SIGINT, signal.SIG_DFL))
+    assert capfd.readouterr().err.count("another SIGINT ends it at once") == (not ignored)
 
 
 class Malice:

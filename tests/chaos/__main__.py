@@ -9,12 +9,14 @@ import traceback
 from collections.abc import Iterator
 
 import tests.chaos
+from infvit.run.files import tolerate_any_terminal
 from tests.chaos import Fault
 
 HARNESSES = sorted(m.name for m in pkgutil.iter_modules(tests.chaos.__path__) if not m.name.startswith("_"))
 
 
 def main() -> int:
+    tolerate_any_terminal()
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     chosen = parser.add_subparsers(dest="harness", metavar="HARNESS", help=", ".join(HARNESSES))
     modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in HARNESSES}

@@ -51,6 +51,11 @@ CLOCKS = {"images_per_second"}
 WRITING = ("write", "fsync", "rename", "symlink_to")
 """Where a process kills itself: after some bytes, before the sync to disk, before the renaming, before the link."""
 RANDOM = "kill -9 at a random moment"
+THEN_AHEAD = {
+    signal.SIGKILL: "kill -9, and a clock that went back",
+    signal.SIGINT: "Ctrl-C, and a clock that went back",
+}
+"""Signals that a process sends itself after some steps; then the times of its checkpoints are two hours ahead."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +92,17 @@ def run(options: argparse.Namespace) -> Iterator[Fault]:
             finish(start(trial))
             lost = difference(reference, left(trial / "run")) if killed else "the kill"
             yield Fault(f"kill -9 in a checkpoint's {place}", lost or forgotten(trial, step))
+        for number, kind in THEN_AHEAD.items():
+            trial = folder / number.name
+            _, status = os.waitpid(start(trial, after_steps({20: lambda n=number: os.kill(os.getpid(), n)})), 0)
+            code, step, ahead = os.waitstatus_to_exitcode(status), newest(trial), time.time() + 7200
+            lines = (trial / "output.txt").read_text().count("SIGINT after step 20 ")
+            ended = (code, lines) == ((130, 1) if number == signal.SIGINT else (-number, 0))
+            for path in trial.glob("run/checkpoints/step*"):
+                os.utime(path, (ahead, ahead))
+            finish(start(trial))
+            lost = difference(reference, left(trial / "run")) if ended else f"its end, exit code {code}, lines {lines}"
+            yield Fault(kind, lost or forgotten(trial, step))
 
 
 def start(

@@ -1,8 +1,14 @@
 """Each mistake gives one line that names the thing, what was found and what is possible; exit code 2, no traceback."""
 
+import io
+import sys
+
 import pytest
 import torch
 from PIL import Image
+
+from data.prepare import __main__ as prepare
+from infvit.compare import __main__ as compare
 
 SHORT = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
 DIGITS = ["experiment=digits", "logger=csv", "data/loader=torch", *SHORT]
@@ -100,6 +106,45 @@ def test_one_line(cli, arguments, expected):
         assert words in line
     assert line.isprintable()
     assert len(line) < 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("recipe.epochs=2", "warmup_epochs=5 of epochs=2"),
+        ("recipe.label_smoothing=2", "label_smoothing=2"),
+        ("recipe.batch_size=0", "batch_size=0"),
+        ("recipe.augmentation.crop_scale=[2,3]", "crop_scale"),
+        ("recipe.augmentation.erasing.probability=2", "probability is 2"),
+        ("+recipe.mixup.cutmix_minmax=[1]", "recipe.mixup cannot mix"),
+    ],
+)
+def test_a_recipe_is_refused_before_images_are_read(cli, override, expected):
+    assert expected in cli("train", "data=imagefolder", "data.root=absent", override).error()
+
+
+def in_ascii(monkeypatch) -> io.BytesIO:
+    """Makes this process's stdout a terminal that knows ASCII alone; returns what is printed."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    return written
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda cli: cli("train", "seed=-1"),
+        lambda cli: cli("eval", "nothing=1"),
+        lambda _: compare.main(["absent"]),
+        lambda _: prepare.main(["imagefolder", "--source", "absent", "--out", "out"]),
+    ],
+    ids=["train", "eval", "compare", "prepare"],
+)
+def test_an_ascii_terminal_shows_every_sign(cli, monkeypatch, command):
+    written = in_ascii(monkeypatch)
+    command(cli)
+    print("3 × 4 ± 1 ✓ … é \udcff", file=sys.stdout)
+    assert b"3 x 4 +- 1 v ... \\xe9 \\udcff" in written.getvalue()
 
 
 @pytest.mark.parametrize("arguments", [[], ["data=imagenet", "+dry_run=true"]])

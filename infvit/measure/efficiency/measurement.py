@@ -198,5 +198,5 @@ def _write(result: Efficiency, out: Path) -> None:
     content = asdict(result)
     content["rows"] = [case.row(result.cases) for case in result.cases]
     atomic_write(out / "efficiency.json", json.dumps(content, indent=2) + "\n")
-    (out / "efficiency.md").write_text(to_markdown(result))
+    (out / "efficiency.md").write_text(to_markdown(result), encoding="utf-8")
     write_plots(result, out)

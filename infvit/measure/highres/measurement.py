@@ -123,7 +123,7 @@ def _summary(row: Row) -> str:
 def _write(out: Path, rows: list[Row], options: dict[str, object]) -> None:
     about = {"command": command(), "hardware": hardware(), "versions": versions(), **options}
     atomic_write(out / "highres.json", json.dumps(about | {"rows": rows}, indent=2) + "\n")
-    (out / "highres.md").write_text(table(rows) + "\n")
+    (out / "highres.md").write_text(table(rows) + "\n", encoding="utf-8")
     picture = plot(rows)
     if picture is not None:
         (out / "highres.png").write_bytes(picture)
