@@ -46,10 +46,10 @@ demo: setup
 check: lint
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The whole suite, a file of tests per process, and a process more than cores, because many slow tests wait. One thread each:
+# The whole suite, a file of tests per process, and two processes a core, because many slow tests wait. One thread each:
 # the tests' tensors are small, and threads that wait for each other on a busy machine take minutes.
 test: setup browser
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses $$((2 * $$(nproc))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The pages are tested in Chromium; without it those tests are skipped with a message.
 browser:

@@ -116,14 +116,14 @@ def test_two_processes_are_one_job_in_one_folder(tmp_path, data_cache):
         "recipe.epochs=2",
         "callbacks.attention_maps.every_n_epochs=1",
     ]
-    arguments += ["model=vit", "seed=0,1"]
+    arguments += ["model=vit", "seed=0"]
     environment = {**os.environ, "INFVIT_CACHE": str(data_cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     left = [path.parent for path in tmp_path.glob("runs/**/result.json")]
-    assert len(left) == len(list(tmp_path.glob("runs/**/metrics.csv"))) == 2
+    assert len(left) == len(list(tmp_path.glob("runs/**/metrics.csv"))) == 1
     for folder in left:
         assert result(folder)["status"] == "finished"
         assert result(folder)["hardware"]["devices"] == 2

@@ -175,6 +175,7 @@ def test_performer_redraws_in_training_only_and_a_resumed_one_draws_the_same():
     assert torch.equal(layer.projection, draws[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_performer_redrawn_between_two_passes_has_the_gradients_of_each():
     layer, x = layer_and_input("performer", redraw=1)

@@ -57,6 +57,7 @@ def test_pool_as_an_operator_of_torch(bias):
     torch.library.opcheck(torch.ops.infvit.pool.default, arguments)
 
 
+@pytest.mark.slow
 def test_chunks_take_memory_that_does_not_depend_on_the_number_of_tokens():
     """Counted at torch's allocator: the largest tensor made besides x is a chunk's Q, for any N."""
     layer = LinearInfSA(16, 2, chunk=256)

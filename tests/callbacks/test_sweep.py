@@ -1,13 +1,15 @@
 """Sweeps: what is finished is not run again, one process per folder, jobs in parallel, progress, the tables' twins."""
 
-import csv
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from omegaconf import OmegaConf
 
 from callbacks.sweep.best_recipe import SaveBestRecipe
 from callbacks.sweep.progress import SweepProgress, progress
+from infvit.compare import Comparison
 from infvit.run import code
+from infvit.run.files import FolderLock
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -29,6 +33,7 @@ SHORT = [
     "+trainer.limit_train_batches=3",
 ]
 QUICK = ["-m", "experiment=digits", *SHORT]
+UNCOMPARED = ["-m", "~hydra.callbacks.comparison", *QUICK[1:]]
 
 
 def results(folder: Path) -> dict[str, dict]:
@@ -67,9 +72,9 @@ def test_the_same_command_again_runs_only_what_is_not_finished(cli):
 @pytest.mark.slow
 def test_a_finished_job_of_another_configuration_does_not_count(cli):
     fixed = ["hydra.sweep.subdir=here", "model=vit", "seed=0"]
-    assert cli("train", *QUICK, *fixed).code == 0
-    assert "skipped" in cli("train", *QUICK, *fixed).out
-    other = cli("train", *QUICK, *fixed, "recipe.model.drop_path=0.1").ok()
+    assert cli("train", *UNCOMPARED, *fixed).code == 0
+    assert "skipped" in cli("train", *UNCOMPARED, *fixed).out
+    other = cli("train", *UNCOMPARED, *fixed, "recipe.model.drop_path=0.1").ok()
     assert "skipped" not in other.out
 
 
@@ -139,25 +144,29 @@ def test_a_sweep_fails_by_its_own_jobs_and_not_by_those_that_earlier_ones_left(c
     assert "error: 1 jobs" in again.err
 
 
+def hold(folder: Path, locked: Event) -> None:
+    """Keeps the folder as a run of another process does, until it is killed."""
+    lock = FolderLock(folder)
+    locked.set()
+    time.sleep(600)
+    lock.release()
+
+
 @pytest.mark.slow
 def test_two_sweeps_in_one_folder_are_refused_until_the_first_ends_however_it_ends(cli, tmp_path):
-    holds = (
-        "import sys; from pathlib import Path; from infvit.run.files import FolderLock\n"
-        "lock = FolderLock(Path(sys.argv[1])); print(1, flush=True); input()"
-    )
-    folder = tmp_path / "runs/digits/digits_sweep"
-    other = subprocess.Popen(
-        [sys.executable, "-c", holds, folder], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout.readline() == "1\n"
-    refused = cli("train", *QUICK, "model=vit", "seed=0")
-    for words in (str(Path("runs/digits/digits_sweep")), str(other.pid), "hydra.sweep.dir=", "name="):
+    fork = multiprocessing.get_context("fork")
+    locked = fork.Event()
+    holder = fork.Process(target=hold, args=(tmp_path / "runs/digits/digits_sweep", locked))
+    holder.start()
+    assert locked.wait(60)
+    refused = cli("train", *UNCOMPARED, "model=vit", "seed=0")
+    for words in (str(Path("runs/digits/digits_sweep")), str(holder.pid), "hydra.sweep.dir=", "name="):
         assert words in refused.error()
     assert not refused.runs()
-    assert cli("train", *QUICK, "model=vit", "seed=0", "name=elsewhere").code == 0
-    other.kill()
-    other.wait()
-    assert cli("train", *QUICK, "model=vit", "seed=0").code == 0
+    assert cli("train", *UNCOMPARED, "model=vit", "seed=0", "name=elsewhere").code == 0
+    holder.kill()
+    holder.join()
+    assert cli("train", *UNCOMPARED, "model=vit", "seed=0").code == 0
 
 
 @pytest.mark.slow
@@ -233,15 +242,14 @@ def test_two_epochs_of_two_rows_of_every_table(cli, experiment):
     short = ["data/loader=torch", "logger=csv", "trainer.max_epochs=2"]
     few = [f"trainer.limit_{stage}_batches=1" for stage in ("test", "train", "val")]
     short += [f"+{word}" for word in few]
-    outcome = cli("train", "-m", f"experiment={experiment}", "+scale=cpu", *rows, "seed=0", *short).ok()
+    table = ["-m", "~hydra.callbacks.comparison", f"experiment={experiment}", "+scale=cpu", *rows, "seed=0"]
+    outcome = cli("train", *table, *short).ok()
     assert "2 of 2 jobs" in outcome.out
     found, expected = results(outcome.folder), {" ".join([name, *few]) for name in names}
     assert {" ".join(name.split()[:-1]) for name in found} == expected
     assert {result["status"] for result in found.values()} == {"finished"}
     sweep = outcome.folder / "runs" / experiment / f"{experiment}_cpu_sweep"
-    with (sweep / "comparison.csv").open() as file:
-        rows = {f"{row['model']} {row['variant']}" for row in csv.DictReader(file)}
-    assert rows == expected
+    assert len(Comparison.from_dirs([sweep]).rows) == 2
     if experiment == "ablation_gamma":
         for path in sweep.glob("*/checkpoints/last.ckpt"):
             gamma = torch.load(path, weights_only=True)["state_dict"]["net.blocks.0.attn.gamma_logit"]
@@ -308,6 +316,7 @@ def watched(sizes: list[int]):
     return getitem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", ["1", "-0.1"])
 def test_a_validation_fraction_that_is_none(cli, fraction):
     line = cli("train", "experiment=digits", *SHORT, f"data.validation_fraction={fraction}").error()

@@ -50,7 +50,6 @@ def test_one_graph_for_all_batch_sizes_forward_and_backward(model):
 
 def test_the_default_compiler_gives_the_same():
     torch.compiler.reset()
-    model = VisionTransformer(LinearInfSA, **SMALL).eval()
-    images = torch.randn(2, 3, 16, 16)
+    layer, x = LinearInfSA(32, 4).eval(), torch.randn(2, 17, 32)
     with torch.no_grad():
-        assert (torch.compile(model, fullgraph=True)(images) - model(images)).abs().max() <= 1e-5
+        assert (torch.compile(layer, fullgraph=True)(x) - layer(x)).abs().max() <= 1e-5

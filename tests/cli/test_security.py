@@ -52,6 +52,7 @@ def test_a_secret_in_the_config_is_refused_before_anything_is_written(
     assert not files_with(tmp_path, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["os.system", "builtins.eval", "data.datasets.image_files.os.system"])
 def test_a_command_that_calls_the_standard_library_is_refused(cli, tmp_path, target):
     line = cli("train", *RUN, "logger=csv", f"recipe.mixup={{_target_: {target}, _args_: [touch ran]}}").error()

@@ -91,6 +91,7 @@ def test_after_a_failure_the_file_is_written_completely(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.beton.lock", "a.json"]
 
 
+@pytest.mark.slow
 def test_ffcvs_own_writer_gives_the_same_images(tmp_path):
     from ffcv.fields import IntField, RGBImageField
     from ffcv.reader import Reader

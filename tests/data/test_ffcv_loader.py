@@ -17,6 +17,7 @@ from data.beton.decoder import Epoch
 from data.beton.loader import FFCVReader
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_threads(cache):
     before = torch.get_num_threads()
     torch.set_num_threads(2)

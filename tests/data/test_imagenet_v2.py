@@ -15,6 +15,7 @@ from infvit.errors import UsageError
 from tests.data.made_imagenet import ONE_STEP, V2, label_of
 
 
+@pytest.mark.slow
 def test_numbers_and_synsets_give_every_image_its_label(v2, tmp_path):
     sets = [ImageNetV2(str(root), str(tmp_path)).split("val") for root in (v2["numbers"], v2["synsets"])]
     for images in sets:

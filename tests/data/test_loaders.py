@@ -36,6 +36,7 @@ def test_both_give_the_same_digits_in_the_same_order(ffcv, cache, split):
     assert [key.tolist() for key in keys] == ([order.keys().tolist()] if training else [])
 
 
+@pytest.mark.slow
 def test_ffcv_batches_stay_what_they_were(ffcv, cache):
     """Its buffers are a ring: without a copy, a batch kept for some steps turns into a later one."""
     images = Digits().split("train")

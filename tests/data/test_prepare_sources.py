@@ -55,6 +55,7 @@ def assert_same(images, tree):
     assert all(images.read(index) == tree.read(index) for index in order)
 
 
+@pytest.mark.slow
 def test_folders_have_the_label_of_their_synset(imagenet_tree, indices):
     splits = found(imagenet_tree, indices)
     assert {split: len(images) for split, images in splits.items()} == {"train": 2000, "val": 1000}
@@ -66,6 +67,7 @@ def test_folders_have_the_label_of_their_synset(imagenet_tree, indices):
             assert NAMES[label] in images.title(index)
 
 
+@pytest.mark.slow
 def test_tars_are_read_in_place(imagenet_tree, archives, indices, monkeypatch):
     tree, before = found(imagenet_tree, indices), sorted(archives.iterdir())
     tars = found(archives, indices)
@@ -82,6 +84,7 @@ def test_tars_are_read_in_place(imagenet_tree, archives, indices, monkeypatch):
     assert found_tar.read(7) == tree["train"].read(7)
 
 
+@pytest.mark.slow
 def test_the_devkits_numbers_are_not_the_alphabets(imagenet_tree, archives, indices, tmp_path):
     splits = found(flat(archives, tmp_path / "flat"), indices)
     assert set(splits) == {"val"}
@@ -95,6 +98,7 @@ def test_the_devkits_numbers_are_not_the_alphabets(imagenet_tree, archives, indi
     assert wrong > 900
 
 
+@pytest.mark.slow
 def test_parquet_files(imagenet_tree, indices, tmp_path):
     pytest.importorskip("pyarrow")
     made.parquet(imagenet_tree, tmp_path / "data")
@@ -162,6 +166,7 @@ def test_parquet_labels_are_read_from_the_files_own_names(tmp_path, indices, nam
         assert [by_row[row] for row in range(len(values))] == expected
 
 
+@pytest.mark.slow
 def test_imagenet_v2_in_both_its_layouts(v2):
     sets = {kind: recognise.imagenet_v2(root, "matched-frequency", NAMES) for kind, root in v2.items()}
     for images in sets.values():

@@ -26,6 +26,7 @@ def test_logits_and_gradients_equal_the_dense_ones(model, chunk):
         torch.testing.assert_close(chunks[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_skips_a_branch_for_all_tokens_of_an_image():
     """One draw for each branch and image: one for each chunk would give many more outcomes."""
     model = small_model(drop_path_rate=0.5).train()

@@ -206,6 +206,7 @@ def test_the_random_map_follows_from_the_image():
     assert not torch.allclose(maps[0], maps[1])
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same_map():
     net, x = model("infsa"), images()
     maps = token_map(net, x, "attention")
