@@ -315,3 +315,13 @@ def test_a_part_of_the_classes_is_matched_by_name_and_other_names_are_refused(cl
         cli("train", *training, f"resume={ckpt}").error(),
     ):
         assert "knows 10 classes (0, 1, 2 and 7 more), and not these of data=imagefolder: digit 0, digit 1" in line
+
+
+def test_published_weights_are_for_any_of_imagenets_classes(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("goldfish, Carassius auratus", SYNSETS[7]):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "val" / name / "1.png")
+    done = cli("eval", "model=timm", "model.name=test_vit", "data=imagefolder", f"data.root={tmp_path}")
+    assert "data=imagefolder: 2 classes, matched by name with the 1,000 of test_vit" in done.out
+    assert "the weights of test_vit cannot be downloaded" in done.error()

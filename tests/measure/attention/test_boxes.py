@@ -119,6 +119,13 @@ def test_a_missing_annotation_is_counted_and_none_at_all_is_an_error(tree):
         AnnotatedBoxes(tree / "cache", module(tree))
 
 
+def test_one_annotation_is_not_of_two_images(tree):
+    first, second = (tree / path for path in map(Path, module(tree).paths[:2]))
+    second.rename(second.with_name(first.name))
+    with pytest.raises(UsageError, match=r"00000001.xml is of 2 images in different folders: expected <class>/<image>"):
+        AnnotatedBoxes(tree, module(tree))
+
+
 @pytest.mark.parametrize(
     "content", ["", "<annotation><size>", "<annotation><object><bndbox><xmin>a</xmin></bndbox></object></annotation>"]
 )
