@@ -43,8 +43,8 @@ def image_sets(
     bad = known["bad"]
     if bad and not skip_bad:
         raise UsageError(
-            f"{len(bad)} of the images under {root} cannot be decoded, the first is {root / bad[0]}: "
-            "repair or remove it, or leave such images out with data.skip_bad=true"
+            f"{len(bad)} of the images under {root} cannot be decoded, the first is {root / bad[0]} "
+            f"({_problem(_read(root / bad[0]))}): repair or remove it, or leave such images out with data.skip_bad=true"
         )
     if bad:
         warnings.warn(f"left out {len(bad)} images that cannot be decoded: {some(bad)}", stacklevel=3)
@@ -163,11 +163,16 @@ def _inspect(root: Path, found: dict[str, list[Sample]], name: str) -> dict:
 def _digest(path: Path) -> str | None:
     """Returns the sha256 of the file's bytes; None if they are not a whole image."""
     content = _read(path)
+    return None if _problem(content) else hashlib.sha256(content).hexdigest()
+
+
+def _problem(content: bytes) -> str | None:
+    """Returns why the content of a file is not an image; None if it is one."""
     try:
         decode(content)
-    except BadImageError:
-        return None
-    return hashlib.sha256(content).hexdigest()
+    except BadImageError as error:
+        return str(error)
+    return None
 
 
 def _read(path: Path) -> bytes:

@@ -101,8 +101,6 @@ def _packed(module: nn.Module) -> Projections | None:
     qkv, proj, heads = getattr(module, "qkv", None), getattr(module, "proj", None), _heads(module)
     if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear) or heads is None:
         return None
-    if qkv.out_features % 3:
-        raise LeftAlone(f"q, k, v of unequal width, {qkv.out_features} together")
     biases = [getattr(module, f"{letter}_bias", None) for letter in "qkv"] if qkv.bias is None else _thirds(qkv.bias)
     drops = _probability(module, "attn_drop"), _probability(module, "proj_drop")
     return Projections(_thirds(qkv.weight), biases, proj, heads, *drops, packed=(qkv.weight, qkv.bias))

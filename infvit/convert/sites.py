@@ -46,16 +46,12 @@ def find_sites(module: nn.Module, name: str = "", ancestors: tuple[nn.Module, ..
     parts = [(f"{name}.{part}".lstrip("."), child) for part, child in module._modules.items() if child is not None]
     inside = [found for part, child in parts for found in find_sites(child, part, (*ancestors, module))]
     yield from inside
-    if not inside and _looks_like_attention(module):
+    # Better one name too many in the report than one too few.
+    named = re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__)
+    if not inside and (named or any(hasattr(module, n) for n in ("fused_attn", "num_heads", "num_attention_heads"))):
         children = ", ".join(module._modules) or "no submodules"
         site.reason = f"{type(module).__name__} ({children}) has an unknown layout"
         yield site
-
-
-def _looks_like_attention(module: nn.Module) -> bool:
-    """Whether the report should list it; better one name too many than one too few."""
-    named = re.search(r"Attention|Attn|MHSA|MHA", type(module).__name__)
-    return bool(named) or any(hasattr(module, name) for name in ("fused_attn", "num_heads", "num_attention_heads"))
 
 
 def called_with(site: Site) -> list[str]:
