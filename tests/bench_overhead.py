@@ -9,16 +9,14 @@ the epoch's training steps alone, and of the whole epoch with its validation, ch
 """
 
 import argparse
+import multiprocessing
 import os
-import pty
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +29,7 @@ from lightning.pytorch.plugins import Precision
 from torch.nn import functional as F
 
 import train
+from infvit.cli import entrypoint
 from infvit.measure.efficiency.timing import ratio
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +42,7 @@ class Turns(Callback):
     Sends a message at the end of the first step, of each epoch's steps and of each epoch.
     """
 
-    def __init__(self, number: int) -> None:
-        self.turns = Connection(number)
+    turns: Connection
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Also ends the epoch before: some of its logs and files are written after the hooks at its end."""
@@ -64,12 +62,25 @@ class Turns(Callback):
         self.turns.recv()
 
 
-def bare_loop(overrides: list[str], turns: Connection) -> None:
+def framed(overrides: list[str], turns: Connection, log: Path) -> None:
+    """train.py, whose progress bar is drawn into a file as into a terminal."""
+    from tests.bench_overhead import Turns as Imported  # by Hydra, while this module is the main one
+
+    Imported.turns = turns
+    os.environ["FORCE_COLOR"] = "1"
+    printed = os.open(log, os.O_CREAT | os.O_WRONLY)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    sys.argv = ["train.py", *overrides, "+callbacks.turns={_target_: tests.bench_overhead.Turns}"]
+    entrypoint.run(train.train)
+
+
+def bare_loop(overrides: list[str], turns: Connection, _: Path) -> None:
     """A plain training loop with the same parts."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [*overrides, "hydra.runtime.output_dir=."], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    data, module = train.start(cfg)
+    data, module = train.build(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     one = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=1, testing=False, training=True)
     one.strategy, one.precision_plugin = SimpleNamespace(root_device=device), Precision()
@@ -115,18 +126,18 @@ def bare_loop(overrides: list[str], turns: Connection) -> None:
 
 def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, list[tuple[float, float]]], float]:
     """Seconds of (steps, epoch) by epoch without the first, and seconds of train.py to the end of its first step."""
-    overrides = [*overrides, f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", f"hydra.run.dir={folder}"]
-    turns = {BARE: Pipe(), FRAMED: Pipe()}
-    numbers = {name: theirs.fileno() for name, (_, theirs) in turns.items()}
-    watched = f"+callbacks.turns={{_target_: tests.bench_overhead.Turns, number: {numbers[FRAMED]}}}"
-    commands = {
-        BARE: ["-m", "tests.bench_overhead", f"--bare={numbers[BARE]}", *overrides],
-        FRAMED: ["train.py", *overrides, watched],
-    }
-    processes: list[subprocess.Popen] = []
+    overrides = [*overrides, f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", f"hydra.run.dir={folder}/run"]
+    turns, processes, context = {}, [], multiprocessing.get_context("spawn")
+
+    def start(name: str, work: Callable[..., None]) -> Connection:
+        turns[name], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(overrides, theirs, folder / "log")))
+        processes[-1].start()
+        theirs.close()  # the process has it: when it ends, this one gets an EOFError
+        return turns[name]
 
     def turn(name: str) -> tuple[float, float]:
-        ours, since = turns[name][0], time.perf_counter()
+        ours, since = turns[name], time.perf_counter()
         ours.send(None)
         ours.recv()
         steps = time.perf_counter() - since
@@ -135,60 +146,35 @@ def race(overrides: list[str], epochs: int, folder: Path) -> tuple[dict[str, lis
 
     try:
         since = time.perf_counter()
-        processes.append(_start(commands[FRAMED], turns[FRAMED][1]))
-        turns[FRAMED][0].send(None)
-        turns[FRAMED][0].recv()
+        first = start(FRAMED, framed)
+        first.send(None)
+        first.recv()
         to_first_step = time.perf_counter() - since
         for _ in range(2):
-            turns[FRAMED][0].recv()
-        processes.append(_start(commands[BARE], turns[BARE][1]))
+            first.recv()
+        start(BARE, bare_loop)
         turn(BARE)
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in turns}
         for _ in range(1, epochs):
             for name in turns:
                 seconds[name].append(turn(name))
-        for ours, _ in turns.values():
+        for ours in turns.values():
             ours.send(None)
         for process in processes:
-            process.wait()
+            process.join()
     except EOFError:
-        sys.exit("one of the two ended early: its output is above")
+        sys.exit(f"one of the two ended early: {(folder / 'log').read_text(errors='replace')}")
     finally:
         for process in processes:
             process.kill()
     return seconds, to_first_step
 
 
-def _start(command: list[str], turns: Connection) -> subprocess.Popen:
-    """Starts a process in a terminal, for its progress bar; prints its output if it fails."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, pass_fds=[turns.fileno()], stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    turns.close()  # the process has it: when it ends, the other one gets an EOFError
-
-    def read() -> None:
-        shown = b""
-        with suppress(OSError):
-            while text := os.read(ours, 65536):
-                shown = (shown + text)[-65536:]
-        if process.wait():
-            sys.stderr.write(shown.decode(errors="replace"))
-
-    threading.Thread(target=read).start()
-    return process
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
     overrides = overrides or ["experiment=digits"]
-    if arguments.bare:
-        bare_loop(overrides, Connection(arguments.bare))
-        return
     with tempfile.TemporaryDirectory() as folder:
         seconds, to_first_step = race(overrides, arguments.epochs, Path(folder))
     print(f"{' '.join(overrides)}: {arguments.epochs - 1} epochs")

@@ -259,14 +259,6 @@ class Grouped(nn.Module):
         self.k_proj, self.v_proj = nn.Linear(16, 8), nn.Linear(16, 8)
 
 
-class Scaled(SoftmaxAttention):
-    """Its parameters say softmax attention; what it computes is another temperature."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        Q, K, V = self.heads(x)
-        return self.merge_heads((0.25 * Q @ K.mT).softmax(-1) @ V)
-
-
 def distance(S: Tensor) -> Tensor:
     i = torch.arange(S.shape[-1])
     return (i[:, None] - i).abs()
@@ -321,31 +313,24 @@ def test_more_tokens_than_can_be_tried_are_left_alone_unless_the_class_is_known(
     assert convert(positioned(SoftmaxAttention(16, 4), 9216)).converted == ["attn"]
 
 
+BEIT, SHARED = "beit_base_patch16_224", {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "torchvision swin": (small_swin, 2, "q, k, v and o: relative_position_bias_table"),
-    "beit": (lambda: timm_model("beit_base_patch16_224"), 2, "q, k, v and o: relative_position_bias_table"),
-    "beit, shared": (
-        lambda: timm_model("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
-        2,
-        "relative-position bias, held by its Beit",
-    ),
-    "transformers beit": (
-        lambda: transformers_model("Beit", use_shared_relative_position_bias=True),
-        2,
-        "relative-position bias",
-    ),
+    "beit": (lambda: timm_model(BEIT), 2, "q, k, v and o: relative_position_bias_table"),
+    "beit, shared": (lambda: timm_model(BEIT, **SHARED), 2, "relative-position bias, held by its Beit"),
+    "transformers beit": (lambda: transformers_model("Beit", use_shared_relative_position_bias=True), 2, "bias"),
     "qk-norm": (lambda: timm_model("vit_tiny_patch16_224", qk_norm=True), 2, "q, k, v and o: q_norm.weight"),
     "rotary": (lambda: timm_model("eva02_tiny_patch14_224"), 2, "tokens and masks: rope"),
     "decoder": (
         lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 4), 1),
         2,
-        "of a decoder, which is called with causal masks",
+        "of a decoder, which is called",
     ),
     "kdim": (lambda: nn.ModuleDict({"attn": nn.MultiheadAttention(16, 4, kdim=8)}), 1, "cross-attention"),
     "bias_kv": (lambda: nn.ModuleDict({"a": nn.MultiheadAttention(16, 4, add_bias_kv=True)}), 1, "additional key"),
     "CLIP text": (clip, 2, "text (CLIPTextConfig)"),
     "grouped": (lambda: nn.ModuleDict({"attn": Grouped()}), 1, "grouped queries"),
-    "temperature": (lambda: nn.ModuleDict({"attn": Scaled(16, 4)}), 1, "not plain softmax"),
+    "temperature": (lambda: nn.ModuleDict({"attn": Ruled(lambda S: S / 2)}), 1, "not plain softmax"),
     "a tensor": (lambda: softmax_with(lambda a: setattr(a, "bias", torch.zeros(4))), 1, "q, k, v and o: bias"),
     "a hook": (lambda: softmax_with(lambda a: a.qkv.register_forward_hook(print)), 1, "has hooks, which would be lost"),
     "pooling": (lambda: timm_model("vit_base_patch16_siglip_224"), 1, "AttentionPoolLatent"),

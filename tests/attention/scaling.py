@@ -9,16 +9,16 @@ output's gradient, each case in a process of its own. What would hold N × N mat
 
 import argparse
 import statistics
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import altair
 import torch
 import vl_convert
 
+from infvit.measure.subprocess_case import run_isolated
 from infvit.run.environment import hardware
-from tests.attention.bench_cases import CONTESTANTS, HOLDS_MATRICES
+from tests.attention.bench_cases import CONTESTANTS, HOLDS_MATRICES, megabytes_held
 from tests.bench_twins import race
 
 PAGE = Path(__file__).parents[2] / "infvit" / "attention"
@@ -47,22 +47,13 @@ def times(tokens: int, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in race(layers, x, rounds).items()}
 
 
-def memory(name: str, tokens: int) -> tuple[float, float]:
-    """MB of the forward pass alone, and of both passes."""
-    command = [sys.executable, "-m", "tests.attention.peak_memory", name, f"--tokens={tokens}"]
-    peaks = []
-    for options in (["--forward"], []):
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout.split()[1]) * 2**20 / 1e6)
-    return peaks[0], peaks[1]
-
-
 def measure(tokens: int, rounds: int) -> list[dict[str, float | str]]:
     """One row per layer; timing and memory processes do not run at the same time."""
     found = times(tokens, rounds)
     rows: list[dict[str, float | str]] = []
     for name, seconds in found.items():
-        forward, both = memory(name, tokens)
+        pair = (run_isolated(partial(megabytes_held, name, tokens, DIM, HEADS, backward)) for backward in (False, True))
+        forward, both = (outcome.value for outcome in pair)
         rows.append({"layer": TITLES[name], "tokens": tokens, "ms": seconds * 1e3, "forward": forward, "both": both})
         print(
             f"{tokens:>7,} tokens  {TITLES[name]:26}{seconds * 1e3:>9,.0f} ms{forward:>9,.0f} MB{both:>9,.0f} MB",

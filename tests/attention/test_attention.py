@@ -2,12 +2,12 @@
 
 import math
 import re
+from itertools import accumulate
 
 import pytest
 import torch
-from timm.layers import Attention as TimmAttention
 
-from infvit.attention import ATTENTIONS, LinearInfSA, SoftmaxAttention
+from infvit.attention import ATTENTIONS
 from infvit.errors import UsageError
 from tests.attention.twins import SIGNED, TWINS, WITHOUT_WEIGHTS
 
@@ -42,6 +42,14 @@ def assert_equal(got, expected, layer, x, x_expected=None, tolerance=1e-10):
     of_expected = gradients(expected, layer, x if x_expected is None else x_expected)
     for g, e in zip(gradients(got, layer, x), of_expected, strict=True):
         assert (g - e).abs().max() <= 100 * tolerance * max(1, e.abs().max())
+
+
+def peak_bytes(call, *arguments):
+    """The most that torch's allocator holds at once during a call, beyond what it held before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call(*arguments)
+    events = profile.profiler.kineto_results.events()
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,19 +110,6 @@ def test_a_head_that_is_off_gives_zero_and_a_finite_gradient(name, options):
     assert all(g.isfinite().all() for g in gradients(output, layer, x))
 
 
-def test_linear_infsa_forms_only_q_per_token():
-    """No K, V or output projection per token: the only large matrix product has D output columns, not 3 D or 4 D."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    N, D, H = 4096, 256, 4
-    layer, x = LinearInfSA(D, H), torch.zeros(1, N, D)
-    with FlopCounterMode(display=False) as counter:
-        layer(x)
-    q_projection = 2 * N * D * D
-    sums_and_scores = 3 * 2 * N * D * H
-    assert counter.get_total_flops() <= q_projection + sums_and_scores + 20 * D * D
-
-
 @pytest.mark.parametrize("name", [n for n in NAMES if not ATTENTIONS[n].time.startswith(("O(N²", "0"))])
 def test_sums_over_many_tokens_are_accumulated_in_float32(name):
     """Weights near 1 / N at N = 20,000 vanish in bfloat16 sums."""
@@ -123,14 +118,6 @@ def test_sums_over_many_tokens_are_accumulated_in_float32(name):
     expected = layer(x)
     got = layer.bfloat16()(x.bfloat16())
     assert (got.double() - expected).norm() <= 3e-2 * expected.norm()
-
-
-def test_softmax_loads_timm_attention_weights():
-    theirs = TimmAttention(32, num_heads=4, qkv_bias=True).double()
-    ours = SoftmaxAttention(32, num_heads=4).double()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 5, 32, dtype=torch.float64)
-    assert (ours(x) - theirs(x)).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in NAMES), *INFSA], ids=str)

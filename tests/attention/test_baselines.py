@@ -197,22 +197,9 @@ def test_layers_of_one_seed_draw_alike_and_layers_of_one_model_apart():
     assert not torch.equal(E, values)
 
 
-def test_cosformer_weighs_near_tokens_most():
-    layer, x = layer_and_input("cosformer")
-    x = x[:, :1].expand_as(x)
-    weights = layer.weights(x)[0, 0]
-    assert (weights[0].diff() < 0).all()
-    assert weights[6].argmax() == 6
-
-
-def test_linformer_at_its_number_of_tokens_is_the_papers_and_elsewhere_interpolates():
-    layer, x = layer_and_input("linformer", N=13, tokens=13, rank=5)
-    Q, K, V = layer.heads(x)
-    E, values = layer.key_value_projection
-    expected = F.scaled_dot_product_attention(Q, E @ K, values @ V)
-    assert (layer(x) - layer.merge_heads(expected)).abs().max() <= 1e-10
-    constant = x[:1, :1]
-    assert (layer(constant.expand(1, 26, 32))[0, 0] - layer(constant.expand(1, 13, 32))[0, 0]).abs().max() <= 1e-10
+def test_linformer_gives_equal_tokens_the_same_at_any_number_of_them():
+    layer, x = layer_and_input("linformer", N=1, tokens=13, rank=5)
+    assert (layer(x.expand(2, 26, 32))[:, :13] - layer(x.expand(2, 13, 32))).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("N", [16, 17])

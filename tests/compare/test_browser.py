@@ -106,14 +106,6 @@ def test_pictures_are_seen_follow_the_filters_and_lead_to_the_run_folder(opened,
     assert Path(unquote(opened.url.removeprefix("file://"))) == page_file.parent / "2_seed=0" / "attention.png"
 
 
-def test_one_click_leads_from_a_row_to_its_run_folder(opened, page_file):
-    opened.click("#results tr[data-row=linear_infvit] a.seed >> nth=1")
-    opened.wait_for_url(re.compile(r"/5_seed(=|%3D)1/$"))
-    folder = Path(unquote(opened.url.removeprefix("file://")))
-    assert folder == page_file.parent / "5_seed=1"
-    assert "linear_infvit" in (folder / "result.json").read_text()
-
-
 def test_dark_is_the_systems_choice_or_the_buttons(browser, opened, page_file):
     ground = "getComputedStyle(document.body).backgroundColor"
     light = opened.evaluate(ground)

@@ -91,13 +91,6 @@ def test_trials_of_a_search_show_their_objective_and_fall_by_it(make_result):
     assert not [c for c in table(Comparison.from_results([make_result()])).shown("text") if c.heading == "val top-1 %"]
 
 
-def test_variants_and_other_recipes_are_rows_of_their_own_with_telling_names(make_result):
-    comparison = Comparison.from_results(
-        [make_result(top1=0.9), make_result(top1=0.8, variant="pooling=mean"), make_result(top1=0.7, depth=24)]
-    )
-    assert [row.name for row in comparison.rows] == ["vit (depth=4)", "vit pooling=mean", "vit (depth=24)"]
-
-
 SETTINGS = {"model.attention.hops": 1, "model.net.attention.hops": 1, "compile": False, "data.module.augment": None}
 
 
@@ -177,15 +170,3 @@ def test_files_are_found_below_and_read_once(make_result, make_sweep):
     (row,) = comparison.rows
     assert row.finished == 2
     assert sorted(run.run_dir for run in row.runs) == [str(folder) for folder in folders]
-
-
-def test_a_damaged_file_and_an_empty_folder_are_shown(make_result, make_sweep, tmp_path):
-    folders = make_sweep([make_result(seed=0), make_result(seed=1)])
-    (folders[1] / "result.json").write_text('{"schema": 7}')
-    (tmp_path / "empty").mkdir()
-    comparison = Comparison.from_dirs([*folders, tmp_path / "empty"])
-    assert comparison.rows[0].finished == 1
-    assert [(bad.path, bad.reason) for bad in comparison.unreadable] == [
-        (str(folders[1] / "result.json"), "has schema 7, expected 1"),
-        (str(tmp_path / "empty"), "no result.json in it"),
-    ]

@@ -9,12 +9,12 @@ import subprocess
 
 import pytest
 
-from infvit.compare import Comparison, columns, records, to_latex, to_markdown, to_text, write_comparison
+from infvit.compare import Comparison, records, to_latex, to_markdown, to_text
 from infvit.compare.__main__ import main
 from infvit.compare.notes import provenance, remarks
 from infvit.run.result import UnreadableResultError
 from infvit.tables.table import to_csv
-from tests.compare.conftest import MakeResult, write_results
+from tests.compare.conftest import MakeResult
 
 LONG = "a_model_with_a_name_that_is_much_longer_than_any_terminal_has_room_for_in_one_column_of_a_table"
 EVIL = r"a_b\input{/etc/passwd}$x^2$ 50% #1 & ~<y>|z \end{tabular} ?`é中--"
@@ -51,20 +51,6 @@ def test_every_format_has_numbers_differences_and_failures(comparison, printed):
         "Student's t",
     ):
         assert words in text
-
-
-def test_a_metric_is_one_line_and_in_every_format(make_result, printed, monkeypatch):
-    monkeypatch.setattr(columns, "METRICS", [*columns.METRICS, columns.metric("ECE %", "test/ece", priority=1)])
-    comparison = Comparison.from_results(
-        make_result(seed=seed, metrics={"test/top1": 0.9, "test/ece": ece}) for seed, ece in enumerate((0.12, 0.14))
-    )
-    assert "ECE %" in printed(comparison)
-    assert "13.00 ± 12.71" in printed(comparison)
-    assert {name: float(value) for name, value in read_csv(comparison)[0].items() if "ece" in name} == {
-        "test_ece": 0.13,
-        "test_ece_ci95_half_width": pytest.approx(0.12706, abs=1e-5),
-        "test_ece_n": 2,
-    }
 
 
 def test_names_leave_out_what_all_rows_share_and_every_format_has_it_once(make_result, printed):
@@ -190,15 +176,6 @@ def test_a_bad_result_is_named_in_every_format(change, words, make_result, make_
     rows = read_csv(comparison)
     assert rows[0]["seeds"] == "0"
     assert words in rows[-1]["problem"] or rows[0]["running"] == "1"
-
-
-def test_without_any_readable_result_every_file_has_the_reason(tmp_path, make_result):
-    (folder,) = write_results(tmp_path / "sweep", [make_result()])
-    (folder / "result.json").write_text("")
-    comparison = write_comparison([tmp_path / "sweep"], tmp_path / "out")
-    assert not comparison.rows
-    for ending in ("html", "md", "csv", "tex"):
-        assert "is not JSON: Expecting value" in (tmp_path / "out" / f"comparison.{ending}").read_text()
 
 
 def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import html
 import io
 import re
@@ -10,23 +11,14 @@ import pytest
 
 from infvit.compare import FILES, Comparison, to_html, write_comparison
 from infvit.compare.charts import MOST_POINTS, PICTURES, charts
+from infvit.run.result import Result
 from infvit.tables.theme import specification
 from tests.compare.conftest import EVIL, picture
 
 
 def test_every_name_is_escaped(make_result):
-    fields = (
-        "attention",
-        "variant",
-        "recipe",
-        "recipe_hash",
-        "data",
-        "data_fingerprint",
-        "command",
-        "error",
-        "run_dir",
-    )
-    result = make_result(EVIL, hardware={EVIL: EVIL}, versions={"x": EVIL}, started=EVIL, **dict.fromkeys(fields, EVIL))
+    fields = {field.name: EVIL for field in dataclasses.fields(Result) if field.type is str}
+    result = make_result(**fields, hardware={EVIL: EVIL}, versions={"x": EVIL})
     page = to_html(Comparison.from_results([result, make_result(status="failed", error=EVIL)]))
     assert EVIL not in page
     assert "broken into" in page

@@ -124,16 +124,12 @@ def test_the_tables_fit_into_80_columns():
     shown = table.scores(rows).splitlines()
     assert "ReaL %" in shown[0]
     assert [shown[i] for i in (2, 5, 8)] == ["vit", long, "vit"]  # never cut
-    assert shown[3].split() == ["exact", "100.0", "100.0", "1.000", "100.0", "100.0"]
     assert shown[4].split() == ["100.0–100.0", "100.0–100.0", "1.000–1.000", "100.0–100.0", "100.0–100.0"]
     assert shown[9].split() == ["exact", "100.0", "100.0", "1.000", "100.0", "–"]
     assert "ReaL" not in table.scores(rows[2:])
     places = np.arange(1000)
     classes = Classes(places, places + 1, places / 1000, *[places / 1000] * 3)
     shown += table.best_and_worst("vit, exact", SYNSETS, classes).splitlines()
-    assert "best" in shown[-6]
-    assert "toilet tissue" in shown[-6]
-    assert "99.90%" in shown[-6]
-    assert "tench" in shown[-3]
-    assert "1 image" in shown[-3]
+    assert all(words in shown[-6] for words in ("best", "toilet tissue", "99.90%"))
+    assert all(words in shown[-3] for words in ("tench", "1 image"))
     assert max(map(len, shown)) <= 80

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo, RealLabelsImagenet
@@ -23,6 +22,7 @@ from data.datasets.digits import Digits
 from infvit.cli import entrypoint
 from infvit.compare import Comparison
 from infvit.measure.accuracy import records
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -100,21 +100,12 @@ def process(rank, processes, port, arguments):
 
 def distributed(folder, processes, *arguments):
     """Rows and records of an evaluation by so many gloo processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     options = [f"hydra.run.dir={folder}", "trainer=ddp_cpu", f"trainer.devices={processes}", *arguments]
-    context = multiprocessing.get_context("fork")
-    started = [context.Process(target=process, args=(i, processes, port, options)) for i in range(processes)]
-    for one in started:
-        one.start()
-    for one in started:
-        one.join(120)
-    assert [one.exitcode for one in started] == [0] * processes
+    run_ranks(process, (processes, find_free_network_port(), options), processes)
     return json.loads((folder / "accuracy.json").read_text())["rows"], np.load(folder / "vit.exact.npz")
 
 
-def test_two_and_three_processes_count_every_image_once_and_give_the_numbers_of_one(cli, tmp_path):
+def test_three_processes_count_every_image_once_and_give_the_numbers_of_one(cli, tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 31)):
         for i in range(count):
@@ -123,20 +114,19 @@ def test_two_and_three_processes_count_every_image_once_and_give_the_numbers_of_
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     mine = ["data=imagefolder", f"data.root={tmp_path / 'tree'}", "data.module.workers=0"]
     ckpt, _ = trained(cli, *mine, "model=vit", "size=tiny", "recipe=digits", "recipe.batch_size=16")
-    for images, shares in ((31, (2, 3)), (2, (3,))):  # 31 have no equal shares; of 2 not every process has one
+    for images in (31, 2):  # 31 have no equal shares; of 2 not every process has one
         for path in (tmp_path / "tree" / "val").glob("*/*"):
             if int(path.stem) >= images:
                 path.unlink()
         _, folder, (alone,), _ = evaluated(cli, f"ckpt={ckpt}", *mine)
         records = np.load(folder / "vit.exact.npz")
-        for processes in shares:
-            (row,), theirs = distributed(tmp_path / f"{images}_{processes}", processes, f"ckpt={ckpt}", *mine)
-            assert theirs["index"].tolist() == list(range(images)) == records["index"].tolist()
-            assert row["images"] == images
-            for metric in ("top1", "top5", "loss", "ece", "loss_low", "top1_high"):
-                assert row[metric] == pytest.approx(alone[metric], abs=1e-6)
-            for name in records:
-                np.testing.assert_allclose(theirs[name], records[name], atol=1e-6)
+        (row,), theirs = distributed(tmp_path / str(images), 3, f"ckpt={ckpt}", *mine)
+        assert theirs["index"].tolist() == list(range(images)) == records["index"].tolist()
+        assert row["images"] == images
+        for metric in ("top1", "top5", "loss", "ece", "loss_low", "top1_high"):
+            assert row[metric] == pytest.approx(alone[metric], abs=1e-6)
+        for name in records:
+            np.testing.assert_allclose(theirs[name], records[name], atol=1e-6)
 
 
 @pytest.fixture(scope="module")

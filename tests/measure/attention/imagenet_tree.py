@@ -10,25 +10,17 @@ from data.datasets.imagenet_v2 import synsets
 Box = tuple[int, int, int, int]
 SYNSETS = synsets()
 
-OBJECT = """\t<object>
-\t\t<name>{name}</name>
-\t\t<bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
-\t</object>
-"""
-ANNOTATION = """<annotation>
-\t<folder>val</folder>
-\t<filename>{stem}</filename>
-\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
-{objects}</annotation>
-"""
 
-
-def write_annotation(folder: Path, stem: str, name: str, size: tuple[int, int], boxes: Sequence[Box]) -> Path:
+def write_annotation(folder: Path, stem: str, size: tuple[int, int], boxes: Sequence[Box]) -> Path:
     """Annotations/CLS-LOC/val/<stem>.xml; `size` is (width, height), a box (xmin, ymin, xmax, ymax)."""
     path = folder / "Annotations" / "CLS-LOC" / "val" / f"{stem}.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    objects = "".join(OBJECT.format(*box, name=name) for box in boxes)
-    path.write_text(ANNOTATION.format(stem=stem, width=size[0], height=size[1], objects=objects))
+    objects = "".join(
+        f"<object><bndbox><xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for left, top, right, bottom in boxes
+    )
+    shape = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    path.write_text(f"<annotation>{shape}{objects}</annotation>")
     return path
 
 

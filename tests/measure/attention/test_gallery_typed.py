@@ -46,7 +46,6 @@ def test_pages_and_figures_of_checkpoints_and_photographs(cli, photographs):
     assert "coffee.jpg" not in text
 
     for arguments, line in {
-        ("methods=[katz]",): "methods has katz, which is unknown: choose of attention, rollout",
         ("methods=[weights]",): "methods has weights, which no model here offers: vit offers attention",
         (f"image={photographs / 'none'}",): "is neither a file nor a folder with images",
         ("images=0",): "give a checkpoint and at least one image",

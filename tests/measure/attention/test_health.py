@@ -86,29 +86,6 @@ def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
     assert means["off"][1, 1] == dead
 
 
-def test_equal_queries_and_keys_make_pure_one_vector_and_linear_that_vector():
-    """Equal queries make all rows of A equal: A has rank one and is Linear-InfSA's operator."""
-    for attention in ("infsa", "linear_infsa"):
-        net = model(attention)
-        with torch.no_grad():
-            for block in net.blocks:
-                block.attn.qkv.weight[:16], block.attn.qkv.bias[:16] = 0, 0.5
-        found = health(net, images(3))
-        for name in ("rank_one", "rank_one_linear", "cosine_left"):
-            torch.testing.assert_close(
-                getattr(found, name), torch.ones(2, 2, 3, dtype=torch.float64), atol=1e-4, rtol=0
-            )
-        assert found.cosine_right.max() <= 1 + 1e-9
-
-
-def test_pure_and_linear_are_measured_by_the_same_quantity():
-    pure, linear = model("infsa"), model("linear_infsa")
-    linear.load_state_dict(pure.state_dict())
-    ours, theirs = health(pure, images(3)), health(linear, images(3))
-    for name in ("rank_one", "rank_one_linear", "cosine_left", "cosine_right"):
-        torch.testing.assert_close(getattr(ours, name)[0], getattr(theirs, name)[0])
-
-
 def test_few_images_at_a_time_change_nothing(monkeypatch):
     net, x = model("infsa"), images(3)
     whole = health(net, x)

@@ -160,15 +160,6 @@ def test_one_block_equals_its_part_of_all_at_once(attention):
             torch.testing.assert_close(token_map(net, x, method, block=None), layers.mean(0))
 
 
-def test_heads_are_weighted_by_the_size_of_their_weights():
-    net, x = model("relu"), images()
-    W = weights(net, x)[1]
-    first, second = W[1, :, 0].numpy()
-    found = token_map(net, x, "attention")[1].flatten()
-    close(found, naive.patches(first + second, 1))
-    assert not np.allclose(found, (naive.patches(first, 1) + naive.patches(second, 1)) / 2)
-
-
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize("attention", ["infsa", "linear_infsa"])
 def test_heads_that_are_off_give_maps_of_zeros_and_no_nan(attention, class_token):
