@@ -266,8 +266,6 @@ def distance(S: Tensor) -> Tensor:
 
 RULES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "window": (lambda S: S.masked_fill(distance(S) > 8, -torch.inf), "26 tokens"),
-    "wide window": (lambda S: S.masked_fill(distance(S) > 300, -torch.inf), "1025 tokens"),
-    "dilated window": (lambda S: S.masked_fill((distance(S) > 8) & (distance(S) % 2 > 0), -torch.inf), "26 tokens"),
     "prefix": (lambda S: S.masked_fill(distance(S)[0] < (S.shape[-1] > 16), -torch.inf), "26 tokens"),
     "above a length": (lambda S: S if S.shape[-1] <= 256 else 2 * S, "1025 tokens"),
     "at the model's length": (lambda S: S if S.shape[-1] != 26 else S.triu(), "26 tokens"),

@@ -7,7 +7,6 @@ not count. Memory is what a forward pass, and one with its backward pass, hold a
 output's gradient, each case in a process of its own. What would hold N × N matrices of more than 1.2 GB is not run.
 """
 
-import argparse
 import statistics
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.bench_twins import race
 
 PAGE = Path(__file__).parents[2] / "infvit" / "attention"
 DIM, HEADS = 1024, 16
+SIZES, ROUNDS = [1024, 4096, 16384], 3
 LARGEST = 1.2e9
 BEGIN, END = "<!-- scaling: made by python -m tests.attention.scaling -->", "<!-- end of scaling -->"
 TITLES = {
@@ -36,45 +36,34 @@ TITLES = {
 }
 
 
-def entrants(tokens: int) -> list[str]:
-    return [name for name in CONTESTANTS if name not in HOLDS_MATRICES or 4 * HEADS * tokens**2 <= LARGEST]
-
-
-@torch.inference_mode()
-def times(tokens: int, rounds: int) -> dict[str, float]:
-    """Median seconds of one forward pass of each."""
-    x, layers = torch.randn(1, tokens, DIM), {name: CONTESTANTS[name](DIM, HEADS).eval() for name in entrants(tokens)}
-    return {name: statistics.median(values) for name, values in race(layers, x, rounds).items()}
-
-
-def measure(tokens: int, rounds: int) -> list[dict[str, float | str]]:
+def measure(tokens: int) -> list[dict[str, float | str]]:
     """One row per layer; timing and memory processes do not run at the same time."""
-    found = times(tokens, rounds)
+    names = [name for name in CONTESTANTS if name not in HOLDS_MATRICES or 4 * HEADS * tokens**2 <= LARGEST]
+    layers = {name: CONTESTANTS[name](DIM, HEADS).eval() for name in names}
+    with torch.inference_mode():
+        seconds = race(layers, torch.randn(1, tokens, DIM), ROUNDS)
     rows: list[dict[str, float | str]] = []
-    for name, seconds in found.items():
+    for name in names:
         pair = (run_isolated(partial(megabytes_held, name, tokens, DIM, HEADS, backward)) for backward in (False, True))
         forward, both = (outcome.value for outcome in pair)
-        rows.append({"layer": TITLES[name], "tokens": tokens, "ms": seconds * 1e3, "forward": forward, "both": both})
-        print(
-            f"{tokens:>7,} tokens  {TITLES[name]:26}{seconds * 1e3:>9,.0f} ms{forward:>9,.0f} MB{both:>9,.0f} MB",
-            flush=True,
-        )
+        ms = statistics.median(seconds[name]) * 1e3
+        rows.append({"layer": TITLES[name], "tokens": tokens, "ms": ms, "forward": forward, "both": both})
     return rows
 
 
-def table(rows: list[dict[str, float | str]], sizes: list[int]) -> str:
+def table(rows: list[dict[str, float | str]]) -> str:
     """Milliseconds, their ratio to fused softmax, and MB, by layer and number of tokens, in Markdown."""
     at = {(row["layer"], row["tokens"]): row for row in rows}
     lines = [
         f"{hardware()['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, batch 1, "
         f"D {DIM}, H {HEADS}.",
         "Each cell: ms of a forward pass (over fused softmax's); MB forward, MB with the backward pass.\n",
-        f"| layer | {' | '.join(f'{N:,} tokens' for N in sizes)} |",
-        f"|---|{'---|' * len(sizes)}",
+        f"| layer | {' | '.join(f'{N:,} tokens' for N in SIZES)} |",
+        f"|---|{'---|' * len(SIZES)}",
     ]
     for title in TITLES.values():
         cells = []
-        for N in sizes:
+        for N in SIZES:
             row, fused = at.get((title, N)), at[TITLES["softmax"], N]
             cells.append(
                 f"{row['ms']:,.0f} ms ({row['ms'] / fused['ms']:.2g}x); {row['forward']:,.0f}, {row['both']:,.0f} MB"
@@ -103,13 +92,9 @@ def plot(rows: list[dict[str, float | str]]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384])
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
     torch.manual_seed(0)
-    rows = [row for tokens in arguments.tokens for row in measure(tokens, arguments.rounds)]
-    found = table(rows, arguments.tokens)
+    rows = [row for tokens in SIZES for row in measure(tokens)]
+    found = table(rows)
     (PAGE / "scaling.png").write_bytes(plot(rows))
     page = PAGE / "README.md"
     before, _, rest = page.read_text().partition(BEGIN)

@@ -194,9 +194,7 @@ def test_a_causal_layer_does_not_depend_on_later_tokens(name):
 
 VARIANTS = [
     *((name, {}) for name in NAMES),
-    ("infsa", {"hops": 3}),
-    ("infsa", {"hops": math.inf}),
-    ("linear_infsa", {"chunk": 4}),
+    *(case for case in INFSA if case[1] not in ({}, {"hops": 1})),
     ("focused_linear", {"kernel_size": 3}),
     ("nystrom", {"kernel_size": 3}),
 ]

@@ -1,7 +1,5 @@
 """Differences to the baseline, seed by seed, against SciPy's paired t-test."""
 
-import re
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -122,9 +120,6 @@ def test_speeds_of_different_machines_are_not_divided(make_result):
     assert points(row(comparison, "infvit")) == "+3.25 ± 2.72"
 
 
-def test_one_pair_has_no_interval_and_an_extreme_one_is_in_powers_of_ten(make_result):
+def test_one_pair_has_no_interval(make_result):
     one = Comparison.from_results([make_result("vit", top1=0.5), make_result("infvit", top1=0.4)])
     assert points(row(one, "infvit")) == "−10.00 ± –"
-    far = {0: (0.9, 1e-3), 1: (0.9, 1e30)}
-    wide = Comparison.from_results(runs(make_result, "vit", VIT) + runs(make_result, "infvit", far))
-    assert re.search(r"^\de\+\d+x \(\de-\d+ – \de\+\d+\)$", speed(row(wide, "infvit")))

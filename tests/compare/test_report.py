@@ -55,14 +55,6 @@ def test_every_panel_shows_this_sweep_alone(built):
     assert filters == [train, train, train | {"jobType": "comparison"}]
 
 
-def test_panels_of_a_grid_do_not_overlap(built):
-    for grid in grids(built):
-        places = [panel["layout"] for panel in grid["panelBankSectionConfig"]["panels"]]
-        cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
-        assert len(cells) == len(set(cells))
-        assert max(x for x, _ in cells) < 24
-
-
 def test_a_title_identifies_its_report_and_fits():
     assert title_of("digits", "s") == title_of("digits", "s") != title_of("digits", "t")
     assert len(title_of("x" * 300, "s")) == 128

@@ -1,12 +1,12 @@
 """How many images a second each way of reading gives, on 2,000 JPEGs of 500 x 375 made from real photographs.
 
-    python -m tests.data.bench_loader [--workers 1] [--rounds 7] [--batch-size 256] [--images 2000]
+    python -m tests.data.bench_loader [--rounds 7]
 
 Bare FFCV (its own decoder, random crop and flip, batches thrown away), our ImageDataModule on FFCV, the same JPEGs by a
 torch DataLoader with PIL and timm's transforms of DeiT's recipe, and the device's side of our augmentation alone
 (RandAugment, normalisation, random erasing). Whole epochs, with PIL two batches, in turns, so that what else the
 machine does falls on all; compiling and the first epoch are kept out. Prints medians of images a second and of the
-rounds' ratios to bare FFCV. With one worker the reading takes one core; leave another one to the process itself, which
+rounds' ratios to bare FFCV. The reading takes one core; leave another one to the process itself, which
 copies the batches.
 """
 
@@ -36,12 +36,13 @@ from tests.data import timm_in_pillow
 from tests.data.photographs import photographs
 
 JPEG = BetonSettings(mode="jpg", max_resolution=500, quality=90)
+BATCH = 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_tree(root: Path, images: int) -> None:
-    """`images` JPEGs of 500 x 375 for training, in 10 classes, and one of each for validation."""
-    for part, count in (("train", images), ("val", 10)):
+def make_tree(root: Path) -> None:
+    """2,000 JPEGs of 500 x 375 for training, in 10 classes, and one of each for validation."""
+    for part, count in (("train", 2000), ("val", 10)):
         for start in range(0, count, 100):
             for i, pixels in enumerate(photographs(min(100, count - start), 375, 500, seed=start), start):
                 folder = root / part / f"class{i % 10}"
@@ -49,19 +50,19 @@ def make_tree(root: Path, images: int) -> None:
                 timm_in_pillow.to_pil(pixels).save(folder / f"{i}.jpg", quality=90)
 
 
-def datamodule(tree: Path, reader: FFCVReader, workers: int, batch_size: int) -> ImageDataModule:
+def datamodule(tree: Path) -> ImageDataModule:
     """As conf/data/imagenet.yaml and conf/recipe/deit.yaml compose it, attached to a trainer that trains."""
     data = ImageDataModule(
         "bench",
         ImageFolder(str(tree), str(tree / "cache")),
-        reader,
+        FFCVReader(),
         View(224, crop_scale=(0.08, 1.0), flip=True),
-        batch_size,
+        BATCH,
         str(tree / "cache"),
         seed=0,
         mean=MEAN,
         std=STD,
-        workers=workers,
+        workers=1,
         beton=JPEG,
         augment=RandAugment(),
         erasing=RandomErasing(),
@@ -72,7 +73,7 @@ def datamodule(tree: Path, reader: FFCVReader, workers: int, batch_size: int) ->
     return data
 
 
-def bare_ffcv(data: ImageDataModule, workers: int, batch_size: int) -> Iterable:
+def bare_ffcv(data: ImageDataModule) -> Iterable:
     """FFCV's own loader on the same file."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -84,8 +85,8 @@ def bare_ffcv(data: ImageDataModule, workers: int, batch_size: int) -> Iterable:
     last = [ToTensor(), *([ToDevice(device, non_blocking=True)] if device.type == "cuda" else [])]
     return Loader(
         str(path),
-        batch_size=batch_size,
-        num_workers=workers,
+        batch_size=BATCH,
+        num_workers=1,
         order=OrderOption.RANDOM,
         os_cache=True,
         pipelines={
@@ -95,15 +96,13 @@ def bare_ffcv(data: ImageDataModule, workers: int, batch_size: int) -> Iterable:
     )
 
 
-def pillow(tree: Path, workers: int, batch_size: int) -> Iterable:
+def pillow(tree: Path) -> Iterable:
     """torch, PIL and timm: everything for each image in its process."""
     options = {"color_jitter": None, "interpolation": "bicubic", "re_prob": 0.25}
     transform = create_transform(224, is_training=True, mean=MEAN, std=STD, **options)
     transform.transforms.insert(2, timm_in_pillow.rand_augment())  # where timm puts it: after the flip
     folder = TorchvisionFolder(str(tree / "train"), transform)
-    return DataLoader(
-        folder, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    return DataLoader(folder, BATCH, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True)
 
 
 def epoch(batches: Iterable, most: int | None = None) -> Callable[[], int]:
@@ -127,16 +126,16 @@ def device_side(data: ImageDataModule, batches: Iterable) -> Callable[[], int]:
     return work
 
 
-def run(tree: Path, workers: int, batch_size: int, rounds: int) -> None:
+def run(tree: Path, rounds: int) -> None:
     """Prints one row per way."""
-    ours = datamodule(tree, FFCVReader(), workers, batch_size)
+    ours = datamodule(tree)
     train = ours.train_dataloader()
     ways = {
-        "bare FFCV": epoch(bare_ffcv(ours, workers, batch_size)),
+        "bare FFCV": epoch(bare_ffcv(ours)),
         "ImageDataModule on FFCV": epoch(train),
+        "torch DataLoader, PIL, timm": epoch(pillow(tree), most=2),
+        "device side, one torch thread": device_side(ours, train),
     }
-    ways["torch DataLoader, PIL, timm"] = epoch(pillow(tree, workers, batch_size), most=2)
-    ways["device side, one torch thread"] = device_side(ours, train)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name, work in ways.items():
@@ -152,17 +151,14 @@ def run(tree: Path, workers: int, batch_size: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=1, help="threads of FFCV, processes of the DataLoader")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--images", type=int, default=2000)
-    arguments = parser.parse_args()
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
-        make_tree(tree, arguments.images)
-        run(tree, arguments.workers, arguments.batch_size, arguments.rounds)
+        make_tree(tree)
+        run(tree, rounds)
 
 
 if __name__ == "__main__":

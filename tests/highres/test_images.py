@@ -14,18 +14,16 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
 WINDOWS = [(0, 70, 0, 93), (0, 16, 0, 16), (31, 33, 60, 93), (69, 70, 5, 6)]
 
 
+TIFF = {"tiles": {"tile": (32, 16)}, "zlib": {"tile": (32, 32), "compression": "zlib"}, "strips": {"rowsperstrip": 8}}
+
+
 def write(path, kind):
-    match kind:
-        case "npy":
-            np.save(path, PIXELS)
-        case "png":
-            Image.fromarray(PIXELS).save(path)
-        case "tiles.tif":
-            tifffile.imwrite(path, PIXELS, tile=(32, 16), photometric="rgb")
-        case "zlib.tif":
-            tifffile.imwrite(path, PIXELS, tile=(32, 32), photometric="rgb", compression="zlib")
-        case "strips.tif":
-            tifffile.imwrite(path, PIXELS, rowsperstrip=8, photometric="rgb")
+    if kind == "npy":
+        np.save(path, PIXELS)
+    elif kind == "png":
+        Image.fromarray(PIXELS).save(path)
+    else:
+        tifffile.imwrite(path, PIXELS, photometric="rgb", **TIFF[kind.removesuffix(".tif")])
 
 
 @pytest.mark.parametrize("kind", ["npy", "png", "tiles.tif", "zlib.tif", "strips.tif"])

@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from infvit.errors import UsageError
 from infvit.highres import TokenParallel, band
 from tests.highres.conftest import small_model
 from tests.ranks import run_ranks
@@ -73,8 +72,3 @@ def test_bands_cover_the_image_in_whole_patches():
         assert bands[-1][1] == 28
         assert all(a[1] == b[0] for a, b in pairwise(bands))
         assert all(low < high and low % 4 == 0 for low, high in bands)
-
-
-def test_more_ranks_than_rows_of_patches_are_refused():
-    with pytest.raises(UsageError, match="8 ranks for 7 rows of patches: use at most 7"):
-        band(28, 4, 0, 8)

@@ -110,5 +110,3 @@ def test_the_interval_is_students_t(values):
 def test_one_seed_has_no_interval_and_no_seed_no_mean():
     assert Estimate.of([0.9, None]) == Estimate(1, 0.9, None)
     assert Estimate.of([None, float("nan")]) == Estimate(0, None, None)
-    # Two seeds by hand: mean 0.92, s = 0.02 * sqrt(2), t(1) = 12.7062, so the half-width is 12.7062 * 0.02.
-    assert Estimate.of([0.90, 0.94]).half_width == pytest.approx(0.254124, abs=1e-6)

@@ -5,12 +5,9 @@ import timm
 import torch
 from timm.models import vision_transformer as timm_vit
 
-from infvit.attention import ATTENTIONS
 from infvit.convert import convert
 from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.maps import METHODS, layer_maps, offered, token_map
-from infvit.vit import VisionTransformer
-from tests.attention.twins import WITHOUT_WEIGHTS
 
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 
@@ -78,18 +75,6 @@ def test_blocks_and_maps_of_timms_models_equal_their_own_logits_and_matrices(nam
     relevance = torch.stack([(W * W.grad).clamp_min(0) for W in matrices])
     torch.testing.assert_close(others["gradient_attention"], read(relevance), rtol=1e-3, atol=1e-5)
     assert all(maps.isfinite().all() for maps in others.values())
-
-
-@pytest.mark.parametrize("attention", sorted(set(ATTENTIONS) - WITHOUT_WEIGHTS))
-def test_an_attention_is_a_function_of_its_weights(attention):
-    torch.manual_seed(0)
-    size = {"img_size": 8, "patch_size": 2, "dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
-    net = VisionTransformer(ATTENTIONS[attention], **size, extra_proj=True).eval()
-    x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(in_turn(net, x), net(x))
-    (found,), named = backbone(net).operators, net.features(x)
-    tokens = named["blocks.0.norm1"]
-    torch.testing.assert_close(found.output(found.weights(tokens), tokens), named["blocks.0.attn"])
 
 
 def in_turn(net, images):

@@ -23,7 +23,7 @@ def photographs(tmp_path):
 
 
 def test_pages_and_figures_of_checkpoints_and_photographs(cli, photographs):
-    done = cli("train", "-m", *QUICK, "model=linear_infvit,vit", "seed=0").ok()
+    done = cli("train", "-m", "~hydra.callbacks.comparison", *QUICK, "model=linear_infvit,vit", "seed=0").ok()
     linear, vit = (run / "checkpoints" / "last.ckpt" for run in done.runs())
 
     done = cli("eval", "eval=gallery", f"ckpt=[{linear},{vit}]", "images=3", "methods=[attention,rollout]").ok()

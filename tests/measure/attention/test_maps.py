@@ -212,18 +212,13 @@ def test_a_compiled_model_gives_the_same_map():
         (
             "linear_infsa",
             {"method": "rollout"},
-            "'rollout' cannot be read from LinearInfSA, which has one weight a token and no N × N matrix: expected one "
-            "of attention, katz_in, katz_out, visits, eigenvector, weights, gradient_attention, random",
+            "'rollout' cannot be read from LinearInfSA.* one of attention",
         ),
         ("softmax", {"method": "weights"}, "SoftmaxAttention, which has an N × N matrix"),
         ("none", {"method": "attention"}, "NoAttention, which has no weights of tokens .* expected one of random$"),
         ("xca", {"method": "visits"}, "CrossCovarianceAttention, which has no weights of tokens"),
         ("softmax", {"method": "attn"}, "method='attn' is unknown: choose one of attention, rollout"),
-        (
-            "softmax",
-            {"method": "attention", "block": 2},
-            "block=2 is out of range: the model has 2 blocks, expected -2 to 1",
-        ),
+        ("softmax", {"method": "attention", "block": 2}, "block=2 is out of range: .* 2 blocks, expected -2 to 1"),
     ],
 )
 def test_bad_arguments_are_named(attention, arguments, message):

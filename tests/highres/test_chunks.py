@@ -1,10 +1,11 @@
-"""Chunked and streamed inference against the dense model, which is their naive twin."""
+"""Chunked and streamed inference and training in chunks against the dense model, which is their naive twin."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from infvit.errors import UsageError
-from infvit.highres import Tokens, chunked, streamed
+from infvit.highres import ChunkedTraining, Tokens, chunked, streamed
 from infvit.highres.inference import mlp_passes
 from infvit.highres.tokens import IMAGENET_MEAN, IMAGENET_STD
 from tests.highres.conftest import small_image, small_model
@@ -56,11 +57,6 @@ def test_no_intermediate_value_is_as_long_as_the_image(way, chunk):
     assert max(lengths) <= chunk
 
 
-def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused_with_the_two_nearest():
-    with pytest.raises(UsageError, match="use 24 or 28"):
-        Tokens(small_model(), small_image(25, 40), 10)
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("parameter", "line"),
@@ -78,3 +74,36 @@ def test_the_place_of_nan_is_reported(way, parameter, line):
         model.get_parameter(parameter).view(-1)[0] = torch.nan
     with pytest.raises(UsageError, match=f"{line}.* computed NaN"):
         way(Tokens(model, small_image(), 10))
+
+
+def gradients(model, net, images, labels):
+    model.zero_grad()
+    torch.manual_seed(11)
+    logits = net(images)
+    F.cross_entropy(logits, labels).backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("chunk", [1, 9, 1000])
+def test_logits_and_gradients_equal_the_dense_ones(model, chunk):
+    images, labels = torch.randn(2, 3, 24, 20), torch.tensor([1, 4])
+    expected, dense = gradients(model, model, images, labels)
+    found, chunks = gradients(model, ChunkedTraining(model, chunk), images, labels)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in dense.items():
+        torch.testing.assert_close(chunks[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.slow
+def test_stochastic_depth_skips_a_branch_for_all_tokens_of_an_image():
+    """One draw for each branch and image: one for each chunk would give many more outcomes."""
+    model = small_model(drop_path_rate=0.5).train()
+    net, images = ChunkedTraining(model, 5), torch.randn(8, 3, 16, 16)
+
+    def outcomes(module):
+        with torch.no_grad():
+            return {tuple(module(images)[0].mul(1e3).round().tolist()) for _ in range(60)}
+
+    # Two of three layers can skip two branches: at most 2⁴ outcomes of one image, the same for both.
+    assert 2 < len(outcomes(net)) <= 16
+    assert len(outcomes(net) & outcomes(model)) > 2
