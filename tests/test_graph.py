@@ -263,10 +263,7 @@ def test_half_precision_is_computed_in_float32(dtype):
         (lambda A: spectral_radius(A[:0, :0]), r"Ahat has shape \(0, 0\)"),
         (lambda A: absorbing_chain(A.int(), 0.9), r"Ahat has dtype torch.int32"),
         (lambda A: eigenvector_centrality(-A), r"Ahat of shape \(4, 4\) has negative entries"),
-        (
-            lambda A: katz(A.expand(2, 3, 4, 4), torch.ones(2) / 2),
-            r"gamma of shape \(2,\).*Ahat of shape \(2, 3, 4, 4\)",
-        ),
+        (lambda A: katz(A.expand(2, 3, 4, 4), torch.ones(2) / 2), r"gamma of shape \(2,\).*shape \(2, 3, 4, 4\)"),
         (lambda A: katz(A, -0.5), r"gamma=-0.5"),
         (lambda A: katz(A, 0.5, "both"), r"direction='both'"),
         (lambda A: eigenvector_centrality(A, "top"), r"side='top'"),

@@ -24,10 +24,8 @@ from infvit.measure.cost import cost
 from infvit.vit import VisionTransformer
 from tests.attention.naive_baselines import TWINS
 from tests.attention.test_attention import gradients, layer_and_input
-from tests.attention.twins import WITHOUT_WEIGHTS
 
 NAMES = list(TWINS)
-WEIGHING = [name for name in NAMES if name not in WITHOUT_WEIGHTS]
 CONVOLVING = [(FocusedLinearAttention, 3), (NystromAttention, 3)]
 
 

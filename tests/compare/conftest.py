@@ -62,29 +62,14 @@ def make_result() -> MakeResult:
             }
             for epoch in range(epochs)
         ]
-        given: dict[str, Any] = {
-            "status": "finished",
-            "model": model,
-            "attention": {"vit": "softmax", "infvit": "pure_infsa", "linear_infvit": "linear_infsa"}.get(model, model),
-            "depth": 4,
-            "dim": 192,
-            "heads": 4,
-            "patch": 2,
-            "image_size": 8,
-            "num_classes": 10,
-            "parameters": int(parameters),
-            "macs_forward": int(macs),
-            "flops_forward": int(2 * macs),
-            "flops_training": int(6 * macs),
-            "recipe": "digits",
-            "recipe_hash": "34cd90ab12ef5678",
-            "epochs": epochs,
-            "batch_size": 128,
-            "data": "digits",
-            "data_fingerprint": "9f3ac2d417b0",
-            "loader": "ffcv",
-            "precision": "32-true",
-            "seed": seed,
+        attention = {"vit": "softmax", "infvit": "pure_infsa", "linear_infvit": "linear_infsa"}.get(model, model)
+        given: dict[str, Any] = {"status": "finished", "model": model, "attention": attention, "seed": seed}
+        given |= {"depth": 4, "dim": 192, "heads": 4, "patch": 2, "image_size": 8, "num_classes": 10}
+        given |= {"parameters": int(parameters), "macs_forward": int(macs)}
+        given |= {"flops_forward": int(2 * macs), "flops_training": int(6 * macs)}
+        given |= {"recipe": "digits", "recipe_hash": "34cd90ab12ef5678", "epochs": epochs, "batch_size": 128}
+        given |= {"data": "digits", "data_fingerprint": "9f3ac2d417b0", "loader": "ffcv", "precision": "32-true"}
+        given |= {
             "metrics": {} if top1 is None else {"test/top1": top1, "test/top5": 0.5 + top1 / 2, "test/loss": 1 - top1},
             "curves": curves,
             "train_images_per_second": 1800 + noise.uniform(-60, 60),

@@ -39,9 +39,8 @@ def test_progress_adds_up_to_the_passes_through_the_mlp(model, way):
     way(Tokens(model, small_image(), 10), progress=reported.append)
     class_token = model.cls_token is not None
     passes = mlp_passes(3, way is streamed, class_token)
-    assert (
-        passes == {(chunked, True): 2, (chunked, False): 3, (streamed, True): 6, (streamed, False): 9}[way, class_token]
-    )
+    expected = {(chunked, True): 2, (chunked, False): 3, (streamed, True): 6, (streamed, False): 9}
+    assert passes == expected[way, class_token]
     assert sum(reported) == passes * (61 if class_token and way is chunked else 60)
 
 

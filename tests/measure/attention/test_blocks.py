@@ -95,9 +95,8 @@ def test_a_converted_model_supports_the_methods_of_its_new_attention():
     linear = timm_model("plain")
     convert(linear, "linear_infsa")
     maps = token_map(linear, x, "weights")
-    expected = (
-        linear.blocks[1].attn.layer.weights(linear.blocks[1].norm1(linear.blocks[0](embedded(linear, x)))).mean(1)
-    )
+    first, second = linear.blocks
+    expected = second.attn.layer.weights(second.norm1(first(embedded(linear, x)))).mean(1)
     expected = expected[:, 1:] / expected[:, 1:].sum(1, keepdim=True)
     torch.testing.assert_close(maps.flatten(1), expected.detach())
 
