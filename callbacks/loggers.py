@@ -72,6 +72,7 @@ class OfflineFallbackWandbLogger(WandbLogger):
             if mode != "online":
                 raise
             _report_offline(f"no run was started ({' '.join(str(error).split())[:200]})")
+            wandb.teardown()  # its service holds the id of the run that was not started
             return wandb.init(**options, mode="offline")
 
     @property

@@ -85,7 +85,7 @@ def test_weights_that_are_incomplete_missing_or_of_another_model_do_not_load(tmp
 
 
 class SideBySide(nn.Module):
-    """The first of 16 pixels, as tokens, by all attentions: (batch, 32, 4, 4) → (batch, attentions, 1, 32)."""
+    """Pixels as tokens, and the first alone, by all attentions: (batch, 32, 4, 4) → (batch, attentions, 16 + 1, 32)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class SideBySide(nn.Module):
 
     def forward(self, images):
         x = images.flatten(2).mT
-        return torch.stack([layer.forward_class_token(x) for layer in self.layers], 1)
+        return torch.stack([torch.cat([layer(x), layer.forward_class_token(x)], 1) for layer in self.layers], 1)
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_images_are_classified_as_the_model_does(cli, checkpoint, tmp_path):
     from infvit.cli.load_run import ConfigModelSource
     from infvit.highres.tokens import normalise
 
-    network = ConfigModelSource(OmegaConf.create({"data": {"module": {}}})).load(str(checkpoint))
+    network = ConfigModelSource(OmegaConf.create({"data": {"module": {}}, "trust": []})).load(str(checkpoint))
     image = normalise(torch.from_numpy(pixels).permute(2, 0, 1), torch.float32, network.mean, network.std)[None]
     expected = network.model(image).softmax(-1).topk(5).values[0].tolist()
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
