@@ -1,4 +1,4 @@
-"""The paper's models under timm's names: `timm.create_model("linear_infvit_4l_patch16_224")` after `import infvit`.
+"""Models under timm's names: `timm.create_model("linear_infvit_4l_patch16_224")` after `import infvit`.
 
 Width 1024, 16 heads, MLP 4096, patch 16, 224 × 224 (arXiv:2603.00175). All have equal parameters by default apart from
 one gamma per head and layer; `extra_proj=True` gives the counts published for softmax and Pure.
@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.attention import KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention
 from infvit.vit import VisionTransformer
 
 _MODELS: dict[str, tuple[type[nn.Module], int]] = {
@@ -17,6 +17,7 @@ _MODELS: dict[str, tuple[type[nn.Module], int]] = {
     "infvit_4l_patch16_224": (PureInfSA, 4),  # 53.5M (57.7M)
     "infvit_24l_patch16_224": (PureInfSA, 24),  # 305.4M (330.6M)
     "linear_infvit_4l_patch16_224": (LinearInfSA, 4),  # 53.5M, as published
+    "kernel_infvit_4l_patch16_224": (KernelInfSA, 4),  # 53.5M; not in the paper
 }
 # The view of the images is timm's default: 224 × 224, crop 0.875, bicubic, ImageNet's mean and deviation.
 _CFG = {"first_conv": "patch_embed.proj", "classifier": "head", "license": "mit"}

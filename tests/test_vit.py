@@ -23,7 +23,7 @@ from infvit.vit import VisionTransformer
 SMALL = {"img_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 TIMM = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 7}
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-NAMES = ["vit_4l_patch16_224", "infvit_4l_patch16_224", "linear_infvit_4l_patch16_224"]
+NAMES = ["vit_4l_patch16_224", "infvit_4l_patch16_224", "linear_infvit_4l_patch16_224", "kernel_infvit_4l_patch16_224"]
 
 
 def counts(name, **options):
@@ -52,7 +52,8 @@ def test_patches_are_embedded_as_by_the_convolution():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cost_equals_a_count_by_hand(name):
-    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear computes only Q, and three sums per head.
+    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear computes only Q, and three sums per head; kernel
+    five products of d² per token and head, of which the last block spares one.
 
     In the last block softmax has one query, Pure one output, and the MLP one token.
     """
@@ -62,6 +63,7 @@ def test_cost_equals_a_count_by_hand(name):
         NAMES[0]: (whole, N * 2 * D * D + 2 * N * D + 10 * D * D),
         NAMES[1]: (whole, whole - N * D * D),
         NAMES[2]: (N * (D * D + 3 * D * H),) * 2,
+        NAMES[3]: (N * (4 * D * D + 5 * D * D // H),) + (N * (3 * D * D + 4 * D * D // H) + D * D,),
     }[name]
     rest = (N - 1) * 768 * D + D * D + D * 1000
     with torch.device("meta"):
@@ -99,7 +101,7 @@ def test_the_last_layer_costs_no_more_than_its_class_token_needs(name):
     with FlopCounterMode(display=False) as whole:
         model.forward_head(model.forward_features(images))
     got = cost(model, 32)
-    spared = {"linear_infsa": 8, "infsa": 9, "nystrom": 9}.get(name, 10)
+    spared = {"linear_infsa": 8, "infsa": 9, "kernel_infsa": 9, "nystrom": 9}.get(name, 10)
     assert whole.get_total_flops() - got.flops_forward >= spared * 2 * (N - 1) * D * D
     if name in ("relu", "softmax_unfused"):  # the same products
         assert got.flops_forward == cost(softmax, 32).flops_forward

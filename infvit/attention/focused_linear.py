@@ -46,14 +46,7 @@ class FocusedLinearAttention(KernelAttention):
             self.conv_bias = nn.Parameter(torch.zeros(self.head_dim))
 
     def features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        return self._focus(Q), self._focus(K)
-
-    def _focus(self, x: Tensor) -> Tensor:
-        x = x.relu()
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        # The power is taken of the direction: powers of x could leave the range of float32.
-        focused = (x / norm.clamp_min(TINY)) ** self.power
-        return norm * focused / torch.linalg.vector_norm(focused, dim=-1, keepdim=True).clamp_min(TINY)
+        return focused(Q, self.power), focused(K, self.power)
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         if self.kernel_size and masks.key_padding_mask is not None:
@@ -74,3 +67,12 @@ class FocusedLinearAttention(KernelAttention):
         grid = V[:, :, prefix:].mT.reshape(B * H, d, side, side)
         local = F.conv2d(grid, self.conv_weight, self.conv_bias, padding=self.kernel_size // 2, groups=d)
         return F.pad(local.view(B, H, d, side**2).mT, (0, 0, prefix, 0))
+
+
+def focused(x: Tensor, power: float) -> Tensor:
+    """‖relu x‖ / ‖relu(x)^p‖ · relu(x)^p: (..., d) → (..., d)."""
+    x = x.relu()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # The power is taken of the direction: powers of x could leave the range of float32.
+    direction = (x / norm.clamp_min(TINY)) ** power
+    return norm * direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True).clamp_min(TINY)

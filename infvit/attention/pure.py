@@ -8,7 +8,8 @@ from torch import Tensor
 
 from infvit.attention.diffusion import INFINITE, diffuse, spectral_bound
 from infvit.attention.graph_tiles import with_eps
-from infvit.attention.layer import DiscountedAttention, Masks, autocasts, largest_entry, precision, without_autocast
+from infvit.attention.layer import Masks, autocasts, largest_entry, precision, without_autocast
+from infvit.attention.series import SeriesAttention
 from infvit.attention.tokens import precise
 from infvit.errors import expect
 
@@ -16,7 +17,7 @@ DENSE_TOKENS = 512
 """Up to this many tokens the N × N matrix is held in memory, which is faster than tiles."""
 
 
-class PureInfSA(DiscountedAttention):
+class PureInfSA(SeriesAttention):
     """Discounted hops over a nonnegative, Frobenius-normalised token graph.
 
         A    = relu(Q Kᵀ / d)                   affinities of one head, (N, N)
@@ -52,12 +53,11 @@ class PureInfSA(DiscountedAttention):
     def __init__(
         self, dim: int, num_heads: int = 8, *, hops: float = 1, tolerance: float = 1e-5, **kwargs: Any
     ) -> None:
-        super().__init__(dim, num_heads, **kwargs)
-        expect(hops >= 1 and hops in (math.inf, hops // 1), f"hops={hops}", "a whole number from 1, or inf")
+        super().__init__(dim, num_heads, hops=hops, **kwargs)
         expect(tolerance > 0, f"tolerance={tolerance}", "the part of the output that may be missing, above 0")
         dropped = f"attn_drop={self.attn_drop.p} with hops=inf"
         expect(hops < math.inf or not self.attn_drop.p, dropped, "0: the series of a dropped matrix may diverge")
-        self.hops, self.tolerance = hops, tolerance
+        self.tolerance = tolerance
 
     def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
         dropping = self.training and self.attn_drop.p > 0
@@ -72,30 +72,9 @@ class PureInfSA(DiscountedAttention):
         A, norm = affinities(self._qkv(x, masks), masks.hidden(x))
         return (A / norm).to(A.dtype)
 
-    def apply_weights(self, W: Tensor, V: Tensor) -> Tensor:
-        """The sum of the hops, with W = Ahat: (B, H, N, N), (B, H, N, d) → (B, H, N, d)."""
-        M = self.gamma[:, None, None] * W
-        O = M @ V  # noqa: E741
-        if self.hops == math.inf:
-            return torch.linalg.solve_ex(torch.eye(M.shape[-1], dtype=M.dtype, device=M.device) - M, O).result
-        for _ in range(int(self.hops) - 1):
-            O = M @ (V + O)  # noqa: E741
-        return O
-
-    @torch.no_grad()
-    def truncation_bound(self, x: Tensor, **masks: Any) -> Tensor:
-        """An upper bound on ‖O_hops − O_inf‖_F, the truncation error of each head: (B, N, D) → (B, H).
-
-            g^(hops + 1) / (1 − g) · ‖V‖_F          g = gamma ‖Ahat‖₂
-
-        ‖Ahat‖₂ is bounded from above within a few per cent (`spectral_bound`). Masks as in `forward`.
-        """
-        given = Masks(**masks)
-        x = self._checked(x, given)
-        qkv = precise(self._qkv(x, given))
-        g = spectral_bound(qkv, self.gamma, given._replace(key_padding_mask=None).hidden(x))
-        V = torch.linalg.vector_norm(qkv[:, :, 2], dim=(1, 3))
-        return g ** (self.hops + 1) / (1 - g) * V
+    def _gain(self, x: Tensor, masks: Masks) -> Tensor:
+        qkv = precise(self._qkv(x, masks))
+        return spectral_bound(qkv, self.gamma, masks._replace(key_padding_mask=None).hidden(x))
 
     def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, 3, H, d), 0 at padding, which makes its rows and columns of A 0."""

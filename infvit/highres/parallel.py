@@ -1,11 +1,13 @@
-"""Runs one image over several ranks: two small all-reduces per layer for any number of tokens."""
+"""Runs one image over several ranks: an all-reduce of fixed size for each round of a layer's sums."""
+
+from functools import partial
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.nn.functional import all_reduce
 
-from infvit.attention.sums import Sums
+from infvit.attention.sums import SummedAttention, Totals, gathered
 from infvit.errors import UsageError
 from infvit.highres import stages
 from infvit.positions import resample
@@ -20,14 +22,14 @@ class TokenParallel(nn.Module):
     DistributedDataParallel computes: wrap this module in it to train.
 
     Args:
-        model: a VisionTransformer of Linear-InfSA layers, with equal weights on all ranks.
+        model: a VisionTransformer whose tokens interact through sums alone, with equal weights on all ranks.
         mesh: one-dimensional, e.g. `init_device_mesh("cuda", (8,))`.
 
     Attributes:
         communicated: bytes that this rank has all-reduced for the sums, forward and backward.
 
     Raises:
-        UsageError: if a layer is not Linear-InfSA, or the model trains with stochastic depth (ranks would skip
+        UsageError: if tokens interact in another way, or the model trains with stochastic depth (ranks would skip
             different branches).
     """
 
@@ -47,11 +49,10 @@ class TokenParallel(nn.Module):
         counted = slice(None) if self.rank == 0 else slice(model.num_prefix_tokens, None)
         for i, (block, attention) in enumerate(blocks):
             normed = block.norm1(x[:, counted])
-            qbar = attention.qbar(self._all(attention.query_sums(normed)))
-            values = self._all(attention.token_sums(normed, qbar))
+            totals = gathered(attention, partial(self._sums, attention, normed))
             if i == len(blocks) - 1 and model.cls_token is not None:
                 x = x[:, :1]  # the head reads nothing else
-            x = stages.advance(block, x, block.extra_proj(attention.output(values, x.dtype)))
+            x = stages.advance(block, x, totals)
         x = model.norm(x)
         pooled = x[:, 0] if model.cls_token is not None else self._summed(x.sum(1)) / patches
         return model.head(model.pre_logits(pooled))
@@ -72,10 +73,8 @@ class TokenParallel(nn.Module):
             x = torch.cat([(model.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1), x], dim=1)
         return x, grid[0] * columns
 
-    def _all(self, part: Sums) -> Sums:
-        """The sums over all ranks' tokens, by one all-reduce."""
-        both = self._summed(torch.cat([part.weight.unsqueeze(-1), part.weighted], dim=-1))
-        return Sums(both[..., 0], both[..., 1:])
+    def _sums(self, attention: SummedAttention, x: Tensor, before: Totals) -> Tensor:
+        return self._summed(attention.sums(x, *before))
 
     def _summed(self, part: Tensor) -> Tensor:
         total: Tensor = all_reduce(part, group=self.group)

@@ -1,15 +1,12 @@
-"""A VisionTransformer of Linear-InfSA layers, split at the points where its tokens interact.
+"""A VisionTransformer whose tokens interact through sums alone, split at the points where they do."""
 
-A layer needs only `query_sums` and `token_sums` from its tokens; its one row of `output` is added to each.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
-from infvit.attention.sums import SummedAttention
+from infvit.attention.sums import SummedAttention, Totals
 from infvit.errors import UsageError, expect
 from infvit.vit import Block, VisionTransformer
 
@@ -22,10 +19,11 @@ def blocks_of(model: VisionTransformer) -> list[tuple[Block, SummedAttention]]:
         if not isinstance(block.attn, SummedAttention):
             raise UsageError(
                 f"blocks.{i} has {type(block.attn).__name__}, expected an attention whose tokens interact through sums "
-                "of fixed size alone, as LinearInfSA: use model=linear_infvit, or run the model dense"
+                "of fixed size alone, as LinearInfSA or KernelInfSA: use model=linear_infvit, or run the model dense"
             )
-        if block.training and block.attn.attn_drop.p:
-            raise UsageError(f"blocks.{i} trains with attn_drop={block.attn.attn_drop.p}, expected 0")
+        for name in ("attn_drop", "proj_drop"):
+            rate = getattr(block.attn, name).p
+            expect(not (block.training and rate), f"blocks.{i} trains with {name}={rate}", "0")
         found.append((block, block.attn))
     return found
 
@@ -42,14 +40,16 @@ def _pools(model: VisionTransformer) -> bool:
     return model.global_pool == ("avg" if model.cls_token is None else "token")
 
 
-def advance(block: Block, x: Tensor, added: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Tokens after the block, (B, n, D), from those before it and what its attention adds to each, (B, 1, D).
+def advance(block: Block, x: Tensor, totals: Totals, kept: Sequence[Tensor] | None = None) -> Tensor:
+    """Tokens after the block, (B, n, D), from those before it and the totals of its attention's sums.
 
-    The output of the MLP is multiplied by `kept`, (B, 1, 1): its stochastic depth.
+    What attention and MLP add is multiplied by `kept`, each (B, 1, 1): their stochastic depth.
     """
-    x = x + added
+    attention = cast(SummedAttention, block.attn)
+    added = block.extra_proj(attention.output(block.norm1(x), totals))
+    x = x + (added if kept is None else kept[0] * added)
     expanded = block.mlp(block.norm2(x))
-    return x + (expanded if kept is None else kept * expanded)
+    return x + (expanded if kept is None else kept[1] * expanded)
 
 
 def check_finite(values: Tensor, where: str) -> None:

@@ -1,28 +1,30 @@
 """Trains on images whose activations do not fit in memory: a chunk of tokens at a time, also backward."""
 
-from functools import partial
+from collections.abc import Iterable
+from functools import partial, reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from infvit.attention.sums import SummedAttention, Totals, gathered, recomputed
 from infvit.errors import expect
 from infvit.highres import stages
-from infvit.vit import VisionTransformer
+from infvit.vit import Block, VisionTransformer
 
 
 class ChunkedTraining(nn.Module):
-    """The same model, but a training step stores only two states per token and layer.
+    """The same model, but a training step stores only one state per token and layer.
 
     Norms, MLP and attention are recomputed for each chunk in the backward pass (activation checkpointing), at the cost
     of one more forward pass. Parameters are the model's own: train this module in its place.
 
     Args:
-        model: a VisionTransformer of Linear-InfSA layers.
+        model: a VisionTransformer whose tokens interact through sums alone, as those of Linear-InfSA.
         chunk: tokens of an image at a time.
 
     Raises:
-        UsageError: if a layer is not Linear-InfSA or chunk is not positive.
+        UsageError: if tokens interact in another way, or chunk is not positive.
     """
 
     def __init__(self, model: VisionTransformer, chunk: int = 1024) -> None:
@@ -34,15 +36,21 @@ class ChunkedTraining(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, height, width) → logits (B, classes)."""
         model = self.model
-        x = model.embed(images)
+        pieces = model.embed(images).split(self.chunk, dim=1)
         blocks = stages.blocks_of(model)
         for i, (block, attention) in enumerate(blocks):
-            total = attention.chunked_sums(block.norm1(x), self.chunk)
-            added = block.drop_path(block.extra_proj(attention.output(total, x.dtype)))
-            # One draw of stochastic depth for all chunks of an image.
-            kept = block.drop_path(x.new_ones(x.shape[0], 1, 1))
+            totals = gathered(attention, partial(_sums, block, attention, pieces))
             if i == len(blocks) - 1 and model.cls_token is not None:
-                x = x[:, :1]
-            advance = partial(checkpoint, stages.advance, block, use_reentrant=False, preserve_rng_state=False)
-            x = torch.cat([advance(piece, added, kept) for piece in x.split(self.chunk, dim=1)], dim=1)
-        return model.forward_head(model.norm(x))
+                pieces = (pieces[0][:, :1],)
+            # One draw of stochastic depth for all chunks of an image.
+            kept = [block.drop_path(images.new_ones(len(images), 1, 1)) for _ in range(2)]
+            advance = partial(stages.advance, block, totals=totals, kept=kept)
+            pieces = tuple(recomputed(advance, piece) for piece in pieces)
+        return model.forward_head(model.norm(torch.cat(pieces, dim=1)))
+
+
+def _sums(block: Block, attention: SummedAttention, pieces: Iterable[Tensor], before: Totals) -> Tensor:
+    def of_piece(x: Tensor, *before: Tensor) -> Tensor:
+        return attention.sums(block.norm1(x), *before)
+
+    return reduce(add, (recomputed(of_piece, x, *before) for x in pieces))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from infvit.attention import Attention, DiscountedAttention, PureInfSA
+from infvit.attention import Attention, DiscountedAttention, KernelInfSA, PureInfSA
 
 EPS = 1e-6
 
@@ -48,6 +48,41 @@ def pure(layer: PureInfSA, x: Tensor, attn_mask: Tensor | None = None) -> Tensor
     return torch.stack(images)
 
 
+def kernel_affinities(layer: KernelInfSA, Q: Tensor, K: Tensor) -> Tensor:
+    """Ahat of one head: (N, d), (N, d) → (N, N)."""
+    fq, fk = PHI[layer.features](Q), PHI[layer.features](K)
+    A = fq @ fk.T / Q.shape[-1]
+    if layer.norm == "frobenius":
+        return A / (torch.linalg.matrix_norm(A, "fro") + EPS)
+    M = fk.T @ fq / Q.shape[-1]  # has the eigenvalues of A
+    return A / (torch.linalg.matrix_norm(torch.linalg.matrix_power(M, 8), "fro") ** (1 / 8) + EPS)
+
+
+def _cubed(x: Tensor) -> Tensor:
+    x = torch.relu(x)
+    cube = x**3
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.linalg.vector_norm(cube, dim=-1, keepdim=True)
+    return cube * norms[0] / torch.where(norms[1] == 0, 1, norms[1])
+
+
+PHI = {"relu": torch.relu, "cubed": _cubed, "softplus": torch.nn.functional.softplus}
+
+
+def kernel(layer: KernelInfSA, x: Tensor) -> Tensor:
+    """As `pure`, over Ahat of features: N × N matrices, their powers and inverse."""
+
+    def head(gamma: Tensor):
+        def apply(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
+            M, eye = gamma * kernel_affinities(layer, Q, K), torch.eye(len(Q), dtype=Q.dtype)
+            if layer.hops == math.inf:
+                return (torch.linalg.inv(eye - M) - eye) @ V
+            return sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, int(layer.hops) + 1))
+
+        return apply
+
+    return _each_image(layer, x, [head(g) for g in torch.sigmoid(layer.gamma_logit)])
+
+
 def linear(layer: DiscountedAttention, x: Tensor) -> Tensor:
     def head(gamma: Tensor):
         def apply(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
@@ -77,4 +112,10 @@ def _each_image(layer: Attention, x: Tensor, operators: list) -> Tensor:
     return torch.stack(images)
 
 
-TWINS = {"softmax": softmax, "softmax_unfused": softmax, "infsa": pure, "linear_infsa": linear}
+TWINS = {
+    "softmax": softmax,
+    "softmax_unfused": softmax,
+    "infsa": pure,
+    "linear_infsa": linear,
+    "kernel_infsa": kernel,
+}

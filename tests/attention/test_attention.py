@@ -19,6 +19,8 @@ INFSA = [
     ("infsa", {"hops": math.inf}),
     ("linear_infsa", {}),
     ("linear_infsa", {"chunk": 4}),
+    ("kernel_infsa", {}),
+    ("kernel_infsa", {"hops": 3, "norm": "spectral"}),
 ]
 
 
@@ -87,12 +89,9 @@ def test_half_precision_is_finite_and_close(name, dtype, how):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])
 def test_the_output_follows_from_the_weights(name):
     layer, x = layer_and_input(name)
-    Q, _K, V = layer.heads(x)
-    w = layer.weights(x)
+    w, V = layer.weights(x), layer.heads(x)[2]
     assert w.ndim == (4 if layer.weighs == "matrix" else 3)
-    gamma = layer.gamma[:, None, None] if hasattr(layer, "gamma") else 1.0
-    O = w @ V if w.ndim == 4 else (w[:, :, None] @ V).expand_as(Q)  # noqa: E741
-    assert (layer.merge_heads(gamma * O) - layer(x)).abs().max() <= 1e-10
+    assert (layer.merge_heads(layer.apply_weights(w, V)) - layer(x)).abs().max() <= 1e-10
     assert (w >= 0).all() or name in SIGNED
 
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from infvit.attention import LinearInfSA
-from infvit.attention.chunked import pool
+from infvit.attention.sums import gathered
 from tests.attention import naive
 from tests.attention.test_attention import assert_equal, layer_and_input, peak_bytes
 
@@ -23,13 +22,9 @@ def test_sums_of_pieces_add_up_to_the_layer():
     layer, x = layer_and_input("linear_infsa")
     x.requires_grad_()
     pieces = x.split([2, 7, 4], dim=1)
-    first = [layer.query_sums(piece) for piece in pieces]
-    qbar = layer.qbar(first[0] + first[1] + first[2])
-    second = [layer.token_sums(piece, qbar) for piece in pieces]
-    row = layer.output(second[0] + second[1] + second[2], x.dtype)
-    assert second[0].weight.shape == (2, 4)
-    assert (first[0].weighted.shape, second[0].weighted.shape) == ((2, 4, 8), (2, 4, 32))
-    assert_equal(row.expand_as(x), naive.linear(layer, x), layer, x)
+    totals = gathered(layer, lambda before: sum(layer.sums(piece, *before) for piece in pieces))
+    assert [total.shape for total in totals] == [(2, 4, 1 + 8), (2, 4, 1 + 32)]
+    assert_equal(layer.output(x, totals).expand_as(x), naive.linear(layer, x), layer, x)
 
 
 @pytest.mark.slow
@@ -47,16 +42,6 @@ def test_precise_over_331_776_tokens(dtype, cast):
         assert (found - expected).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_pool_as_an_operator_of_torch(bias):
-    torch.manual_seed(0)
-    x, W, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 4), (12, 4), (12,)))
-    padding = torch.arange(5) >= torch.tensor([5, 3])[:, None]
-    arguments = (x, W, b if bias else None, padding, 2, 2)
-    torch.autograd.gradcheck(lambda *t: pool(*t, *arguments[len(t) :]), arguments[: 2 + bias])
-    torch.library.opcheck(torch.ops.infvit.pool.default, arguments)
-
-
 @pytest.mark.slow
 def test_chunks_take_memory_that_does_not_depend_on_the_number_of_tokens():
     """The largest tensor made besides x is a chunk's Q, for any N."""
@@ -65,17 +50,3 @@ def test_chunks_take_memory_that_does_not_depend_on_the_number_of_tokens():
         x = torch.randn(1, N, 16)
         with torch.no_grad():
             assert 0 < peak_bytes(layer, x) <= 10 * 256 * 16 * 4
-
-
-@pytest.mark.slow
-def test_chunks_compile_without_a_break_and_count_their_flops():
-    layer, x = layer_and_input("linear_infsa", N=600, D=64, dtype=torch.float32, chunk=100)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert (compiled(x) - layer(x)).abs().max() <= 1e-5
-    counts = []
-    for layer.chunk in (None, 100):
-        with FlopCounterMode(display=False) as counter:
-            layer(x)
-        counts.append(counter.get_total_flops())
-    assert counts[1] == pytest.approx(counts[0], rel=0.02)  # the products of single vectors are left out
-    assert counts[1] >= 2 * 2 * 600 * 64 * (64 + 3 * 4)

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from infvit.attention import LinearInfSA
+from infvit.attention import ATTENTIONS
 from infvit.highres.images import InMemory
 from infvit.vit import VisionTransformer
 
 
-def small_model(class_token=True, **options):
+def small_model(class_token=True, attention="linear_infsa", **options):
     """Three layers of width 32, with biases, gammas and norms changed from their initial values."""
     torch.manual_seed(3)
     size = {"img_size": 16, "patch_size": 4, "num_classes": 7, "dim": 32, "depth": 3, "num_heads": 4}
-    model = VisionTransformer(LinearInfSA, **size, class_token=class_token, extra_proj=True, **options).eval()
+    model = VisionTransformer(ATTENTIONS[attention], **size, class_token=class_token, extra_proj=True, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -24,5 +24,10 @@ def small_image(height=24, width=40):
 
 
 @pytest.fixture(params=[True, False], ids=["class_token", "mean"])
-def model(request):
-    return small_model(request.param)
+def class_token(request):
+    return request.param
+
+
+@pytest.fixture(params=["linear_infsa", "kernel_infsa"])
+def model(request, class_token):
+    return small_model(class_token, request.param)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from infvit.errors import UsageError
+from infvit.graph import eigenvector_centrality
 from infvit.highres import ChunkedTraining, Tokens, chunked, streamed
 from infvit.highres.inference import mlp_passes
 from infvit.highres.tokens import IMAGENET_MEAN, IMAGENET_STD
@@ -28,19 +29,22 @@ def test_each_way_equals_the_dense_model_also_at_its_trained_resolution(model, w
     found = way(Tokens(model, image, chunk), centrality=True)
     torch.testing.assert_close(found.logits, model(normalised(image)), rtol=1e-5, atol=1e-5)
     weights = model.blocks[-1].attn.weights(model.features(normalised(image))["blocks.2.norm1"])
+    weights = weights if weights.ndim == 3 else eigenvector_centrality(weights, tolerance=1e-6).vector
     patches = weights.mean(1)[0, model.num_prefix_tokens :].view(size[0] // 4, size[1] // 4)
     torch.testing.assert_close(found.centrality, patches, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_progress_adds_up_to_the_passes_through_the_mlp(model, way):
-    """The table of the package: L - 1 passes chunked, L (L - 1) streamed, of 60 patches and perhaps a class token."""
+@pytest.mark.parametrize("centrality", [True, False])
+def test_progress_adds_up_to_the_passes_through_the_mlp(model, way, centrality):
+    """The table of the package, for 3 layers of r rounds, 60 patches and perhaps a class token."""
     reported = []
-    way(Tokens(model, small_image(), 10), progress=reported.append)
+    way(Tokens(model, small_image(), 10), progress=reported.append, centrality=centrality)
     class_token = model.cls_token is not None
-    passes = mlp_passes(3, way is streamed, class_token)
-    expected = {(chunked, True): 2, (chunked, False): 3, (streamed, True): 6, (streamed, False): 9}
-    assert passes == expected[way, class_token]
+    rounds = model.blocks[0].attn.rounds
+    passes = mlp_passes(model, way is streamed, centrality)
+    expected = (3 * rounds + 2 * centrality + 3 * (not class_token)) if way is streamed else 2 + (not class_token)
+    assert passes == expected
     assert sum(reported) == passes * (61 if class_token and way is chunked else 60)
 
 
