@@ -23,7 +23,9 @@ SMALL = ("recipe.epochs=1", "size.depth=2", "recipe.warmup_epochs=0", "logger=cs
 
 @pytest.mark.slow
 def test_one_process_and_two_in_the_table(cli):
-    done = cli("eval", "eval=highres", "size=tiny", "resolution=16", "ways=[dense,parallel]").ok()
+    done = cli(
+        "eval", "eval=highres", "models=[linear_infvit]", "size=tiny", "resolution=16", "ways=[dense,parallel]"
+    ).ok()
     (file,) = done.folder.glob("runs/eval/highres/*/highres.json")
     dense, parallel = json.loads(file.read_text())["rows"]
     for row in (dense, parallel):

@@ -14,6 +14,7 @@ from infvit.attention import Attention
 from infvit.attention.tokens import precise
 from infvit.convert.adapters import AdaptedAttention
 from infvit.errors import UsageError
+from infvit.graph import LowRankGraph
 from infvit.vit import VisionTransformer
 
 
@@ -28,6 +29,7 @@ class Operator:
         weights: (B, N, D) → (B, H, N, N) or (B, H, N), of either sign for some operators; UsageError for "nothing".
         output: (weights, tokens) → the attention's output, (B, N, D), as a function of its weights; None for "nothing".
         layer: the layer of `infvit.attention`, None for one of timm.
+        graph: (B, N, D) → the weights by their factors, of (B, H) heads; None if they are not of low rank.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Operator:
     weights: Callable[[Tensor], Tensor]
     output: Callable[[Tensor, Tensor], Tensor] | None
     layer: Attention | None = None
+    graph: Callable[[Tensor], LowRankGraph] | None = None
 
     @property
     def discounts(self) -> Tensor | None:
@@ -148,7 +151,9 @@ def _operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
         V = layer.heads(x)[2]
         return after(layer.merge_heads(layer.apply_weights(W, precise(V)).to(V.dtype)))
 
-    return Operator(type(layer).__name__, layer.weight_heads, layer.weighs, layer.weights, output, layer)
+    factors = getattr(layer, "factors", None)
+    graph = None if factors is None else lambda x: LowRankGraph(*factors(x))
+    return Operator(type(layer).__name__, layer.weight_heads, layer.weighs, layer.weights, output, layer, graph)
 
 
 def _unknown(module: nn.Module) -> Operator:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from infvit.attention import Attention, LinearInfSA
 from infvit.attention.tokens import precise
-from infvit.graph import ahat, eigenvector_centrality, perron_cosine, spectral_radius
+from infvit.graph import LowRankGraph, ahat, eigenvector_centrality, perron_cosine, spectral_radius
 from infvit.measure.attention.blocks import Operator, backbone
 
 TOLERANCE = 1e-5
@@ -42,6 +42,9 @@ class Health:
             Q and K: (Σ_ij W_ij a_j)² / (‖W‖_F² N ‖a‖²), at most rank_one (InfSA).
         cosine_left: of Linear-InfSA's weights a with the left Perron vector of W (InfSA; published: 0.985).
         cosine_right: with the right one.
+        cosine_kernel: with the left Perron vector of KernelInfSA's graph relu(Q) relu(K)ᵀ of the same Q and K (InfSA).
+        near_singular: 1 if the spectral radius is within 1e-5 of 1, so that the series of all hops takes 100,000 hops
+            to converge and its linear system loses five digits (InfSA).
     """
 
     off: Tensor
@@ -54,6 +57,8 @@ class Health:
     rank_one_linear: Tensor
     cosine_left: Tensor
     cosine_right: Tensor
+    cosine_kernel: Tensor
+    near_singular: Tensor
 
     def summary(self) -> dict[str, Tensor]:
         """Mean over images, (depth, H), of every field that is not NaN everywhere."""
@@ -84,7 +89,7 @@ def health(model: nn.Module, images: Tensor, spectra: bool = True) -> Health:
 
 
 def _of_block(found: Operator, x: Tensor, spectra: bool) -> Tensor:
-    """The fields of `Health` in order: (B, N, D) → (10, H, B)."""
+    """The fields of `Health` in order: (B, N, D) → (12, H, B)."""
     weights = precise(found.weights(x)).abs()
     rows = weights if weights.ndim == 4 else weights.unsqueeze(-2)
     off = (rows == 0).flatten(2).all(-1)
@@ -119,6 +124,10 @@ def _spectra(found: Operator, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
     numbers["cosine_left"], numbers["cosine_right"] = perron_cosine(a, left.vector, right.vector)
     applied = weights.sum(-1) if weights.ndim == 3 else left.eigenvalue * size[..., 0, 0]
     numbers["spectral_radius"] = found.discounts * applied
+    Q, K, _ = (precise(t) for t in layer.heads(x))
+    kernel = LowRankGraph(Q.relu(), K.relu()).eigenvector_centrality("left").vector
+    numbers["cosine_kernel"] = perron_cosine(a, kernel, kernel).left
+    numbers["near_singular"] = (numbers["spectral_radius"] > 1 - 1e-5).to(a.dtype)
     direction = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     numbers["rank_one_linear"] = (W.sum(-2) * direction).sum(-1).square() / W.shape[-1]
     return numbers

@@ -17,6 +17,8 @@ uniform over the patches if the model pools these. Source: arXiv:2603.00175 unle
 | `random`             | uniform numbers                                | uniform numbers         |
 
 - For InfSA M = gamma W with the discount of each head, as the layer applies it; g = gamma / (1 − gamma Σa).
+- Of weights that are given by their factors (KernelInfSA) all but `attention`, `rollout` and `gradient_attention` are
+  computed without the matrix, in O(N d² + d³).
 - Other operators have no discount, and F does not exist without one where rows sum to 1. They are read as M = 0.95 W
   with rows summing to 1: InfSA's gamma starts at 0.95, and a walk then takes 20 steps on average before absorption.
   All walks have the same length, so their `katz_out` is flat except for rows of zeros.
@@ -37,7 +39,7 @@ from torch import Tensor, nn
 from infvit.attention.layer import precision
 from infvit.attention.tokens import precise
 from infvit.errors import UsageError
-from infvit.graph import absorbing_chain, eigenvector_centrality, katz
+from infvit.graph import LowRankGraph, absorbing_chain, eigenvector_centrality, katz
 from infvit.measure.attention.blocks import Backbone, Operator, backbone
 
 METHODS = {
@@ -153,11 +155,29 @@ def _layers(net: Backbone, images: Tensor, method: str) -> Iterator[Tensor]:
         for relevance in _relevances(net, images):
             yield (relevance if relevance.ndim == 3 else _read(net, relevance)).mean(1)
     else:
-        for found, W in net.weights(images):
+        for found, step in net.run(net.embed(images)):
+            if found.graph is not None and method != "attention":
+                yield _of_graph(net, found, found.graph(step.tokens), method).mean(1)
+                continue
+            W = precise(found.weights(step.tokens)).abs()
             off = (W == 0).flatten(2).all(-1, keepdim=True)
             if found.weighs == "vector" and method not in ("attention", "weights", "eigenvector"):
                 W = W.unsqueeze(-2).expand(*W.shape, W.shape[-1])
             yield (W if W.ndim == 3 else _of_matrix(net, found, W, method)).masked_fill(off, 0).mean(1)
+
+
+def _of_graph(net: Backbone, found: Operator, graph: LowRankGraph, method: str) -> Tensor:
+    """`_of_matrix` of a matrix that is given by its factors: exactly, and without it."""
+    assert found.discounts is not None
+    if method == "eigenvector":
+        values = graph.eigenvector_centrality("left").vector
+    elif method == "visits":
+        start = torch.zeros_like(graph.U[..., 0])
+        start[..., slice(0, 1) if net.by_class_token else slice(net.prefix, None)] = 1
+        values = graph.visits(start / start.sum(-1, keepdim=True), found.discounts)
+    else:
+        values = graph.katz(found.discounts, "in" if method == "katz_in" else "out")
+    return values.masked_fill(graph.empty.unsqueeze(-1), 0)
 
 
 def _of_matrix(net: Backbone, found: Operator, W: Tensor, method: str) -> Tensor:

@@ -26,6 +26,7 @@ LAYERS: dict[str, dict[str, tuple[str, Form]]] = {
         "cosine_left range": ("heads", str),
         "cosine_right": ("right", decimals(3)),
         "cosine_right range": ("heads", str),
+        "cosine_kernel": ("kernel, left", decimals(3)),
     },
     "Heads off, entropy over its largest, tokens that weigh in, discount": {
         "off": ("off, %", decimals(1, 100)),
@@ -37,6 +38,7 @@ LAYERS: dict[str, dict[str, tuple[str, Form]]] = {
         "spectral_radius": ("radius", decimals(3)),
         "rank_one": ("rank one, %", decimals(1, 100)),
         "rank_one_linear": ("Linear's, %", decimals(1, 100)),
+        "near_singular": ("near 1, %", decimals(1, 100)),
     },
 }
 """The tables of layers: title, and figures of `Health` with their headings and formats."""

@@ -15,7 +15,7 @@ from tests.measure.attention import naive
 from tests.measure.attention.test_maps import images, model, off
 
 NAMES = [field.name for field in fields(Health)]
-OF_INFSA = ("gamma", "rank_one_linear", "cosine_left", "cosine_right")
+OF_INFSA = ("gamma", "rank_one_linear", "cosine_left", "cosine_right", "cosine_kernel", "near_singular")
 
 
 def of_a_head(attention, W, Q, K, gamma):
@@ -44,10 +44,13 @@ def of_a_head(attention, W, Q, K, gamma):
         found["rank_one_linear"] = 1 - left_over / np.linalg.norm(matrix) ** 2
         for side in ("left", "right"):
             found[f"cosine_{side}"] = naive.cosine(a, naive.perron(matrix, side)[0])
+        kernel = np.maximum(Q, 0) @ np.maximum(K, 0).T
+        found["cosine_kernel"] = naive.cosine(a, naive.perron(kernel, "left")[0])
+        found["near_singular"] = 0.0
     return found
 
 
-@pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "relu", "linformer"])
+@pytest.mark.parametrize("attention", ["softmax", "infsa", "linear_infsa", "kernel_infsa", "relu", "linformer"])
 def test_every_number_equals_its_formula(attention):
     net, x = model(attention), images(3)
     found, named = health(net, x), net.features(x)
@@ -84,6 +87,20 @@ def test_a_head_that_is_off_is_counted_and_left_out_of_means(attention):
     means = found.summary()
     torch.testing.assert_close(means["entropy"][1, 0], found.entropy[1, 0].mean())
     assert means["off"][1, 1] == dead
+
+
+def test_a_discount_learned_to_one_is_counted():
+    net = model("kernel_infsa")
+    x = images(1).new_ones(1, 3, 8, 12)
+    with torch.no_grad():
+        net.pos_embed.zero_()  # equal tokens: ‖Ahat‖_F is its eigenvalue
+        net.blocks[0].attn.gamma_logit.fill_(50)
+        for block in net.blocks:
+            block.attn.qkv.weight[16:32] = block.attn.qkv.weight[:16]
+    found = health(net, x)
+    assert (found.near_singular[0] == 1).all()
+    assert (found.near_singular[1] == 0).all()
+    assert net(x).isfinite().all()
 
 
 def test_few_images_at_a_time_change_nothing(monkeypatch):

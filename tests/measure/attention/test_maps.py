@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from infvit.attention import ATTENTIONS, DiscountedAttention, LinearInfSA, PureInfSA
+from infvit.attention import ATTENTIONS, DiscountedAttention, LinearInfSA
+from infvit.attention.series import SeriesAttention
 from infvit.errors import UsageError
 from infvit.measure.attention.maps import METHODS, layer_maps, offered, token_map
 from infvit.vit import VisionTransformer
@@ -60,7 +61,7 @@ def test_graph_maps_equal_their_formulas_and_networkx(attention, class_token):
         maps = layer_maps(net, x, method)
         for i, W in enumerate(weights(net, x)):
             assert W.min() >= 0 or attention in SIGNED
-            gammas = net.blocks[i].attn.gamma.tolist() if attention in ("infsa", "linear_infsa") else [None] * 16
+            gammas = net.blocks[i].attn.gamma.tolist() if attention.endswith("infsa") else [None] * 16
             for b in range(2):
                 # One weight a token stands for a matrix with equal rows.
                 heads = [
@@ -103,10 +104,10 @@ class Held(nn.Module):
             M = M.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
         if isinstance(layer, DiscountedAttention):
             M = layer.gamma[:, None, None] * M
-        if isinstance(layer, PureInfSA) and layer.hops == math.inf:
+        if isinstance(layer, SeriesAttention) and layer.hops == math.inf:
             identity = torch.eye(M.shape[-1], dtype=M.dtype)
             return layer.merge_heads((torch.linalg.inv(identity - M) - identity) @ V)
-        hops = layer.hops if isinstance(layer, PureInfSA) else 1
+        hops = layer.hops if isinstance(layer, SeriesAttention) else 1
         return layer.merge_heads(sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, hops + 1)))
 
 
