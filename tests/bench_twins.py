@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
+from infvit.attention import KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
 from infvit.attention.layer import EPS
 from infvit.measure.efficiency import timing
 from infvit.vit import VisionTransformer
@@ -52,6 +52,7 @@ LAYERS = {
     "linear_infsa as written": LinearInfSAAsWritten,
     "softmax fused": SoftmaxAttention,
     "softmax unfused": UnfusedSoftmaxAttention,
+    "kernel_infsa": KernelInfSA,
     "infsa": PureInfSA,
 }
 

@@ -1,4 +1,4 @@
-"""Runs one Linear-InfSA model in several ways: the same function for images of any size.
+"""Runs one model of linear attention in several ways: the same function for images of any size.
 
     dense            model(images)                         all tokens at once
     chunked          chunked(Tokens(model, image, chunk))  token states in memory, all else a chunk at a time
@@ -6,15 +6,15 @@
     token-parallel   TokenParallel(model, mesh)(band)      the tokens of one image over several ranks
     training         ChunkedTraining(model)(images)        chunked, with a backward pass
 
-Linear-InfSA needs two sums of fixed size from the tokens, and the next state of a token depends only on its own state
-and on one vector per layer (arXiv:2603.00175). N is the number of tokens, D the width, L the depth, P the world size;
-MLP passes are over all tokens:
+A layer needs sums of fixed size from the tokens, and the next state of a token depends only on its own state and on
+these (`infvit.attention.sums.SummedAttention`). N is the number of tokens, D the width, L the depth, P the world size;
+MLP passes are over all tokens; r is the number of rounds of sums, 2 in Linear-InfSA and 1 in KernelInfSA:
 
-    way              memory of the tokens      MLP passes    all-reduced per layer
-    dense            N D + N 4 D               L - 1         -
-    chunked          N D                       L - 1         -
-    streamed         a chunk                   L (L - 1)     -
-    token-parallel   (N D + N 4 D) / P         L - 1         H (d + 1) + H (D + 1) numbers
+    way              memory of the tokens      MLP passes        all-reduced per layer
+    dense            N D + N 4 D               L - 1             -
+    chunked          N D                       L - 1             -
+    streamed         a chunk                   r L (L - 1) / 2   -
+    token-parallel   (N D + N 4 D) / P         L - 1             H (d + 1) + H (D + 1) numbers; KernelInfSA: H 4 d²
 
 (L - 1: after the last layer only the class token is needed; mean pooling takes one more pass.)
 """

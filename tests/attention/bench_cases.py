@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from infvit.attention import Attention, LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
+from infvit.attention import Attention, KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
 from infvit.measure.subprocess_case import peak_memory
 from tests.attention import naive
 
@@ -26,6 +26,7 @@ class AsWritten(nn.Module):
 CONTESTANTS: dict[str, Callable[[int, int], nn.Module]] = {
     "infsa": PureInfSA,
     "infsa_as_written": lambda dim, heads: AsWritten(PureInfSA(dim, heads), naive.pure),
+    "kernel_infsa": KernelInfSA,
     "linear_infsa": LinearInfSA,
     "linear_infsa_chunks": partial(LinearInfSA, chunk=1024),
     "linear_infsa_as_written": lambda dim, heads: AsWritten(LinearInfSA(dim, heads), naive.linear),

@@ -28,6 +28,7 @@ BEGIN, END = "<!-- scaling: made by python -m tests.attention.scaling -->", "<!-
 TITLES = {
     "infsa": "Pure InfSA",
     "infsa_as_written": "Pure InfSA as written",
+    "kernel_infsa": "KernelInfSA, all hops",
     "linear_infsa": "Linear-InfSA",
     "linear_infsa_chunks": "Linear-InfSA, chunk=1024",
     "linear_infsa_as_written": "Linear-InfSA as written",
