@@ -52,8 +52,8 @@ def test_patches_are_embedded_as_by_the_convolution():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cost_equals_a_count_by_hand(name):
-    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear computes only Q, and three sums per head; kernel
-    five products of d² per token and head, of which the last block spares one.
+    """1,025 tokens: Pure's tiles are an operator that counts itself. Linear computes only Q, and three sums per head;
+    kernel five products of d² per token and head, of which the last block spares one.
 
     In the last block softmax has one query, Pure one output, and the MLP one token.
     """
@@ -63,7 +63,7 @@ def test_cost_equals_a_count_by_hand(name):
         NAMES[0]: (whole, N * 2 * D * D + 2 * N * D + 10 * D * D),
         NAMES[1]: (whole, whole - N * D * D),
         NAMES[2]: (N * (D * D + 3 * D * H),) * 2,
-        NAMES[3]: (N * (4 * D * D + 5 * D * D // H),) + (N * (3 * D * D + 4 * D * D // H) + D * D,),
+        NAMES[3]: (N * (4 * D * D + 5 * D * D // H), N * (3 * D * D + 4 * D * D // H) + D * D),
     }[name]
     rest = (N - 1) * 768 * D + D * D + D * 1000
     with torch.device("meta"):

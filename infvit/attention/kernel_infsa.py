@@ -154,15 +154,16 @@ def _products(fq: Tensor, fk: Tensor, V: Tensor) -> Tensor:
 
 
 def _products_of_block(fq: Tensor, fk: Tensor, V: Tensor) -> Tensor:
-    (fq, q), (fk, k), (V, v) = _unit(fq), _unit(fk), _unit(V)
-    products = torch.stack((fq.mT @ fq, fk.mT @ fk, fk.mT @ fq, fk.mT @ V), 2).to(q.dtype)
-    return products * torch.stack((q * q, k * k, k * q, k * v), 2)
+    # One factor of each product is divided by its largest entry: squares of 1e30 leave the range of float32.
+    (q, k), dtype = (_largest(f) for f in (fq, fk)), sum_dtype(fq)
+    fq_unit, fk_unit = fq / q, fk / k
+    products = torch.stack((fq_unit.mT @ fq, fk_unit.mT @ fk, fk_unit.mT @ fq, fk_unit.mT @ V), 2)
+    return products.to(dtype) * torch.stack((q, k, k, k), 2).to(dtype)
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x over its largest entry, and that in `sum_dtype`, detached: (B, H, n, d) → (B, H, n, d), (B, H, 1, 1)."""
-    largest = largest_entry(x, (-2, -1))
-    return x / largest, largest.to(sum_dtype(x))
+def _largest(features: Tensor) -> Tensor:
+    """The largest entry of nonnegative features, at least the smallest normal number, detached: → (B, H, 1, 1)."""
+    return features.detach().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
 
 
 def spectral_bound(M: Tensor, squarings: int = 3) -> Tensor:
