@@ -12,31 +12,35 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from torch import nn
 
-from infvit.attention import ATTENTIONS
+from infvit.attention.registry import ATTENTIONS, find, full_name, name_of
 from infvit.errors import UsageError
 from infvit.positions import POSITIONS
 
 NAMED: dict[str, Mapping[str, Callable[..., Any]]] = {"attention": ATTENTIONS, "positions": POSITIONS}
-"""What a config may name, by argument; a downloaded config can choose from these alone."""
+"""What a config may name, by argument, besides attentions of installed packages; it can choose from these alone."""
 
 
 def _to_json(part: Callable[..., Any]) -> dict[str, Any]:
-    """A class, a function or a partial of one as {"name": ..., options}, or {"unnamed": ...} outside `NAMED`."""
+    """A class, a function or a partial of one as {"name": ..., options}, or {"unnamed": full name} outside `NAMED`."""
     if isinstance(part, functools.partial):
         return {**_to_json(part.func), **part.keywords}
     for parts in NAMED.values():
         for name, known in parts.items():
             if part is known:
                 return {"name": name}
-    return {"unnamed": getattr(part, "__qualname__", repr(part))}
+    return {"unnamed": full_name(part) if hasattr(part, "__qualname__") else repr(part)}
 
 
 def _from_json(argument: str, value: Any) -> Callable[..., Any]:
-    if not isinstance(value, dict) or value.get("name") not in NAMED[argument]:
+    name = value.get("name") if isinstance(value, dict) else None
+    if isinstance(name, str) and argument == "attention":
+        part: Callable[..., Any] = find(name)
+    elif isinstance(name, str) and name in NAMED[argument]:
+        part = NAMED[argument][name]
+    else:
         known = ", ".join(NAMED[argument])
         raise UsageError(f"config.json: {argument}={json.dumps(value)} is not one of {known}")
-    options = {name: option for name, option in value.items() if name != "name"}
-    return functools.partial(NAMED[argument][value["name"]], **options)
+    return functools.partial(part, **{key: option for key, option in value.items() if key != "name"})
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -60,11 +64,16 @@ class HubModel(PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for argument, parts in NAMED.items():
-            if "unnamed" in self.config.get(argument, {}):
-                raise UsageError(
-                    f"{argument}={self.config[argument]['unnamed']} has no name in a config: use one of "
-                    f"{', '.join(parts)}, or save the state_dict"
-                )
+            part = self.config.get(argument, {})
+            if "unnamed" in part:
+                name = name_of(part["unnamed"]) if argument == "attention" else None
+                if name is None:
+                    raise UsageError(
+                        f"{argument}={part['unnamed']} has no name in a config: use one of {', '.join(parts)}, save "
+                        "the state_dict, or name an attention: infvit.attention.register(name, Class)"
+                    )
+                part["name"] = name
+                del part["unnamed"]
         super()._save_pretrained(save_directory)
 
     @classmethod

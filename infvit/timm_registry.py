@@ -1,7 +1,8 @@
 """Models under timm's names: `timm.create_model("linear_infvit_4l_patch16_224")` after `import infvit`.
 
 Width 1024, 16 heads, MLP 4096, patch 16, 224 × 224 (arXiv:2603.00175). All have equal parameters by default apart from
-one gamma per head and layer; `extra_proj=True` gives the counts published for softmax and Pure.
+one gamma per head and layer; `extra_proj=True` gives the counts published for softmax and Pure. `attention="mine"`
+builds one with another attention, by its name (`infvit.attention.register`) or its class.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from infvit.attention import KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention
+from infvit.attention import KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention, find
 from infvit.vit import VisionTransformer
 
 _MODELS: dict[str, tuple[type[nn.Module], int]] = {
@@ -27,6 +28,8 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _CFG for name in _MOD
 def _register(name: str, attention: type[nn.Module], depth: int) -> None:
     def create(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         paper: dict[str, Any] = {"attention": attention, "depth": depth, "dim": 1024, "num_heads": 16, "patch_size": 16}
+        if isinstance(named := kwargs.get("attention"), str):
+            kwargs["attention"] = find(named)
         maps = {"out_indices": 3, "feature_cls": "getter"}  # with features_only=True, of the last 3 blocks
         return build_model_with_cfg(VisionTransformer, name, pretrained, feature_cfg=maps, **(paper | kwargs))
 

@@ -405,7 +405,7 @@ def test_beit_has_no_bias_of_keys():
     ("options", "message"),
     [
         ({"attention": "linear"}, "linear_infsa"),
-        ({"attention": 3}, "callable"),
+        ({"attention": 3}, "attention=3: expected a name"),
         ({"gama": 0.9}, "gama"),
         ({"num_heads": 2}, "comes from the model"),
         ({"include": "block.*"}, r"matches no attention.*blocks\.0\.attn"),
@@ -477,3 +477,20 @@ def test_published_layers_inside_a_model_are_found_by_prefix():
 def test_published_state_that_cannot_be_used(state, error, message):
     with pytest.raises(error, match=message):
         load_published(PureInfSA(16, 4), state)
+
+
+def test_a_class_that_takes_nothing_but_width_and_heads():
+    """Its biases are zeros where the model has none, and a model's dropout that it cannot take over is reported."""
+
+    class Bare(SoftmaxAttention):
+        def __init__(self, dim, num_heads):
+            super().__init__(dim, num_heads)
+            nn.init.ones_(self.qkv.bias)
+
+    for options in ({"qkv_bias": False}, {}):
+        model = strong(timm_model("vit_tiny_patch16_224", **options))
+        before = model(IMAGES)
+        assert len(convert(model, Bare).converted) == 2
+        torch.testing.assert_close(model(IMAGES), before, atol=1e-5, rtol=1e-5)
+    with pytest.warns(UserWarning, match=r"Bare takes no attn_drop: it trains without the model's 0\.1"):
+        convert(timm_model("vit_tiny_patch16_224", attn_drop_rate=0.1), Bare)

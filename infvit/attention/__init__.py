@@ -14,7 +14,6 @@ from infvit.attention.elu_linear import ELULinearAttention as ELULinearAttention
 from infvit.attention.focused_linear import FocusedLinearAttention as FocusedLinearAttention
 from infvit.attention.hydra import HydraAttention as HydraAttention
 from infvit.attention.kernel_infsa import KernelInfSA as KernelInfSA
-from infvit.attention.layer import ATTENTIONS as ATTENTIONS
 from infvit.attention.layer import Attention as Attention
 from infvit.attention.layer import DiscountedAttention as DiscountedAttention
 from infvit.attention.linear import LinearInfSA as LinearInfSA
@@ -23,6 +22,9 @@ from infvit.attention.none import NoAttention as NoAttention
 from infvit.attention.nystrom import NystromAttention as NystromAttention
 from infvit.attention.performer import PerformerAttention as PerformerAttention
 from infvit.attention.pure import PureInfSA as PureInfSA
+from infvit.attention.registry import ATTENTIONS as ATTENTIONS
+from infvit.attention.registry import find as find
+from infvit.attention.registry import register as register
 from infvit.attention.relu import ReLUAttention as ReLUAttention
 from infvit.attention.relu_linear import ReLULinearAttention as ReLULinearAttention
 from infvit.attention.softmax import SoftmaxAttention as SoftmaxAttention
@@ -43,8 +45,9 @@ k: rows that the tokens are projected to (a quarter of them in training)."""
 
 def overview() -> str:
     """A table of all operators, at most 80 columns wide: name, paper, time, memory and state per head."""
-    rows = [("name", "paper", "time", "memory", "state per head")]
-    rows += [(name, a.paper or "-", a.time, a.memory, a.state) for name, a in sorted(ATTENTIONS.items())]
+    rows = [["name", "paper", "time", "memory", "state per head"]]
+    facts = ("paper", "time", "memory", "state")
+    rows += [[name, *(getattr(a, fact, "") or "-" for fact in facts)] for name, a in sorted(ATTENTIONS.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", LEGEND])

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infvit.attention.registry import register
 from infvit.errors import UsageError, expect
 
 Q_ALONE, Q_AND_K, K_AND_V, V_ALONE = slice(0, 1), slice(0, 2), slice(1, 3), slice(2, 3)
 
 EPS = 1e-6
 """Added to every norm that divides (arXiv:2603.00175)."""
-
-ATTENTIONS: dict[str, type["Attention"]] = {}
-"""Every operator by its `name`; `infvit.attention` imports all of them."""
 
 
 def precision(x: Tensor) -> torch.dtype:
@@ -103,7 +101,7 @@ class Attention(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
-            ATTENTIONS[cls.name] = cls
+            register(cls.name, cls)
 
     def __init__(
         self, dim: int, num_heads: int = 8, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0

@@ -5,13 +5,16 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from infvit.attention.registry import ATTENTIONS, GROUP, full_name
 from infvit.errors import UsageError, expect
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -34,6 +37,28 @@ NOT_MADE = ("callbacks", "logger")
 """Sections of a run's config of which a measurement makes nothing."""
 
 
+def offer_installed_attentions() -> None:
+    """Makes the attentions of installed packages options of the group `model`; their packages are not imported.
+
+    Raises:
+        UsageError: if one has the name of another, or of a file in conf/model.
+    """
+    taken = {name: full_name(known) for name, known in ATTENTIONS.items()}
+    taken |= {path.stem: str(path) for path in (CONF / "model").glob("*.yaml")}
+    for name, target, package in _installed():
+        if taken.setdefault(name, target) != target:
+            raise UsageError(f"attention {name!r} of {package} ({target}) has the name of {taken[name]}: rename it")
+        attention = {"_target_": target, "_partial_": True}
+        node = {"name": name, "net": "${backbone}", "attention": attention}
+        ConfigStore.instance().store(name, node, group="model", provider=package)
+
+
+def _installed() -> list[tuple[str, str, str]]:
+    """(name, full name of the class, package) of each entry point."""
+    found = entry_points(group=GROUP)
+    return [(entry.name, f"{entry.module}.{entry.attr}", entry.dist.name if entry.dist else "") for entry in found]
+
+
 def check_targets(cfg: DictConfig) -> None:
     """Raises UsageError if the config calls Python's standard library: `os.system` does not build a model."""
     for key, target in _targets(OmegaConf.to_container(cfg, resolve=False)):
@@ -52,6 +77,9 @@ def stored_config(path: Path, trust: Collection[str] = ()) -> DictConfig:
     Raises:
         UsageError: the file cannot be read, has a YAML tag, or calls something else than what makes runs.
     """
+    # Who installs a package runs its code already, and its entry points name the classes that a config is to build: a
+    # run can call these with arguments of its own, as those of conf/, and nothing else of the package.
+    installed = {target for _, target, _ in _installed()}
     trusted = {*([trust] if isinstance(trust, str) else trust or ()), *os.environ.get("INFVIT_TRUST", "").split(",")}
     try:
         text = path.read_text(encoding="utf-8")
@@ -59,7 +87,7 @@ def stored_config(path: Path, trust: Collection[str] = ()) -> DictConfig:
         expect(isinstance(content, dict), f"{path} holds no config", "what train.py wrote: restore it from the run")
         for key, target in _targets({name: part for name, part in content.items() if name not in NOT_MADE}):
             package = target.partition(".")[0]
-            known = target in _own_targets() or LIBRARIES.fullmatch(target) or package in trusted - {""}
+            known = target in _own_targets() | installed or LIBRARIES.fullmatch(target) or package in trusted - {""}
             if not known:
                 yours = package.isidentifier() and package not in NOT_YOURS
                 raise UsageError(
@@ -110,3 +138,13 @@ def find_object(target: str) -> Any:
         return get_object(target)
     except Exception:  # whatever an import may raise
         return None
+
+
+def why_not_found(target: str) -> str:
+    """The error of importing it, in brackets."""
+    try:
+        get_object(target)
+    except Exception as error:
+        cause = error.__cause__ or error  # Hydra's own has several lines
+        return f" ({type(cause).__name__}: {cause})"
+    return ""

@@ -10,13 +10,14 @@ model has and several other numbers of them. All others are left alone and liste
 imported here.
 """
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from infvit.attention import ATTENTIONS, Attention
+from infvit.attention import Attention, find
 from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
 from infvit.convert.projections import LeftAlone
@@ -24,12 +25,13 @@ from infvit.convert.published import load_published
 from infvit.convert.report import Report
 from infvit.convert.sites import Site, called_with, find_sites
 from infvit.convert.trial import kind, returned_by
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 
 Patterns = str | Iterable[str] | None
 
 _FROM_MODEL = ("num_heads", "qkv_bias", "attn_drop", "proj_drop")
-"""Options that a layer takes over from the attention that it replaces; the names are those of `Projections` too."""
+"""Options that a layer takes over from the attention that it replaces, of those that its constructor takes; the names
+are those of `Projections` too."""
 
 
 def convert(
@@ -51,7 +53,7 @@ def convert(
 
     Args:
         model: any module that holds attentions; it is changed only if everything could be built.
-        attention: a name in `infvit.attention.ATTENTIONS`, or a class or callable with the signature of these.
+        attention: a name that `infvit.attention.find` knows, or a class or callable `(dim, num_heads=...)`.
         include: glob patterns on names of modules, such as `"blocks.[0-5]"`; a match includes everything below it.
             None includes everything.
         exclude: glob patterns of modules to leave alone; takes precedence over `include`.
@@ -65,14 +67,16 @@ def convert(
         UsageError: for an unknown attention, options that it does not take, a pattern that matches no attention, or
             a model that is itself an attention.
     """
-    make = ATTENTIONS.get(attention) if isinstance(attention, str) else attention
-    if not callable(make):
-        raise UsageError(f"attention={attention!r} is neither callable nor one of {', '.join(ATTENTIONS)}")
+    make = find(attention) if isinstance(attention, str) else attention
+    expect(callable(make), f"attention={attention!r}", "a name, or a class of layers")
     label = attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
     if taken := {"dim", "num_heads", "qkv_bias"} & attention_options.keys():
         raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
+    parameters = constructor_signature(make).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    taken_over = [name for name in _FROM_MODEL if takes_any or name in parameters]
     try:
-        constructor_signature(make).bind(1, **dict.fromkeys(_FROM_MODEL), **attention_options)
+        constructor_signature(make).bind(1, **dict.fromkeys(taken_over), **attention_options)
     except TypeError as error:
         raise UsageError(f"attention {label}: {error}") from None
 
@@ -89,7 +93,7 @@ def convert(
             if include is not None and _match(site.name, included) is None:
                 raise LeftAlone("not included")
             if site.module not in built:
-                built[site.module] = _replacement(site, make, copy_weights, attention_options, tried)
+                built[site.module] = _replacement(site, make, taken_over, copy_weights, attention_options, tried)
             swaps.append((site, built[site.module]))
         except LeftAlone as reason:
             report.left_alone[site.name] = str(reason)
@@ -127,7 +131,12 @@ def _match(name: str, patterns: list[str]) -> str | None:
 
 
 def _replacement(
-    site: Site, make: Callable[..., nn.Module], copy_weights: bool, options: dict[str, Any], tried: dict[object, int]
+    site: Site,
+    make: Callable[..., nn.Module],
+    taken_over: Collection[str],
+    copy_weights: bool,
+    options: dict[str, Any],
+    tried: dict[object, int],
 ) -> nn.Module:
     module, projections = site.module, site.projections
     if projections is None:
@@ -136,7 +145,11 @@ def _replacement(
     trial = kind(module), frozenset(counts := site.token_counts())
     if trial not in tried:
         tried[trial] = returned_by(module, names[0], counts)
-    arguments = {name: getattr(projections, name) for name in _FROM_MODEL} | options
+    arguments = {name: getattr(projections, name) for name in taken_over} | options
+    for drop in ("attn_drop", "proj_drop"):
+        if drop not in arguments and (rate := getattr(projections, drop)):
+            named = getattr(make, "__name__", make)
+            warnings.warn(f"{named} takes no {drop}: it trains without the model's {rate:g}", stacklevel=3)
     like = projections.weights[0]
     layer = make(projections.dim, **arguments).to(like.device, like.dtype).train(module.training)
     if copy_weights:

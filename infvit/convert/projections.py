@@ -46,6 +46,8 @@ class Projections:
             if self.qkv_bias:
                 zero = torch.zeros_like(self.weights[0][:, 0])
                 layer.qkv.bias.copy_(torch.cat([zero if bias is None else bias for bias in self.biases]))
+            elif layer.qkv.bias is not None:  # of a class without the option qkv_bias
+                layer.qkv.bias.zero_()
             layer.proj.weight.copy_(self.out.weight)
             if self.out.bias is None:
                 layer.proj.register_parameter("bias", None)

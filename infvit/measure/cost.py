@@ -2,6 +2,8 @@
 
 import copy
 import math
+import traceback
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,8 @@ class Cost:
     A VisionTransformer with a class token computes only that token after its last attention, and in that attention
     only what the class token needs (`Attention.forward_class_token`). Published counts include all tokens there.
 
-    MACs and FLOPs are None if they depend on the image: PureInfSA iterates the infinite series over more than
-    `DENSE_TOKENS` tokens until it converges.
+    MACs and FLOPs are None if they depend on the image (PureInfSA iterates the infinite series over more than
+    `DENSE_TOKENS` tokens until it converges), or if the model does not run on the meta device.
 
     `parameters` counts all trained ones, also gamma (one per head and layer), which the published counts exclude.
     """
@@ -33,18 +35,30 @@ def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3)
     """Counts the model on one image of `image_size` pixels, on the meta device: nothing is computed or allocated.
 
     `flops_training` is the forward and the backward pass, of matrix products, linear systems, convolutions and fused
-    attention.
+    attention. A warning names the class that does not run there.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     counted = copy.deepcopy(model).to("meta").eval()  # in training mode, batch norm needs more than one image
     image = torch.empty(1, in_chans, height, width, device="meta")
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        output = counted(image)
-        forward = _known(counter.get_total_flops())
-        output.sum().backward()
-        training = _known(counter.get_total_flops())
+    forward = training = None
+    try:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            output = counted(image)
+            forward = _known(counter.get_total_flops())
+            output.sum().backward()
+            training = _known(counter.get_total_flops())
+    except Exception as error:  # whatever an attention of one's own raises where there are no numbers
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(f"FLOPs not counted: {_raised_by(error, model)} fails on the meta device ({found})", stacklevel=2)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Cost(parameters, None if forward is None else forward // 2, forward, training)
+
+
+def _raised_by(error: Exception, model: nn.Module) -> str:
+    """The class of the innermost module, other than torch's, in whose code the error was raised."""
+    owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    classes = [type(owner) for owner in [model, *owners] if isinstance(owner, nn.Module)]
+    return next(c.__name__ for c in reversed(classes) if c is type(model) or not c.__module__.startswith("torch."))
 
 
 def _known(flops: float) -> int | None:

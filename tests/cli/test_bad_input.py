@@ -84,7 +84,7 @@ def tree(tmp_path):
         (["seed=-1"], ["seed=-1", "a whole number from 0"]),
         (["threads=0"], ["threads=0", "a number of CPU threads"]),
         (["size.depth=[[nan]]"], ["size.depth=[[NaN]]", "expects a valid integer"]),
-        (["size.depth={_target_:int}"], ["model.net.depth._target_=int", "its full name"]),
+        (["size.depth={_target_:int}"], ["model.net.depth._target_=int", "named 'int'", "the full name"]),
         (["size.depth=-inf"], ["size.depth=-Infinity", "expects a valid integer"]),
         (["size.depth='\x1b[31mred'"], ["size.depth"]),
         ([f"size.depth={'x' * 5000}"], ["size.depth"]),

@@ -11,6 +11,7 @@ from torch import Tensor
 from infvit.errors import UsageError
 from infvit.highres.tokens import normalise
 from infvit.image_file import readable
+from infvit.measure.attention.blocks import backbone
 from infvit.measure.attention.maps import METHODS, offered
 from infvit.measure.model_source import LoadedRun, ModelSource, labelled
 from infvit.measure.predict import image_files, in_view
@@ -69,12 +70,15 @@ def normalised(network: LoadedRun, images: Tensor) -> Tensor:
 def columns(networks: Mapping[str, LoadedRun], methods: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
     """The methods shown for each model: the requested ones that it supports, or all that it supports.
 
-    A model without any is left out.
+    A model without any is left out; one line names an attention that has no maps.
 
     Raises:
         UsageError: if a method is unknown, or no model supports it.
     """
     offers = {name: offered(network.model) for name, network in networks.items()}
+    for name in [name for name, offer in offers.items() if "attention" not in offer]:
+        attention = next(found.name for found in backbone(networks[name].model).operators if found.weighs == "nothing")
+        print(f"{name}: {attention} has no weights of tokens, and so no maps", flush=True)
     for method in methods or ():
         if method not in METHODS:
             raise UsageError(f"methods has {method}, which is unknown: choose of {', '.join(METHODS)}")

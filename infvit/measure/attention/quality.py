@@ -72,7 +72,7 @@ def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], 
         if any(m.run.config_key == run.config_key and m.run.seed == run.seed for m in measured):
             raise UsageError(f"ckpt={path} repeats seed {run.seed} of {run.model}: give each seed once")
         label = f"{i + 1}/{len(paths)} {run.model} seed {run.seed}"
-        if OWN not in offered(studied.model) and len(paths) > 1:
+        if OWN not in offered(studied.model):
             print(f"{label}: its attention has no weights of tokens, left out", flush=True)
             continue
         measured.append(_measured(run, studied, source.initial(path), options, label, len(paths) == 1))

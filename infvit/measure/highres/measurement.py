@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from infvit.errors import UsageError
@@ -89,8 +90,8 @@ def _makers(source: ModelSource, models: Sequence[str], checkpoint: str | None, 
     model = source.load(checkpoint).model
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"ckpt={checkpoint} is a {type(model).__name__}, expected a VisionTransformer of infvit")
-    model.save_pretrained(folder / "model")
-    return {checkpoint: partial(VisionTransformer.from_pretrained, folder / "model")}
+    torch.save(model, folder / "model.pt")  # with its class, which save_pretrained takes only if it has a name
+    return {checkpoint: partial(torch.load, folder / "model.pt", weights_only=False)}
 
 
 def _tokens(makers: dict[str, MakeModel], side: tuple[int, int], processes: int) -> int:
