@@ -1,7 +1,9 @@
 """Runs the command lines in this process: the same entry points, arguments, output and exit codes as in a shell."""
 
+import importlib
 import json
 import os
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import torch
 import eval as eval_script
 import train as train_script
 from infvit import cli as command_line
+from infvit.attention.registry import ATTENTIONS, GROUP
+from infvit.check.__main__ import TEMPLATE
 from tests.ranks import run_ranks
 
 SCRIPTS = {"train": train_script.train, "eval": eval_script.evaluate}
@@ -92,6 +96,33 @@ def cli(monkeypatch, tmp_path, capfd, data_cache):
         return Outcome(code, captured.out, captured.err, tmp_path)
 
     return run
+
+
+@pytest.fixture
+def own_names():
+    """Attentions that the test registers, and the template's package, are forgotten after it."""
+    with mock.patch.dict(ATTENTIONS):
+        yield
+    for module in [name for name in sys.modules if name.partition(".")[0] == "mine_attn"]:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def installed(own_names, tmp_path, monkeypatch):  # noqa: ARG001
+    """The template's package, installed in a folder; `installed("mine = mine_attn:Mine")` replaces its entry points."""
+    folder = tmp_path / "site"
+    shutil.copytree(TEMPLATE / "mine_attn", folder / "mine_attn")
+    about = folder / "mine_attn-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-attn\nVersion: 1.0\n")
+
+    def name(entries: str) -> None:
+        (about / "entry_points.txt").write_text(f"[{GROUP}]\n{entries}\n")
+        importlib.invalidate_caches()
+
+    name("mine = mine_attn:Mine")
+    monkeypatch.syspath_prepend(folder)
+    return name
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, read_write
 
+from infvit.check import fits_in_model
 from infvit.cli.recipe import check_read, check_values
 from infvit.cli.run_folder import run_command
 from infvit.cli.validation import check_config
@@ -19,6 +20,7 @@ from infvit.errors import UsageError, expect
 from infvit.module import Classifier
 from infvit.run.ranks import launcher
 from infvit.sharding import FullySharded
+from infvit.vit import VisionTransformer
 
 READ_BY_CODE = ("name", "model.name", "data.name", "seed", "threads", "compile", "resume", "dry_run")
 """Keys that train.py reads itself."""
@@ -86,7 +88,8 @@ def _count(devices: Any) -> int:
 
 
 def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
-    """Raises UsageError if the recipe's batch does not divide over the devices, or its settings do not fit together.
+    """Raises UsageError if the recipe's batch does not divide over the devices, its settings do not fit together, or an
+    attention returns another shape than it gets or mixes images.
 
     Called before the run starts, because its first work may be to write a data set to disk for hours. `data` is the
     `data.datamodule.ImageDataModule`, which this package does not import.
@@ -108,6 +111,10 @@ def check_batch(trainer: Trainer, module: Classifier, data: Any) -> None:
     expect(
         clip is not None or algorithm is None, f"trainer.gradient_clip_algorithm={algorithm}", "recipe.clip_grad too"
     )
+    if isinstance(module.net, VisionTransformer):
+        plugin = trainer.precision_plugin
+        with plugin.forward_context():
+            fits_in_model(module.net, trainer.strategy.root_device, plugin.convert_module)
     share = data.per_device(trainer)
     if module.mixup is not None and share % 2:
         raise UsageError(

@@ -55,18 +55,6 @@ def test_a_head_without_positive_queries_gives_zero(name):
     assert all(g.isfinite().all() for g in gradients(output, layer, x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("compiler")
-def test_compiles_in_one_graph(name):
-    layer, x = layer_and_input(name, N=17)
-    padding = torch.zeros(2, 17, dtype=torch.bool)
-    padding[0, 9:] = True
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    for arguments in ({}, {"key_padding_mask": padding}):
-        assert (compiled(x, **arguments) - layer(x, **arguments)).abs().max() <= 1e-10
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_are_counted_on_the_meta_device(name):
     with torch.device("meta"):

@@ -1,5 +1,7 @@
-"""The facts on the classes of the operators, and how operators are found."""
+"""The facts on the classes of the operators, how operators are found, and names for those of others."""
 
+import functools
+import importlib
 import re
 import shutil
 import subprocess
@@ -7,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
-from infvit import attention
-from infvit.attention import ATTENTIONS, LinearInfSA, overview
+from infvit import VisionTransformer, attention, convert
+from infvit.attention import ATTENTIONS, LinearInfSA, NoAttention, SoftmaxAttention, find, overview, register
 from infvit.attention.signature import constructor_signature
+from infvit.errors import UsageError
+from tests.check.plugin import SMALL, Plain
 
 PACKAGE = Path(attention.__file__).parent
 
@@ -45,3 +51,57 @@ def test_options_of_the_base_are_in_the_signature_of_every_operator():
     assert {"gamma", "learn_gamma", "gamma_per_head", "chunk"} <= constructor_signature(LinearInfSA).parameters.keys()
     with pytest.raises(TypeError, match="misspelt"):
         constructor_signature(LinearInfSA).bind(8, misspelt=1)
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_registered_class_is_known_to_convert_saving_and_timm(tmp_path):
+    unnamed = VisionTransformer(functools.partial(Plain, scale=2.0), **SMALL).eval()
+    with pytest.raises(UsageError, match=r"attention=tests\.check\.plugin\.Plain has no name .*register"):
+        unnamed.save_pretrained(tmp_path)
+    assert register("plain")(Plain) is find("plain") is Plain
+    assert "plain" in overview()
+    unnamed.save_pretrained(tmp_path)
+    loaded = VisionTransformer.from_pretrained(tmp_path)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(images), unnamed(images))
+    assert loaded.blocks[0].attn.scale == 2
+    model = timm.create_model("vit_4l_patch16_224", attention="plain", img_size=32, dim=32, num_heads=2, depth=1)
+    assert type(model.blocks[0].attn) is Plain
+    assert convert(timm.create_model("test_vit"), "plain", copy_weights=False).attention == "plain"
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_name_belongs_to_one_class():
+    for name, other in (("softmax", Plain), ("none", SoftmaxAttention)):
+        with pytest.raises(
+            UsageError, match=rf"attention '{name}' is infvit\..*: give .*{other.__name__} another name"
+        ):
+            register(name, other)
+    with pytest.raises(UsageError, match="attention 'infsa' is infvit"):
+        type("Mine", (NoAttention,), {"name": "infsa"})
+    with pytest.raises(UsageError, match="attention 'mine' is 3: expected a subclass"):
+        register("mine", 3)
+    assert "mine" not in ATTENTIONS
+
+
+def test_an_installed_package_names_its_attentions(installed, tmp_path):
+    assert "mine_attn" not in sys.modules
+    made = find("mine")
+    assert (made.__module__, ATTENTIONS["mine"]) == ("mine_attn", made)
+    VisionTransformer(made, **SMALL).save_pretrained(tmp_path / "saved")
+    installed("mine = mine_attn:Mine\nbroken = mine_attn.nothing:Mine\n")
+    assert type(VisionTransformer.from_pretrained(tmp_path / "saved").blocks[0].attn) is made
+    with pytest.raises(UsageError, match=r"attention='other' is not one of broken, cosformer, .*mine"):
+        find("other")
+    with pytest.raises(
+        UsageError, match=r"mine_attn\.nothing:Mine of mine-attn, .*No module named 'mine_attn.nothing'"
+    ):
+        find("broken")
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_class_is_saved_under_the_name_of_its_packages_entry_point(tmp_path):
+    """As a run's model, whose config names the class."""
+    importlib.import_module("mine_attn")
+    VisionTransformer(sys.modules["mine_attn"].Mine, **SMALL).save_pretrained(tmp_path / "saved")
+    assert '"name": "mine"' in (tmp_path / "saved" / "config.json").read_text()
