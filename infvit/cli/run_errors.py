@@ -28,7 +28,7 @@ def friendly_errors(trainer: Trainer, module: Classifier, data: Any) -> Iterator
         getattr(callback, "before_launch", lambda _: None)(trainer)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         line = _out_of_memory_advice(error, trainer, module, data) or _reader_advice(error)
         if line is None:
             raise
@@ -81,6 +81,11 @@ def _reader_advice(error: BaseException) -> str | None:
         return (
             f"a process that reads images died (process {died[1]}, {died[2]}), perhaps out of memory: resume with "
             "resume=auto, with fewer of them by data.module.workers=N"
+        )
+    if "rebuild_storage_fd" in _functions(error):  # torch's, of a batch that the process had not handed over
+        return (
+            "a process that reads images died, perhaps out of memory: resume with resume=auto, with fewer of them by "
+            "data.module.workers=N"
         )
     if hangs := READER_HANGS.search(str(error)):
         return (

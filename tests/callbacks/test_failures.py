@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from callbacks import skip_nonfinite
 from data.torch_loader import Views
 from infvit.attention import SoftmaxAttention
+from infvit.cli.run_errors import friendly_errors
+from infvit.errors import UsageError
 from infvit.measure.nonfinite import first_nonfinite
 from infvit.module import Classifier
 from infvit.run import checkpoint
@@ -207,6 +210,16 @@ def test_a_reading_process_that_dies_is_one_line(cli, at_batch):
     line = error_line(cli("train", *RUN, "data.module.workers=1"))
     assert "a process that reads images died" in line
     assert "Killed" in line
+
+
+def test_a_batch_of_a_process_that_is_already_dead_is_one_line():
+    context = torch.multiprocessing.get_context("fork")
+    batches = context.SimpleQueue()
+    reader = context.Process(target=lambda: batches.put(torch.ones(1)))
+    reader.start()
+    reader.join()
+    with pytest.raises(UsageError, match="a process that reads images died"), friendly_errors(Trainer(), None, None):
+        batches.get()
 
 
 @pytest.mark.slow

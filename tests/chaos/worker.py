@@ -56,7 +56,7 @@ LOOP = signal.SIGALRM
 
 STUCK = {
     "before it claims its folder": "train.train",
-    "before it is ready": "train.start",
+    "before it is ready": "train.build",
     "in the first batch": "infvit.module.Classifier.training_step",
     "while a checkpoint is written": "infvit.run.checkpoint.AtomicCheckpointIO.save_checkpoint",
     "at an epoch's end": "callbacks.run_record.RunRecord.on_train_epoch_end",
@@ -183,7 +183,7 @@ class Job:
         if self.process.returncode == 0:
             return "its exit code"
         died = case.reader and case.number == signal.SIGKILL
-        named = f"images died (process {process}, " if died else f"rank {case.rank} (process {rank} on "
+        named = "a process that reads images died" if died else f"rank {case.rank} (process {rank} on "
         if not case.starts:
             named = f"rank {case.rank} did not come to "
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("error: ") and named in line]
@@ -273,6 +273,8 @@ def loop(_number: int, _frame: FrameType | None) -> None:
 def get_stuck(rank: str, where: str, number: str, path: str) -> None:
     """Replaces the function `where` in one rank by one that writes the file `path` and never returns."""
     owner, _, name = where.rpartition(".")
+    module = pkgutil.resolve_name(owner)
+    assert hasattr(module, name), f"{where} does not exist"
 
     def forever(*_: object, **__: object) -> None:
         Path(path).touch()
@@ -281,7 +283,7 @@ def get_stuck(rank: str, where: str, number: str, path: str) -> None:
         threading.Event().wait()
 
     if os.environ.get("LOCAL_RANK", "0") == rank:
-        setattr(pkgutil.resolve_name(owner), name, forever)
+        setattr(module, name, forever)
 
 
 if __name__ == "__main__":
