@@ -14,32 +14,38 @@ A class is enough: `__init__(self, dim, num_heads)` and `forward(x)`, (B, N, D) 
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from infvit.attention import LinearInfSA, SoftmaxAttention
 from infvit.check import checks
-from infvit.check.checks import Failed, NoVerdict, Subject, first_line
+from infvit.check.checks import Check, Failed, NoVerdict, Subject, first_line
 from infvit.check.checks import fits_in_model as fits_in_model
-from infvit.check.scaling import Row, time_and_memory
+from infvit.check.scaling import Makers, Row, time_and_memory
 from infvit.errors import UsageError
 from infvit.tables.table import Column, Table, wrapped
 
-OK, FAILED, NONE = "ok", "FAILED", "–"
+FAILED, NO_VERDICT = "FAILED", "–"
 FOUND_WIDTH = 53
 """Characters of the last column, which make 80 with the others."""
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """The outcome of one check: status "ok", "FAILED", or "–" for facts and what is left out; and what was found."""
 
     name: str
     status: str
     found: str
+
+
+COLUMNS: list[Column[Line]] = [
+    Column("check", lambda line: line.name, left=True),
+    Column("", lambda line: line.status, left=True),
+    Column("found", lambda line: "\n".join(wrapped(line.found, FOUND_WIDTH, indent=0)), left=True),
+]
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,9 @@ class Report:
         return [line for line in self.lines if line.status == FAILED]
 
     def __str__(self) -> str:
-        columns: list[Column[Line]] = [
-            Column("check", lambda line: line.name, left=True),
-            Column("", lambda line: line.status, left=True),
-            Column("found", lambda line: "\n".join(wrapped(line.found, FOUND_WIDTH, indent=0)), left=True),
-        ]
         count = f"{len(self.failed)} of {len(self.lines)} checks failed" if self.failed else "no check failed"
-        parts = [Table(columns, self.lines, self.title).text(), self.scaling.text() if self.scaling else "", count]
-        return "\n\n".join(filter(None, parts))
+        scaling = [self.scaling.text()] if self.scaling else []
+        return "\n\n".join([Table(COLUMNS, self.lines, self.title).text(), *scaling, count])
 
 
 def check(
@@ -78,43 +79,30 @@ def check(
     Raises:
         UsageError: if no layer can be made.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    make = functools.partial(attention, **options)
+    device, make = "cuda" if torch.cuda.is_available() else "cpu", functools.partial(attention, **options)
     subject = Subject(make, dim, num_heads, device)
-    arguments = ", ".join([f"{dim}", f"num_heads={num_heads}", *(f"{k}={v}" for k, v in options.items())])
-    title = f"{attention.__module__}.{attention.__qualname__}({arguments}), {device}"
+    arguments = ", ".join(f"{name}={value}" for name, value in {"num_heads": num_heads, **options}.items())
+    title = f"{attention.__module__}.{attention.__qualname__}({dim}, {arguments})"
     with torch.random.fork_rng(devices=[]):
         try:
             count = sum(p.numel() for p in subject.layer().parameters())
         except TypeError as error:
             raise UsageError(f"{title} cannot be made: {error}") from error
-        found = [_line(name, run, subject) for name, run in _checks(subject, fast).items()]
-        contestants: dict[str, Callable[..., nn.Module]] = {
-            attention.__name__: make,
-            "softmax": SoftmaxAttention,
-            "linear_infsa": LinearInfSA,
-        }
-        measured = None if fast else time_and_memory(contestants, device)
-        return Report(f"{title}, {count:,} parameters", found, measured)
+        lines = [_line(name, run, subject) for name, run in _checks(subject.masks, fast).items()]
+        makers: Makers = {attention.__name__: make, "softmax": SoftmaxAttention, "linear_infsa": LinearInfSA}
+        scaling = None if fast else time_and_memory(makers, device)
+    return Report(f"{title}, {count:,} parameters, {device}", lines, scaling)
 
 
-def _checks(subject: Subject, fast: bool) -> dict[str, Callable[[Subject], str]]:
-    found: dict[str, Callable[[Subject], str]] = {
-        "shapes": checks.shapes,
-        "images": checks.images,
-        "token order": checks.permutation,
-    }
-    for mask in checks.MASKS:
-        found[mask] = getattr(checks, mask) if mask in subject.masks else _unclaimed
+def _checks(masks: list[str], fast: bool) -> dict[str, Check]:
+    found: dict[str, Check] = {"shapes": checks.shapes, "images": checks.images, "token order": checks.token_order}
+    found |= {mask: getattr(checks, mask) if mask in masks else _unclaimed for mask in checks.MASKS}
     found |= {"NaN": checks.nan, "degenerate": checks.degenerate, "class token": checks.class_token}
-    for autocast in (False, True):
-        for dtype in checks.TOLERANCES:
-            name = str(dtype).removeprefix("torch.")
-            if not autocast or torch.finfo(dtype).bits == 16:
-                found["autocast " * autocast + name] = functools.partial(
-                    checks.precision, dtype=dtype, autocast=autocast
-                )
-    found |= {"meta": checks.meta, "gradients": checks.gradients, "FLOPs": checks.flops}
+    for autocast in ("", "autocast "):
+        for dtype in [*checks.TOLERANCES][bool(autocast) :]:
+            name = f"{autocast}{dtype}".replace("torch.", "")
+            found[name] = functools.partial(checks.precision, dtype=dtype, autocast=bool(autocast))
+    found |= {"gradients": checks.gradients, "FLOPs": checks.flops}
     return found if fast else found | {"torch.compile": checks.compiled}
 
 
@@ -122,14 +110,11 @@ def _unclaimed(_: Subject) -> str:
     raise NoVerdict("not claimed")
 
 
-def _line(name: str, run: Callable[[Subject], str], subject: Subject) -> Line:
+def _line(name: str, run: Check, subject: Subject) -> Line:
     try:
-        return Line(name, OK, run(subject))
-    except NoVerdict as fact:
-        return Line(name, NONE, str(fact))
-    except UsageError as error:  # a mask that is refused is not ignored
-        return Line(name, NONE if name in checks.MASKS else FAILED, str(error))
-    except Failed as error:
-        return Line(name, FAILED, str(error))
-    except Exception as error:  # whatever the attention raises
-        return Line(name, NONE if "not implemented for" in str(error) else FAILED, first_line(error))
+        return Line(name, "ok", run(subject))
+    except (Failed, NoVerdict, UsageError) as outcome:
+        refused = isinstance(outcome, UsageError) and name in checks.MASKS  # a mask that is refused is not ignored
+        return Line(name, NO_VERDICT if refused or isinstance(outcome, NoVerdict) else FAILED, str(outcome))
+    except Exception as error:  # whatever the attention raises; torch lacks some operations in half precision
+        return Line(name, NO_VERDICT if "not implemented for" in str(error) else FAILED, first_line(error))

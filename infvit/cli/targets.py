@@ -45,24 +45,22 @@ def offer_installed_attentions() -> None:
     """
     taken = {name: full_name(known) for name, known in ATTENTIONS.items()}
     taken |= {path.stem: str(path) for path in (CONF / "model").glob("*.yaml")}
-    for name, target, package in _installed():
+    for name, target in _installed():
         if taken.setdefault(name, target) != target:
-            raise UsageError(f"attention {name!r} of {package} ({target}) has the name of {taken[name]}: rename it")
+            raise UsageError(f"attention {name!r}, {target}, has the name of {taken[name]}: rename its entry point")
         attention = {"_target_": target, "_partial_": True}
-        node = {"name": name, "net": "${backbone}", "attention": attention}
-        ConfigStore.instance().store(name, node, group="model", provider=package)
+        ConfigStore.instance().store(name, {"name": name, "net": "${backbone}", "attention": attention}, group="model")
 
 
-def _installed() -> list[tuple[str, str, str]]:
-    """(name, full name of the class, package) of each entry point."""
-    found = entry_points(group=GROUP)
-    return [(entry.name, f"{entry.module}.{entry.attr}", entry.dist.name if entry.dist else "") for entry in found]
+def _installed() -> list[tuple[str, str]]:
+    """(name, full name of the class) of each attention of an installed package."""
+    return [(entry.name, f"{entry.module}.{entry.attr}") for entry in entry_points(group=GROUP)]
 
 
 def check_targets(cfg: DictConfig) -> None:
     """Raises UsageError if the config calls Python's standard library: `os.system` does not build a model."""
     for key, target in _targets(OmegaConf.to_container(cfg, resolve=False)):
-        defined_in = str(getattr(find_object(target), "__module__", ""))  # data.view.math.sqrt is of Python, too
+        defined_in = str(getattr(importable(target)[0], "__module__", ""))  # data.view.math.sqrt is of Python, too
         if {target.partition(".")[0], defined_in.partition(".")[0]} & sys.stdlib_module_names:
             raise UsageError(f"{key}={target} is in Python's standard library: expected a class that builds this part")
 
@@ -77,9 +75,9 @@ def stored_config(path: Path, trust: Collection[str] = ()) -> DictConfig:
     Raises:
         UsageError: the file cannot be read, has a YAML tag, or calls something else than what makes runs.
     """
-    # Who installs a package runs its code already, and its entry points name the classes that a config is to build: a
-    # run can call these with arguments of its own, as those of conf/, and nothing else of the package.
-    installed = {target for _, target, _ in _installed()}
+    # Trusted as conf/ is: who installs a package runs its code anyway, and its entry points name what a config builds.
+    # A run can call these classes with arguments of its own, and nothing else of the package.
+    installed = {target for _, target in _installed()}
     trusted = {*([trust] if isinstance(trust, str) else trust or ()), *os.environ.get("INFVIT_TRUST", "").split(",")}
     try:
         text = path.read_text(encoding="utf-8")
@@ -132,19 +130,10 @@ def values(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
-def find_object(target: str) -> Any:
-    """The object of that full name, which is imported; None if there is none, which instantiating it reports."""
+def importable(target: Any) -> tuple[Any, str]:
+    """The object of that full name, which is imported, and ""; or None, and the reason in brackets."""
     try:
-        return get_object(target)
-    except Exception:  # whatever an import may raise
-        return None
-
-
-def why_not_found(target: str) -> str:
-    """The error of importing it, in brackets."""
-    try:
-        get_object(target)
-    except Exception as error:
-        cause = error.__cause__ or error  # Hydra's own has several lines
-        return f" ({type(cause).__name__}: {cause})"
-    return ""
+        return get_object(target), ""
+    except Exception as error:  # whatever an import may raise; Hydra's own message has several lines
+        cause = error.__cause__ or error
+        return None, f" ({type(cause).__name__}: {cause})"

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaError
 
 from infvit.attention.signature import constructor_signature
-from infvit.cli.targets import check_targets, find_object, why_not_found
+from infvit.cli.targets import check_targets, importable
 from infvit.errors import UsageError
 
 ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
@@ -42,9 +42,8 @@ def check_config(cfg: DictConfig, *parts: str) -> None:
         resolved = OmegaConf.to_container(OmegaConf.select(cfg, part), resolve=True, throw_on_missing=True)
         for key, node in _calls(resolved, part):
             target = node["_target_"]
-            called = find_object(target) if isinstance(target, str) else None
+            called, why = importable(target)
             if not callable(called):
-                why = why_not_found(target) if isinstance(target, str) and called is None else ""
                 expected = "the full name of one that is installed or on PYTHONPATH"
                 raise UsageError(f"{key}._target_={target} is not a class or function{why}: expected {expected}")
             arguments = {name: value for name, value in node.items() if not str(name).startswith("_")}

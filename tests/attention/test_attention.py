@@ -115,7 +115,10 @@ VARIANTS = [
 
 @pytest.mark.parametrize(
     ("name", "options", "path"),
-    [(*case, path) for case in VARIANTS for path in ("dense", "tiles") if path == "dense" or case[0] == "infsa"],
+    [
+        *((*case, "dense") for case in VARIANTS),
+        *(pytest.param(*case, "tiles", marks=pytest.mark.slow) for case in VARIANTS if case[0] == "infsa"),
+    ],
     ids=str,
     indirect=["path"],
 )
@@ -132,7 +135,7 @@ def test_no_check_fails(name, options, path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_compiles_in_one_graph(name):
-    assert checks.compiled(checks.Subject(ATTENTIONS[name], 32, 4, "cpu")) == "one graph"
+    assert checks.compiled(checks.Subject(ATTENTIONS[name], 32, 4, "cpu")).startswith("one graph")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])

@@ -45,14 +45,6 @@ def test_padding_beside_other_masks(hops):
     assert (padded[:, :real] - alone).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("hops", [1, 3, math.inf])
-@pytest.mark.usefixtures("path")
-def test_the_first_token_alone(hops):
-    layer, x = layer_and_input("infsa", hops=hops, tolerance=1e-13)
-    x.requires_grad_()
-    assert_equal(layer.forward_class_token(x), layer(x)[:, :1], layer, x, tolerance=1e-12)
-
-
 @pytest.mark.parametrize("tile", [1, 3, 5, 50])
 def test_tiles_of_any_size(tile, monkeypatch):
     layer, x = layer_and_input("infsa", B=1, N=5, hops=3)

@@ -16,7 +16,7 @@ from infvit import VisionTransformer, attention, convert
 from infvit.attention import ATTENTIONS, LinearInfSA, NoAttention, SoftmaxAttention, find, overview, register
 from infvit.attention.signature import constructor_signature
 from infvit.errors import UsageError
-from tests.check.plugin import SMALL, Plain
+from tests.check.plain import SMALL, Plain
 
 PACKAGE = Path(attention.__file__).parent
 
@@ -56,7 +56,7 @@ def test_options_of_the_base_are_in_the_signature_of_every_operator():
 @pytest.mark.usefixtures("own_names")
 def test_a_registered_class_is_known_to_convert_saving_and_timm(tmp_path):
     unnamed = VisionTransformer(functools.partial(Plain, scale=2.0), **SMALL).eval()
-    with pytest.raises(UsageError, match=r"attention=tests\.check\.plugin\.Plain has no name .*register"):
+    with pytest.raises(UsageError, match=r"attention=tests\.check\.plain\.Plain has no name .*register"):
         unnamed.save_pretrained(tmp_path)
     assert register("plain")(Plain) is find("plain") is Plain
     assert "plain" in overview()

@@ -4,136 +4,101 @@ import re
 
 import pytest
 import torch
-from torch import nn
 
 from infvit.check import check, scaling
 from infvit.check.__main__ import main
 from infvit.errors import UsageError
+from tests.check.plain import Mixing, OnTheDevice, Plain, Wide
 
 
-def attention(forward, **members):
-    """A class whose forward is `forward(layer, x, ...)`, with a Linear to be trained."""
-
-    def __init__(self, dim, num_heads):  # noqa: N807, ARG001
-        nn.Module.__init__(self)
-        self.linear = nn.Linear(dim, dim)
-
-    return type("Odd", (nn.Module,), {"__init__": __init__, "forward": forward, **members})
-
-
-def by_all_images(layer, x):
-    return layer.linear(x) + x.mean(0, keepdim=True)
+def odd(forward, **members):
+    """A class whose forward is `forward(layer, x, ...)`."""
+    return type("Odd", (Plain,), {"forward": forward, **members})
 
 
 def padding_times_zero(layer, x, key_padding_mask=None):
-    y = layer.linear(x)
-    if key_padding_mask is not None:
-        y = y * ~key_padding_mask[..., None]
+    y = layer.linear(x) if key_padding_mask is None else layer.linear(x) * ~key_padding_mask[..., None]
     return y + y.sum(1, keepdim=True)
 
 
-def padding_ignored(layer, x, key_padding_mask=None):  # noqa: ARG001
-    return layer.linear(x).cumsum(1)
-
-
 def shown_where_true(layer, x, attn_mask=None):
-    weights = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype) if attn_mask is None else attn_mask.to(x.dtype)
+    weights = x.new_ones(x.shape[1], x.shape[1]) if attn_mask is None else attn_mask.to(x.dtype)
     return weights @ layer.linear(x)
 
 
-def causal_ignored(layer, x, is_causal=False):  # noqa: ARG001
-    return layer.linear(x) + x.sum(1, keepdim=True)
+def refused(layer, x, key_padding_mask=None):
+    if key_padding_mask is not None:
+        raise UsageError("no padding here")
+    return layer.linear(x)
 
 
-def in_a_graph_break(layer, x):
-    return layer.linear(x) * (1 if x.sum().item() > 0 else 1.5)
-
-
-ODD = {
-    "another width": (
-        "shapes",
-        r"Odd returns \(1, 1, 64\), torch.float32",
-        attention(lambda m, x: m.linear(x).repeat(1, 1, 2)),
-    ),
-    "another dtype": ("shapes", "Odd returns .* torch.float64", attention(lambda m, x: m.linear(x).double())),
-    "not a tensor": ("shapes", "Odd returns a tuple", attention(lambda m, x: (m.linear(x), None))),
-    "images": ("images", "mixes the images of a batch", attention(by_all_images)),
-    "order": (
-        "token order",
-        "claims permutation_equivariant",
-        attention(lambda m, x: m.linear(x).cumsum(1), permutation_equivariant=True),
-    ),
-    "padding": ("key_padding_mask", "the output .* padding of 7.0", attention(padding_ignored)),
-    "NaN in padding": ("key_padding_mask", "the output .* padding of nan", attention(padding_times_zero)),
-    "SDPA's mask": ("attn_mask", "True hides", attention(shown_where_true)),
-    "causal": ("is_causal", "later tokens change", attention(causal_ignored)),
-    "NaN of a batch": ("NaN", "changes the others", attention(lambda m, x: m.linear(x) / x.abs().max())),
-    "NaN hidden": ("NaN", "NaN disappears", attention(lambda m, x: m.linear(x.nan_to_num()))),
-    "zeros": ("degenerate", "zeros give NaN", attention(lambda m, x: m.linear(x / x.norm(dim=-1, keepdim=True)))),
-    "class token": (
+FAILS = [
+    ("shapes", r"Wide returns \(1, 1, 64\), torch.float32", Wide),
+    ("shapes", "Odd returns .* torch.float64", odd(lambda m, x: m.linear(x).double())),
+    ("shapes", "Odd returns a tuple", odd(lambda m, x: (m.linear(x), None))),
+    ("images", "mixes the images of a batch by", Mixing),
+    ("token order", "claims", odd(lambda m, x: m.linear(x).cumsum(1), permutation_equivariant=True)),
+    ("key_padding_mask", "of 7.0 changes", odd(lambda m, x, key_padding_mask=None: m.linear(x).cumsum(1))),  # noqa: ARG005
+    ("key_padding_mask", "of nan changes", odd(padding_times_zero)),
+    ("attn_mask", "True, as in nn.MultiheadAttention", odd(shown_where_true)),
+    ("is_causal", "later tokens change", odd(lambda m, x, is_causal=False: m.linear(x) + x.mean(1, keepdim=True))),  # noqa: ARG005
+    ("NaN", "changes the others", odd(lambda m, x: m.linear(x) / x.abs().max())),
+    ("NaN", "NaN disappears", odd(lambda m, x: m.linear(x.nan_to_num()))),
+    ("degenerate", "zeros give NaN", odd(lambda m, x: m.linear(x / x.norm(dim=-1, keepdim=True)))),
+    (
         "class token",
-        "the output of the class token alone differs",
-        attention(
-            lambda m, x: m.linear(x) + x.mean(1, keepdim=True), forward_class_token=lambda m, x: m.linear(x[:, :1])
-        ),
+        "the class token alone differs",
+        type("Odd", (Plain,), {"forward_class_token": lambda _, x: x[:, :1]}),
     ),
-    "rounding": ("bfloat16", "error", attention(lambda m, x: m.linear(x) + 1000 - 1000)),
-    "autocast": ("autocast bfloat16", "dtype", attention(lambda m, x: torch.lerp(x, m.linear(x), 0.5))),
-    "gradient": ("gradients", "Jacobian", attention(lambda m, x: m.linear(x.detach()) + 0 * x)),
-    "FLOPs": ("FLOPs", "counted at 256 tokens", attention(lambda m, x: m.linear(x), flops=lambda *_: 1)),
-    "no FLOPs": ("FLOPs", "counts none", attention(lambda m, x: x * m.linear.weight.sum())),
-}
+    ("bfloat16", "error", odd(lambda m, x: m.linear(x) + 1000 - 1000)),
+    ("autocast float16", "dtype", odd(lambda m, x: torch.lerp(x, m.linear(x), 0.5))),
+    ("gradients", "Jacobian", odd(lambda m, x: m.linear(x.detach()) + 0 * x)),
+    ("FLOPs", "counted at 256 tokens", odd(Plain.forward, flops=lambda *_: 1)),
+    ("FLOPs", "counts none", odd(lambda m, x: x * m.linear.weight.sum())),
+]
+FACTS = [
+    ("FLOPs", "a dash in tables: it fails on the meta device (RuntimeError: ", OnTheDevice),
+    ("key_padding_mask", "no padding here", odd(refused)),
+    ("attn_mask", "not claimed", Plain),
+    ("token order", "equivariant", Plain),
+    ("class token", "left out", Plain),
+]
 
 
-@pytest.mark.parametrize(("name", "words", "odd"), ODD.values(), ids=ODD)
-def test_a_check_fails_on_what_it_is_about(name, words, odd):
-    (line,) = [line for line in check(odd, fast=True).lines if line.name == name]
-    assert line.status == "FAILED"
+@pytest.mark.parametrize(
+    ("name", "words", "attention", "status"),
+    [*((*case, "FAILED") for case in FAILS), *((name, re.escape(words), a, "–") for name, words, a in FACTS)],
+)
+def test_what_a_check_finds(name, words, attention, status):
+    report = check(attention, fast=True)
+    (line,) = [line for line in report.lines if line.name == name]
+    assert line.status == status
     assert re.search(words, line.found), line.found
-
-
-def test_what_is_neither_right_nor_wrong_is_a_dash():
-    def on_the_device(layer, x):
-        with torch.autocast(x.device.type, enabled=False):
-            return layer.linear(x)
-
-    def refused(layer, x, key_padding_mask=None):
-        if key_padding_mask is not None:
-            raise UsageError("no padding here")
-        return layer.linear(x)
-
-    for name, words, odd in (
-        ("meta", "RuntimeError", on_the_device),
-        ("FLOPs", "not counted", on_the_device),
-        ("key_padding_mask", "no padding here", refused),
-        ("attn_mask", "not claimed", refused),
-        ("token order", "equivariant", refused),
-    ):
-        report = check(attention(odd), fast=True)
-        (line,) = [line for line in report.lines if line.name == name]
-        assert line.status == "–"
-        assert words in line.found
-        assert not report.failed
+    assert (line in report.failed) == (status == "FAILED")
 
 
 @pytest.mark.slow
 def test_the_page_has_the_compiler_and_exponents_in_80_columns(monkeypatch):
-    monkeypatch.setattr(scaling, "SIZES", (16, 64, 256))
-    page = str(report := check(attention(in_a_graph_break)))
-    assert max(map(len, page.splitlines())) <= 80
-    assert "breaks the graph" in page
-    assert "2 of 19 checks failed" in page
-    names = [line.split()[0] for line in report.scaling.text().splitlines()[-3:]]
-    assert names == ["Odd", "softmax", "linear_infsa"]
+    monkeypatch.setattr(scaling, "SIZES", (16, 64))
+    report = check(odd(lambda m, x: m.linear(x) * (1 if x.sum().item() > 0 else 1.5)))
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("breaks the graph" in line for line in lines)
+    assert [line.split()[0] for line in lines[-5:-2]] == ["Odd", "softmax", "linear_infsa"]
+    assert "checks failed" in lines[-1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["softmax_unfused", "--fast", "dim=8", "num_heads=2"], 0, "UnfusedSoftmaxAttention(8, num_heads=2)"),
+        (
+            ["softmax_unfused", "--fast", "dim=8", "num_heads=2"],
+            0,
+            "UnfusedSoftmaxAttention(8, num_heads=2), 288",
+        ),
+        (["tests.check.plain.Mixing", "--fast"], 1, "checks failed"),
         (["nothing"], 2, "attention='nothing' is not one of cosformer"),
         (["nothing.Mine"], 2, "nothing.Mine cannot be imported (ModuleNotFoundError: No module named 'nothing')"),
-        (["infvit.attention.Mine"], 2, "Mine"),
         (["softmax", "window=8"], 2, "unexpected keyword argument 'window'"),
         (["softmax", "num_heads=5"], 2, "num_heads=5 does not divide"),
         (["--template", "."], 2, "give the name of a new folder"),
@@ -143,5 +108,5 @@ def test_the_page_has_the_compiler_and_exponents_in_80_columns(monkeypatch):
 def test_the_command(arguments, code, words, capsys):
     assert main(arguments) == code
     printed = capsys.readouterr()
-    assert words in (printed.err if code else printed.out)
-    assert not code or len(printed.err.splitlines()) == 1
+    assert words in (printed.err if code == 2 else printed.out)
+    assert len(printed.err.splitlines()) == (code == 2)

@@ -51,7 +51,7 @@ def test_an_installed_attention_needs_neither_config_nor_trust(cli, installed):
     for name, taken in (("infsa", "infvit.attention.pure.PureInfSA"), ("vit", "conf/model/vit.yaml")):
         installed(f"{name} = mine_attn:Mine")
         line = cli("train", "experiment=digits", *QUICK, "model=vit").error()
-        assert f"attention '{name}' of mine-attn (mine_attn.Mine) has the name of" in line
+        assert f"attention '{name}', mine_attn.Mine, has the name of" in line
         assert taken in line
 
 
@@ -60,17 +60,17 @@ def test_an_installed_attention_needs_neither_config_nor_trust(cli, installed):
     [
         ("Wide", "Wide returns (2, 17, 32), torch.float32 for tokens of (2, 17, 16), torch.float32: expected the same"),
         ("Mixing", "Mixing mixes the images of a batch: alone the first one's output differs by 0."),
-        ("Missing", "tests.check.plugin.Missing is not a class or function (ModuleNotFoundError: No module named"),
+        ("Missing", "tests.check.plain.Missing is not a class or function (ModuleNotFoundError: No module named"),
     ],
 )
 def test_an_attention_that_cannot_be_compared_is_refused_before_training(cli, name, words):
-    target = f"model.attention._target_=tests.check.plugin.{name}"
+    target = f"model.attention._target_=tests.check.plain.{name}"
     assert words in cli("train", "experiment=digits", *QUICK, "model=vit", target).error()
 
 
 @pytest.mark.slow
 def test_flops_that_cannot_be_counted_are_a_dash(cli):
-    target = "model.attention._target_=tests.check.plugin.OnTheDevice"
+    target = "model.attention._target_=tests.check.plain.OnTheDevice"
     line = "FLOPs not counted: OnTheDevice fails on the meta device .RuntimeError: "
     with pytest.warns(UserWarning, match=line) as found:
         outcome = cli("train", "-m", "experiment=digits", *QUICK, "model=vit", "seed=0", target).ok()
