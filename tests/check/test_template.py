@@ -1,8 +1,14 @@
 """The journey of one's own attention, from an empty folder outside the repository to a converted model."""
 
 import pytest
+import timm
+import torch
+from omegaconf import OmegaConf
 
+from infvit import VisionTransformer, convert
+from infvit.attention import register
 from infvit.check.__main__ import main
+from infvit.cli.load_run import ConfigModelSource
 from tests.conftest import result
 
 QUICK = ["recipe.epochs=1", "recipe.warmup_epochs=0", "data/loader=torch", "logger=csv", "size.depth=2", "size.dim=16"]
@@ -18,7 +24,7 @@ def mine(tmp_path, monkeypatch, capfd, own_names):  # noqa: ARG001
 
 
 @pytest.mark.slow
-def test_the_template_trains_sweeps_is_measured_saved_loaded_and_converted(cli, mine):
+def test_the_template_trains_sweeps_is_measured_saved_loaded_and_converted(cli, mine, tmp_path):
     ours = ["--config-dir", f"{mine}/conf"]
     outcome = cli("train", *ours, "-m", "experiment=mine", *QUICK, "model=vit,mine", "seed=0").ok()
     assert "✓ mine" in outcome.out
@@ -34,12 +40,24 @@ def test_the_template_trains_sweeps_is_measured_saved_loaded_and_converted(cli, 
     trust = "trust=[mine_attn]"
     assert f"top-1 {100 * row['metrics']['test/top1']:.2f}%" in cli("eval", f"ckpt={ckpt}", trust).ok().out
     assert "mine: Mine has no weights of tokens" in cli("eval", "eval=gallery", both, trust, "images=2").ok().out
-    measured = cli("eval", "eval=attention", both, trust, "images=8", "methods=[attention]").ok().out
+    measured = cli("eval", "eval=attention", both, trust, "images=2", "methods=[attention]").ok().out
     assert "mine seed 0: its attention has no weights of tokens, left out" in measured
     ways = ["resolution=16", "ways=[dense,chunked]"]
-    assert "| dense | 16 × 16 |" in cli("eval", "eval=highres", f"ckpt={ckpt}", trust, *ways).ok().out
-    costs = ["eval=efficiency", "size=tiny", "models=[vit,mine]", "resolutions=[8]", "passes=[forward]", "rounds=2"]
+    shown = cli("eval", "eval=highres", f"ckpt={ckpt}", trust, *ways).ok().out
+    assert "| dense | 16 × 16 |" in shown
+    assert shown.count("its attention does not run chunked: left out") == 1
+    line = cli("eval", "eval=highres", f"ckpt={ckpt}", trust, "resolution=16").error()
+    assert "ways=[chunked] is for models such as linear_infvit alone: expected ways=[dense]" in line
+    costs = ["eval=efficiency", "size=tiny", "models=[mine]", "resolutions=[8]", "passes=[forward]", "rounds=2"]
     assert "mine" in cli("eval", *ours, *costs).ok().out
+
+    loaded = ConfigModelSource(OmegaConf.create({"data": {"module": {}}, "trust": ["mine_attn"]})).load(str(ckpt)).model
+    register("mine", type(loaded.blocks[0].attn))
+    loaded.save_pretrained(tmp_path / "saved")
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(VisionTransformer.from_pretrained(tmp_path / "saved").eval()(images), loaded(images))
+    theirs = timm.create_model("test_vit")
+    assert convert(theirs, "mine").converted == [f"blocks.{i}.attn" for i in range(6)]
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from infvit.errors import UsageError
+from infvit.errors import UsageError, expect
 from infvit.highres import band, open_image
 from infvit.highres.images import write_test_image
+from infvit.highres.stages import runs_in_pieces
 from infvit.measure.highres.case import MakeModel, Way, run
 from infvit.measure.highres.table import Row, plot, table
 from infvit.measure.model_source import ModelSource
@@ -47,7 +48,7 @@ def highres(
         The seconds of the last case, None if it did not finish.
 
     Raises:
-        UsageError: before anything runs, for a size that does not fit a model.
+        UsageError: before anything runs, for a size that does not fit a model, or if no model supports a way.
     """
     sides = [(side, side) for side in ([resolution] if isinstance(resolution, int) else resolution)]
     if image:
@@ -58,6 +59,7 @@ def highres(
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         makers = _makers(source, models, checkpoint, Path(folder))
+        supported = _supported(makers, ways)
         tokens = [_tokens(makers, side, processes if "parallel" in ways else 1) for side in sides]
         for (height, width), count in zip(sides, tokens, strict=True):
             path = Path(image) if image else Path(folder) / f"{height}.tif"
@@ -65,7 +67,7 @@ def highres(
                 write_test_image(path, height, width)
             for model, make in makers.items():
                 reference: Tensor | None = None
-                for way in ways:
+                for way in supported[model]:
                     print(f"{model}, {way}, {height} × {width}, {count:,} tokens: ", end="", flush=True)
                     outcome = run_isolated(partial(run, make, way, path, chunk, processes), time_limit, limit)
                     row: Row = {"model": model, "way": way, "height": height, "width": width, "tokens": count}
@@ -92,6 +94,19 @@ def _makers(source: ModelSource, models: Sequence[str], checkpoint: str | None, 
         raise UsageError(f"ckpt={checkpoint} is a {type(model).__name__}, expected a VisionTransformer of infvit")
     torch.save(model, folder / "model.pt")  # with its class, which save_pretrained takes only if it has a name
     return {checkpoint: partial(torch.load, folder / "model.pt", weights_only=False)}
+
+
+def _supported(makers: dict[str, MakeModel], ways: Sequence[Way]) -> dict[str, list[Way]]:
+    """The ways of each model; a line names those left out, where tokens do not interact through sums alone."""
+    found: dict[str, list[Way]] = {}
+    for name, make in makers.items():
+        pieces = runs_in_pieces(make())
+        found[name] = [way for way in ways if pieces or way.endswith("dense")]
+        if absent := [way for way in ways if way not in found[name]]:
+            print(f"{name}: its attention does not run {', '.join(absent)}: left out", flush=True)
+    line = f"ways=[{','.join(ways)}] {'is' if len(ways) == 1 else 'are'} for models such as linear_infvit alone"
+    expect(any(found.values()), line, "ways=[dense], or another model")
+    return found
 
 
 def _tokens(makers: dict[str, MakeModel], side: tuple[int, int], processes: int) -> int:
