@@ -13,6 +13,7 @@ from infvit.attention.efficient import EfficientAttention as EfficientAttention
 from infvit.attention.elu_linear import ELULinearAttention as ELULinearAttention
 from infvit.attention.focused_linear import FocusedLinearAttention as FocusedLinearAttention
 from infvit.attention.hydra import HydraAttention as HydraAttention
+from infvit.attention.inline import InLineAttention as InLineAttention
 from infvit.attention.kernel_infsa import KernelInfSA as KernelInfSA
 from infvit.attention.layer import Attention as Attention
 from infvit.attention.layer import DiscountedAttention as DiscountedAttention
