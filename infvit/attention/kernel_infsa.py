@@ -3,7 +3,7 @@
 import math
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,18 @@ LARGEST_GAMMA = 1 - 1e-6
 BLOCK = 4096
 """Tokens whose products are added in float32, before those of all blocks are in float64."""
 
-QQ, KK, KQ, KV = range(4)
-"""The products that are summed over tokens: phi(Q)ᵀ phi(Q), phi(K)ᵀ phi(K), M = phi(K)ᵀ phi(Q) and phi(K)ᵀ V."""
+
+class Products(NamedTuple):
+    """What is summed over tokens, in `sum_dtype`, each (B, H, d, d)."""
+
+    qq: Tensor
+    """phi(Q)ᵀ phi(Q)."""
+    kk: Tensor
+    """phi(K)ᵀ phi(K)."""
+    kq: Tensor
+    """M = phi(K)ᵀ phi(Q)."""
+    kv: Tensor
+    """phi(K)ᵀ V."""
 
 
 class KernelInfSA(SeriesAttention):
@@ -77,17 +87,17 @@ class KernelInfSA(SeriesAttention):
         """The four products over some tokens: (B, n, D) → (B, H, 4, d, d). padding: (B, n), True for padding."""
         fq, fk, V = self._projected(x, Masks(padding))
         with without_autocast(x):
-            return _products(fq, fk, V)
+            return torch.stack(_products(fq, fk, V), 2)
 
     def output(self, x: Tensor, totals: Totals) -> Tensor:
         """The output of some tokens, (B, n, D), from the products over all."""
         (Q,) = self.project(x, Q_ALONE)
-        return self._from_state(self._phi(Q), self._state(totals[0]), Q.dtype)
+        return self._from_state(self._phi(Q), self._state(Products(*totals[0].unbind(2))), Q.dtype)
 
     def scores(self, x: Tensor, totals: Totals) -> Tensor:
         """The left Perron vector of Ahat at these tokens, up to a factor: phi(K) z with Mᵀ z = lambda z."""
         fk = self._projected(x, Masks())[1]
-        return (fk @ perron(totals[0][:, :, KQ].mT).unsqueeze(-1).to(fk.dtype)).squeeze(-1)
+        return (fk @ perron(Products(*totals[0].unbind(2)).kq.mT).unsqueeze(-1).to(fk.dtype)).squeeze(-1)
 
     def factors(self, x: Tensor, **masks: Any) -> tuple[Tensor, Tensor]:
         """U and W with Ahat = U Wᵀ, in float32 or better: (B, N, D) → twice (B, H, N, d). Masks as in `forward`."""
@@ -110,7 +120,7 @@ class KernelInfSA(SeriesAttention):
     def _gain(self, x: Tensor, masks: Masks) -> Tensor:
         """‖Ahat‖₂² is the spectral radius of phi(Q)ᵀ phi(Q) phi(K)ᵀ phi(K), divided by that of the norm."""
         products = _products(*self._projected(x, masks))
-        largest = spectral_bound(products[:, :, QQ] @ products[:, :, KK], squarings=10).sqrt()
+        largest = spectral_bound(products.qq @ products.kk, squarings=10).sqrt()
         return self._gamma() * largest / self._normaliser(products)[..., 0, 0]
 
     def _projected(self, x: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,19 +138,19 @@ class KernelInfSA(SeriesAttention):
     def _gamma(self) -> Tensor:
         return self.gamma.to(sum_dtype(self.gamma)).clamp(max=LARGEST_GAMMA)
 
-    def _normaliser(self, products: Tensor) -> Tensor:
-        """d (norm(A) + eps), infinite where A is 0: (B, H, 4, d, d) → (B, H, 1, 1)."""
+    def _normaliser(self, products: Products) -> Tensor:
+        """d (norm(A) + eps), infinite where A is 0: (B, H, 1, 1)."""
         if self.norm == "spectral":
-            norm = spectral_bound(products[:, :, KQ])
+            norm = spectral_bound(products.kq)
         else:
-            norm = _root((products[:, :, QQ] * products[:, :, KK]).sum((-2, -1)), 2)
+            norm = _root((products.qq * products.kk).sum((-2, -1)), 2)
         return (norm + self.head_dim * EPS).masked_fill(norm == 0, math.inf)[..., None, None]
 
-    def _state(self, products: Tensor) -> Tensor:
-        """c Σ_{t<hops} (c M)ᵗ phi(K)ᵀ V: (B, H, 4, d, d) → (B, H, d, d)."""
-        with without_autocast(products):
+    def _state(self, products: Products) -> Tensor:
+        """c Σ_{t<hops} (c M)ᵗ phi(K)ᵀ V: (B, H, d, d)."""
+        with without_autocast(products.kq):
             c = self._gamma()[:, None, None] / self._normaliser(products)
-            return c * self.resolvent(c * products[:, :, KQ], products[:, :, KV])
+            return c * self.resolvent(c * products.kq, products.kv)
 
     def _from_state(self, fq: Tensor, state: Tensor, dtype: torch.dtype) -> Tensor:
         with without_autocast(fq):
@@ -148,17 +158,18 @@ class KernelInfSA(SeriesAttention):
         return self.merge_heads(O)
 
 
-def _products(fq: Tensor, fk: Tensor, V: Tensor) -> Tensor:
-    """The four products over tokens in `sum_dtype`: three times (B, H, n, d) → (B, H, 4, d, d)."""
-    return reduce(add, map(_products_of_block, *(precise(t).split(BLOCK, -2) for t in (fq, fk, V))))
+def _products(fq: Tensor, fk: Tensor, V: Tensor) -> Products:
+    """The products over tokens: three times (B, H, n, d) → four times (B, H, d, d)."""
+    blocks = map(_products_of_block, *(precise(t).split(BLOCK, -2) for t in (fq, fk, V)))
+    return Products(*(reduce(add, parts) for parts in zip(*blocks, strict=True)))
 
 
-def _products_of_block(fq: Tensor, fk: Tensor, V: Tensor) -> Tensor:
+def _products_of_block(fq: Tensor, fk: Tensor, V: Tensor) -> tuple[Tensor, ...]:
     # One factor of each product is divided by its largest entry: squares of 1e30 leave the range of float32.
-    (q, k), dtype = (_largest(f) for f in (fq, fk)), sum_dtype(fq)
-    fq_unit, fk_unit = fq / q, fk / k
-    products = torch.stack((fq_unit.mT @ fq, fk_unit.mT @ fk, fk_unit.mT @ fq, fk_unit.mT @ V), 2)
-    return products.to(dtype) * torch.stack((q, k, k, k), 2).to(dtype)
+    q, k = _largest(fq), _largest(fk)
+    query, key = (fq / q).mT, (fk / k).mT
+    products = ((query @ fq, q), (key @ fk, k), (key @ fq, k), (key @ V, k))
+    return tuple(product.to(sum_dtype(product)) * unit.to(sum_dtype(unit)) for product, unit in products)
 
 
 def _largest(features: Tensor) -> Tensor:
