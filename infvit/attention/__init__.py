@@ -8,6 +8,7 @@ here, and `infvit.attention.ItsClass` finds it. The imports by name below exist 
 import importlib
 import pkgutil
 
+from infvit.attention.agent import AgentAttention as AgentAttention
 from infvit.attention.cosformer import CosFormerAttention as CosFormerAttention
 from infvit.attention.efficient import EfficientAttention as EfficientAttention
 from infvit.attention.elu_linear import ELULinearAttention as ELULinearAttention
@@ -40,8 +41,9 @@ LEGEND = """\
 N tokens of width D in H heads, each d = D / H wide. Time: added to the
 projections of Q, K, V and the output, O(N D²) in all (linear_infsa computes Q
 alone, none V and the output). Memory: held beyond these. State: what a token
-needs from all others. m: random features (d ln d by default) or landmarks (64).
-k: rows that the tokens are projected to (a quarter of them in training)."""
+needs from all others. m: random features (d ln d by default), landmarks (64)
+or agents (49). k: rows that the tokens are projected to (a quarter of them in
+training)."""
 
 
 def overview() -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from infvit.attention.kernel import TINY, KernelAttention
 from infvit.attention.layer import Masks
 from infvit.attention.rng import independent_normal
+from infvit.attention.tokens import square_side
 from infvit.errors import UsageError, expect
 
 
@@ -57,13 +58,8 @@ class FocusedLinearAttention(KernelAttention):
     def _local(self, V: Tensor) -> Tensor:
         """The convolution of V's patches, (B, H, N, d), 0 at the class token."""
         B, H, N, d = V.shape
-        side = math.isqrt(N)
+        side = square_side(N, "the convolution of FocusedLinearAttention needs: use square images, or kernel_size=0")
         prefix = N - side**2
-        if prefix > 1:
-            raise UsageError(
-                f"{N} tokens are not a square grid with or without a class token, which the convolution of "
-                f"FocusedLinearAttention needs: use square images, or kernel_size=0"
-            )
         grid = V[:, :, prefix:].mT.reshape(B * H, d, side, side)
         local = F.conv2d(grid, self.conv_weight, self.conv_bias, padding=self.kernel_size // 2, groups=d)
         return F.pad(local.view(B, H, d, side**2).mT, (0, 0, prefix, 0))

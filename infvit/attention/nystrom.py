@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from infvit.attention.layer import Attention, Masks, without_autocast
 from infvit.attention.rng import independent_normal
-from infvit.attention.tokens import drop_tokens, masked_softmax, precise, sequence_index, zero_padding
+from infvit.attention.tokens import drop_tokens, masked_softmax, precise, segment_means
 from infvit.errors import UsageError, expect
 
 
@@ -78,13 +78,7 @@ class NystromAttention(Attention):
     def _kernels(self, Q: Tensor, K: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """F (B, H, N, m), of the `first` tokens or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
         Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
-        index, count = sequence_index(Q[:, 0], masks)
-        m = min(self.landmarks, Q.shape[-2])
-        segment = index * count.clamp_max(m) // count
-        members = zero_padding(functional.one_hot(segment, m)[:, None].to(Q.dtype), masks)
-        sizes = members.sum(-2)[..., None]  # (B, 1, m, 1)
-        Q_mean, K_mean = (members.mT @ t / sizes.clamp_min(1) for t in (Q, K))
-        none = sizes == 0  # landmarks beyond the tokens of an image that has few
+        (Q_mean, K_mean), none = segment_means((Q, K), self.landmarks, masks)
         padding = None if masks.key_padding_mask is None else masks.key_padding_mask[:, None, None, :]
         F = masked_softmax(Q[:, :, :first] @ K_mean.mT, none.mT)
         A = masked_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)

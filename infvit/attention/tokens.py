@@ -1,9 +1,13 @@
 """Functions of the operators that never form the N × N matrix: padding, sequence positions, dropped tokens."""
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infvit.attention.layer import Masks, precision
+from infvit.errors import UsageError
 
 
 def precise(x: Tensor) -> Tensor:
@@ -27,6 +31,32 @@ def sequence_index(x: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         return torch.arange(N, device=x.device)[None], torch.full((1, 1), N, device=x.device)
     seen = (~masks.key_padding_mask).long()
     return (seen.cumsum(1) - 1).clamp_min(0), seen.sum(1, keepdim=True).clamp_min(1)
+
+
+def segment_means(tensors: tuple[Tensor, ...], segments: int, masks: Masks) -> tuple[list[Tensor], Tensor]:
+    """The means of m segments of the sequence, of ⌊N/m⌋ or ⌈N/m⌉ tokens; with fewer tokens than `segments`, m = N.
+
+    Each of the tensors (B, H, N, d) → (B, H, m, d), and whether a segment is empty, (B or 1, 1, m, 1): an image with
+    padding may have fewer tokens than segments. Padding is in no segment; the mean of an empty one is 0.
+    """
+    x = tensors[0]
+    index, count = sequence_index(x[:, 0], masks)
+    m = min(segments, x.shape[-2])
+    members = zero_padding(F.one_hot(index * count.clamp_max(m) // count, m)[:, None].to(x.dtype), masks)
+    sizes = members.sum(-2)[..., None]
+    return [members.mT @ t / sizes.clamp_min(1) for t in tensors], sizes == 0
+
+
+def square_side(N: int, reason: str) -> int:
+    """The side of the square grid of N patches, or of N − 1 patches after a class token.
+
+    Raises:
+        UsageError: for another number; `reason` completes its message.
+    """
+    side = math.isqrt(N)
+    if N - side**2 > 1:
+        raise UsageError(f"{N} tokens are not a square grid with or without a class token, which {reason}")
+    return side
 
 
 def masked_softmax(scores: Tensor, hidden: Tensor | None) -> Tensor:

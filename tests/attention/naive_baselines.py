@@ -87,11 +87,33 @@ def _resized(E: Tensor, N: int) -> Tensor:
     return torch.nn.functional.interpolate(E[None], size=N, mode="linear", align_corners=False)[0] * tokens / N
 
 
+def _segments(N: int, m: int) -> list[list[int]]:
+    return [[i for i in range(N) if i * m // N == s] for s in range(m)]
+
+
+@_by_weights
+def agent(layer, Q, K):
+    N = len(K)
+    A = torch.stack([Q[tokens].mean(dim=0) for tokens in _segments(N, min(layer.agents, N))])
+    if layer.grid:
+        A = torch.stack([Q[tokens].mean(dim=0) for tokens in _windows(N, layer.agents)])
+    scale = layer.head_dim**-0.5
+    return torch.softmax(scale * Q @ A.T, dim=1) @ torch.softmax(scale * A @ K.T, dim=1)
+
+
+def _windows(N: int, agents: int) -> list[list[int]]:
+    """The tokens of each window of the grid of patches, which are the last ones."""
+    side = math.isqrt(N)
+    windows = min(side, math.isqrt(agents))
+    spans = [range(w * side // windows, math.ceil((w + 1) * side / windows)) for w in range(windows)]
+    return [[N - side**2 + i * side + j for i in rows for j in columns] for rows in spans for columns in spans]
+
+
 @_by_weights
 def nystrom(layer, Q, K):
     N = len(K)
     m = min(layer.landmarks, N)
-    segments = [[i for i in range(N) if i * m // N == s] for s in range(m)]
+    segments = _segments(N, m)
     Q, K = Q / layer.head_dim**0.25, K / layer.head_dim**0.25
     Qm = torch.stack([Q[segment].mean(dim=0) for segment in segments])
     Km = torch.stack([K[segment].mean(dim=0) for segment in segments])

@@ -269,6 +269,8 @@ def test_bad_input_is_named(name):
         ("linear_infsa", {"gamma": 1.0}, r"gamma=1\.0"),
         ("focused_linear", {"power": 0}, "power=0"),
         ("focused_linear", {"kernel_size": 4}, "kernel_size=4.*odd"),
+        ("agent", {"agents": 0}, "agents=0"),
+        ("agent", {"agents": 8, "grid": True}, "agents=8, grid=True.*square"),
         ("nystrom", {"landmarks": 0}, "landmarks=0"),
         ("nystrom", {"kernel_size": 2}, "kernel_size=2.*odd"),
         ("performer", {"num_features": 0}, "num_features=0"),

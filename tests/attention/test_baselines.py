@@ -196,6 +196,17 @@ def test_focused_convolution_sees_the_grid_and_skips_the_class_token(N):
         layer(x[:, :13])
 
 
+@pytest.mark.parametrize("N", [1, 16, 17, 25])
+def test_agents_are_windows_of_the_grid_without_the_class_token(N):
+    layer, x = layer_and_input("agent", N=N, agents=9, grid=True)
+    assert (layer(x) - TWINS["agent"](layer, x)).abs().max() <= 1e-10
+    assert (layer.forward_class_token(x) - layer(x)[:, :1]).abs().max() <= 1e-10
+    with pytest.raises(UsageError, match=r"13 tokens are not a square grid.*grid=False"):
+        layer(x[:, :1].expand(2, 13, 32))
+    with pytest.raises(UsageError, match=r"cannot honour key_padding_mask with windows of a grid.*grid=False"):
+        layer(x, key_padding_mask=torch.zeros(2, N, dtype=torch.bool))
+
+
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("operator", [FocusedLinearAttention, NystromAttention])
 def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
