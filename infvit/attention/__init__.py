@@ -23,6 +23,7 @@ from infvit.attention.linformer import LinformerAttention as LinformerAttention
 from infvit.attention.none import NoAttention as NoAttention
 from infvit.attention.nystrom import NystromAttention as NystromAttention
 from infvit.attention.performer import PerformerAttention as PerformerAttention
+from infvit.attention.polaformer import PolaFormerAttention as PolaFormerAttention
 from infvit.attention.pure import PureInfSA as PureInfSA
 from infvit.attention.registry import ATTENTIONS as ATTENTIONS
 from infvit.attention.registry import find as find
@@ -40,10 +41,10 @@ globals().update({_operator.__name__: _operator for _operator in ATTENTIONS.valu
 LEGEND = """\
 N tokens of width D in H heads, each d = D / H wide. Time: added to the
 projections of Q, K, V and the output, O(N D²) in all (linear_infsa computes Q
-alone, none V and the output). Memory: held beyond these. State: what a token
-needs from all others. m: random features (d ln d by default), landmarks (64)
-or agents (49). k: rows that the tokens are projected to (a quarter of them in
-training)."""
+alone, none V and the output, gated ones a gate too). Memory: held beyond these.
+State: what a token needs from all others. m: random features (d ln d by
+default), landmarks (64) or agents (49). k: rows that the tokens are projected
+to (a quarter of them in training)."""
 
 
 def overview() -> str:

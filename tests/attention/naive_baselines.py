@@ -154,6 +154,31 @@ def xca(layer, x: Tensor) -> Tensor:
     return torch.stack(images)
 
 
+def _gated(head):
+    """A twin from `head(layer, Q, K, V, h)`, of one head, times the gate."""
+
+    def twin(layer, x: Tensor) -> Tensor:
+        images = []
+        for image in x:
+            outputs = [head(layer, Q, K, V, h) for h, (Q, K, V) in enumerate(zip(*heads(layer, image), strict=True))]
+            gate = image @ layer.gate_weight.T + layer.gate_bias
+            images.append((gate * torch.cat(outputs, dim=1)) @ layer.proj.weight.T + layer.proj.bias)
+        return torch.stack(images)
+
+    TWINS[head.__name__] = twin
+    return twin
+
+
+@_gated
+def polaformer(layer, Q, K, V, h):
+    p = 1 + layer.power * torch.sigmoid(layer.exponent[h])
+    Q_plus, Q_minus, K_plus, K_minus = (torch.relu(t) ** p for t in (Q, -Q, K, -K))
+    same = Q_plus @ K_plus.T + Q_minus @ K_minus.T
+    opposite = Q_plus @ K_minus.T + Q_minus @ K_plus.T
+    half = math.ceil(layer.head_dim / 2)
+    return torch.cat([_normalised(same) @ V[:, :half], _normalised(opposite) @ V[:, half:]], dim=1)
+
+
 def none(layer, x: Tensor) -> Tensor:
     D = layer.dim
     values, mixed = layer.qkv.weight[2 * D :], layer.proj.weight

@@ -271,6 +271,7 @@ def test_bad_input_is_named(name):
         ("focused_linear", {"kernel_size": 4}, "kernel_size=4.*odd"),
         ("agent", {"agents": 0}, "agents=0"),
         ("agent", {"agents": 8, "grid": True}, "agents=8, grid=True.*square"),
+        ("polaformer", {"power": 0}, "power=0"),
         ("nystrom", {"landmarks": 0}, "landmarks=0"),
         ("nystrom", {"kernel_size": 2}, "kernel_size=2.*odd"),
         ("performer", {"num_features": 0}, "num_features=0"),

@@ -16,6 +16,7 @@ from infvit.attention import (
     LinformerAttention,
     NystromAttention,
     PerformerAttention,
+    PolaFormerAttention,
     ReLULinearAttention,
 )
 from infvit.errors import UsageError
@@ -221,3 +222,13 @@ def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
         options = {"kernel_size": 3} if kind is operator else {}
         states.append(kind(32, **options).state_dict())
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+@pytest.mark.parametrize("operator", [PolaFormerAttention])
+def test_a_gate_leaves_the_seeds_alone_and_is_drawn_from_them(operator):
+    states = []
+    for kind, seed in ((operator, 0), (ReLULinearAttention, 0), (operator, 1)):
+        torch.manual_seed(seed)
+        states.append(kind(32).state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    assert not torch.equal(states[0]["gate_weight"], states[2]["gate_weight"])
