@@ -25,6 +25,7 @@ from infvit.attention.nystrom import NystromAttention as NystromAttention
 from infvit.attention.performer import PerformerAttention as PerformerAttention
 from infvit.attention.polaformer import PolaFormerAttention as PolaFormerAttention
 from infvit.attention.pure import PureInfSA as PureInfSA
+from infvit.attention.rala import RALAttention as RALAttention
 from infvit.attention.registry import ATTENTIONS as ATTENTIONS
 from infvit.attention.registry import find as find
 from infvit.attention.registry import register as register

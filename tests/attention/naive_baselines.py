@@ -179,6 +179,13 @@ def polaformer(layer, Q, K, V, h):
     return torch.cat([_normalised(same) @ V[:, :half], _normalised(opposite) @ V[:, half:]], dim=1)
 
 
+@_gated
+def rala(layer, Q, K, V, h):  # noqa: ARG001
+    Q, K = (torch.where(t > 0, t + 1, t.clamp_max(0).exp()) for t in (Q, K))
+    alpha = len(K) * torch.softmax(K @ Q.mean(dim=0) / layer.head_dim**0.5, dim=0)
+    return _normalised(Q @ (alpha[:, None] * K).T) @ V
+
+
 def none(layer, x: Tensor) -> Tensor:
     D = layer.dim
     values, mixed = layer.qkv.weight[2 * D :], layer.proj.weight

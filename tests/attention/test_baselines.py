@@ -17,6 +17,7 @@ from infvit.attention import (
     NystromAttention,
     PerformerAttention,
     PolaFormerAttention,
+    RALAttention,
     ReLULinearAttention,
 )
 from infvit.errors import UsageError
@@ -224,7 +225,7 @@ def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-@pytest.mark.parametrize("operator", [PolaFormerAttention])
+@pytest.mark.parametrize("operator", [PolaFormerAttention, RALAttention])
 def test_a_gate_leaves_the_seeds_alone_and_is_drawn_from_them(operator):
     states = []
     for kind, seed in ((operator, 0), (ReLULinearAttention, 0), (operator, 1)):
