@@ -13,8 +13,8 @@ class RALAttention(GatedAttention):
     """O_i = G_i ⊙ Σ_j phi(Q_i) · α_j phi(K_j) V_j / Σ_j phi(Q_i) · α_j phi(K_j), phi = elu + 1: O(N) time and memory.
 
     α = N softmax_j(q · phi(K_j) / √d) with the global query q, the mean of phi(Q): keys near it count more in the d × d
-    state. The gate G is the paper's modulation of the output, linear in the token. As in the published
-    code, the denominator has α too.
+    state. The gate G is the paper's modulation of the output, linear in the token. As in the published code, the
+    denominator has α too.
 
     Left out are the rotary position embedding of phi(Q) and phi(K) in the numerator and the depthwise convolution of V
     that the published code has around it. `attn_drop` drops whole tokens. Padding does not count in N, α and q.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from infvit.attention import ATTENTIONS, DiscountedAttention, LinearInfSA
+from infvit.attention.gated import GatedAttention
 from infvit.attention.series import SeriesAttention
 from infvit.errors import UsageError
 from infvit.measure.attention.maps import METHODS, layer_maps, offered, token_map
@@ -100,6 +101,9 @@ class Held(nn.Module):
         self.W = layer.weights(x)
         self.W.retain_grad()
         M = self.W
+        if isinstance(layer, GatedAttention):
+            of_channels = M.unflatten(1, (layer.num_heads, -1))
+            return layer.merge_heads(torch.einsum("bhcij,bhjc->bhic", of_channels, V))
         if isinstance(layer, LinearInfSA):
             M = M.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
         if isinstance(layer, DiscountedAttention):
