@@ -128,7 +128,7 @@ class HangWatchdog(Callback):
         if torch.cuda.is_available():
             line += f" (NCCL's flight recorder, on a timeout: {os.environ['TORCH_FR_DUMP_TEMP_FILE']}*)"
         if rank == min(waiting) > 0:
-            _report_for_rank_zero(trainer, line)
+            _report_for_rank_zero(trainer, line, came=0 in self.table["process"])
         for pid, host in (self.table["process"][r].split() for r in hanging if r in self.table["process"]):
             if host == os.uname().nodename:
                 with contextlib.suppress(ProcessLookupError):
@@ -182,15 +182,16 @@ class HangWatchdog(Callback):
             child.wait()
 
 
-def _report_for_rank_zero(trainer: Trainer, line: str) -> None:
-    """Prints the line and writes it to result.json, unless rank zero has written an end there."""
-    path = Path(trainer.default_root_dir, RESULT_FILE)
+def _report_for_rank_zero(trainer: Trainer, line: str, came: bool) -> None:
+    """Prints the line and, if rank zero has claimed the folder, puts it into result.json, unless an end is there."""
     with contextlib.suppress(OSError, UnreadableResultError):
+        path = Path(trainer.default_root_dir, RESULT_FILE)
         result = Result.read(path)
-        if result.status != "running":
+        if came and result.status != "running":
             return
-        result.status, result.error = "failed", line
-        result.write(path)
+        if came:
+            result.status, result.error = "failed", line
+            result.write(path)
     print(f"error: {line}", file=sys.stderr, flush=True)
 
 
