@@ -55,7 +55,8 @@ class KernelInfSA(SeriesAttention):
     Args:
         hops: largest length of the paths that are summed, or `math.inf`.
         features: phi: "relu"; "cubed", relu(x)³ at the norm of relu(x), as in focused linear attention; "softplus".
-        norm: "frobenius", ‖A‖_F, as in PureInfSA; "spectral", ‖M⁸‖_F^(1/8) / d, a tighter bound on the spectral radius.
+        norm: "frobenius", ‖A‖_F, as in PureInfSA; "spectral", ‖M⁸‖_F^(1/8) / d, a tighter bound on the spectral radius,
+            and at least ‖A‖_F / 100: a graph without cycles has the radius 0.
 
     Raises:
         UsageError: if hops, features or norm is none of these.
@@ -140,10 +141,9 @@ class KernelInfSA(SeriesAttention):
 
     def _normaliser(self, products: Products) -> Tensor:
         """d (norm(A) + eps), infinite where A is 0: (B, H, 1, 1)."""
+        norm = _root((products.qq * products.kk).sum((-2, -1)), 2)
         if self.norm == "spectral":
-            norm = spectral_bound(products.kq)
-        else:
-            norm = _root((products.qq * products.kk).sum((-2, -1)), 2)
+            norm = torch.maximum(spectral_bound(products.kq), norm / 100)
         return (norm + self.head_dim * EPS).masked_fill(norm == 0, math.inf)[..., None, None]
 
     def _state(self, products: Products) -> Tensor:

@@ -52,10 +52,13 @@ def kernel_affinities(layer: KernelInfSA, Q: Tensor, K: Tensor) -> Tensor:
     """Ahat of one head: (N, d), (N, d) → (N, N)."""
     fq, fk = PHI[layer.features](Q), PHI[layer.features](K)
     A = fq @ fk.T / Q.shape[-1]
-    if layer.norm == "frobenius":
-        return A / (torch.linalg.matrix_norm(A, "fro") + EPS)
-    M = fk.T @ fq / Q.shape[-1]  # has the eigenvalues of A
-    return A / (torch.linalg.matrix_norm(torch.linalg.matrix_power(M, 8), "fro") ** (1 / 8) + EPS)
+    norm = torch.linalg.matrix_norm(A, "fro")
+    if layer.norm == "spectral":
+        M = fk.T @ fq / Q.shape[-1]  # has the eigenvalues of A
+        unit = torch.where(M.max() == 0, 1, M.max().detach())  # 1e60⁸ leaves the range of float64
+        radius = unit * torch.linalg.matrix_norm(torch.linalg.matrix_power(M / unit, 8), "fro") ** (1 / 8)
+        norm = torch.maximum(radius, norm / 100)
+    return A / (norm + EPS)
 
 
 def _cubed(x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def test_an_installed_package_names_its_attentions(installed, tmp_path):
     VisionTransformer(made, **SMALL).save_pretrained(tmp_path / "saved")
     installed("mine = mine_attn:Mine\nbroken = mine_attn.nothing:Mine\n")
     assert type(VisionTransformer.from_pretrained(tmp_path / "saved").blocks[0].attn) is made
-    with pytest.raises(UsageError, match=r"attention='other' is not one of broken, cosformer, .*mine"):
+    with pytest.raises(UsageError, match=r"attention='other' is not one of agent, broken, .*mine"):
         find("other")
     with pytest.raises(
         UsageError, match=r"mine_attn\.nothing:Mine of mine-attn, .*No module named 'mine_attn.nothing'"

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 SLICES = {
     "kill --times 1 --writing 0": 3,
     "disk --only end": 1,
-    "worker --launchers lightning --faults 1 --epochs 1": 1,
+    "worker --launchers lightning --faults 1 --epochs 1 --startup-timeout 90": 1,
 }
 """The harness with its options, and the number of its faults."""
 

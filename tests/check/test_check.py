@@ -97,7 +97,7 @@ def test_the_page_has_the_compiler_and_exponents_in_80_columns(monkeypatch):
             "UnfusedSoftmaxAttention(8, num_heads=2), 288",
         ),
         (["tests.check.plain.Mixing", "--fast"], 1, "checks failed"),
-        (["nothing"], 2, "attention='nothing' is not one of cosformer"),
+        (["nothing"], 2, "attention='nothing' is not one of agent"),
         (["nothing.Mine"], 2, "nothing.Mine cannot be imported (ModuleNotFoundError: No module named 'nothing')"),
         (["softmax", "window=8"], 2, "unexpected keyword argument 'window'"),
         (["softmax", "num_heads=5"], 2, "num_heads=5 does not divide"),
