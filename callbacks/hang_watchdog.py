@@ -184,12 +184,12 @@ class HangWatchdog(Callback):
 
 def _report_for_rank_zero(trainer: Trainer, line: str, came: bool) -> None:
     """Prints the line and, if rank zero has claimed the folder, puts it into result.json, unless an end is there."""
-    with contextlib.suppress(OSError, UnreadableResultError):
-        path = Path(trainer.default_root_dir, RESULT_FILE)
-        result = Result.read(path)
-        if came and result.status != "running":
-            return
-        if came:
+    if came:
+        with contextlib.suppress(OSError, UnreadableResultError):
+            path = Path(trainer.default_root_dir, RESULT_FILE)
+            result = Result.read(path)
+            if result.status != "running":
+                return
             result.status, result.error = "failed", line
             result.write(path)
     print(f"error: {line}", file=sys.stderr, flush=True)

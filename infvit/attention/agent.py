@@ -57,9 +57,8 @@ class AgentAttention(Attention):
         """softmax(Q Aᵀ / √d) of the `first` tokens or of all, (B, H, N, m), and softmax(A Kᵀ / √d), (B, H, m, N)."""
         Q, K = precise(Q), precise(K)
         A, none = self._windows(Q, masks) if self.grid else self._segments(Q, masks)
-        padding = None if masks.key_padding_mask is None else masks.key_padding_mask[:, None, None, :]
         scaled = A.mT * self.head_dim**-0.5
-        return masked_softmax(Q[:, :, :first] @ scaled, none), masked_softmax((K @ scaled).mT, padding)
+        return masked_softmax(Q[:, :, :first] @ scaled, none), masked_softmax((K @ scaled).mT, masks.hidden(K[:, 0]))
 
     def _segments(self, Q: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """The means of Q over segments, (B, H, m, d), and which agents an image with padding has no token for."""

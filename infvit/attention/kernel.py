@@ -33,18 +33,25 @@ class KernelAttention(TokenAttention):
 
     def mix(self, Q: Tensor, K: Tensor, V: Tensor, masks: Masks) -> Tensor:
         with without_autocast(V):
-            phi_Q, phi_K = self._features(Q, K, masks)
-            total = phi_Q @ phi_K.sum(-2, keepdim=True).mT
-            state = phi_K.mT @ drop_tokens(precise(V), self.attn_drop)
-            return (phi_Q @ state / total.clamp_min(TINY)).to(V.dtype)
+            return mean_by_kernel(*self._features(Q, K, masks), drop_tokens(precise(V), self.attn_drop)).to(V.dtype)
 
     def matrix(self, Q: Tensor, K: Tensor, masks: Masks) -> Tensor:
         """Rows sum to 1 or 0."""
         with without_autocast(Q):
-            phi_Q, phi_K = self._features(Q, K, masks)
-            weights = phi_Q @ phi_K.mT
-            return weights / weights.sum(-1, keepdim=True).clamp_min(TINY)
+            return kernel_weights(*self._features(Q, K, masks))
 
     def _features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         phi_Q, phi_K = self.features(precise(Q), precise(K), masks)
         return phi_Q, zero_padding(phi_K, masks)
+
+
+def mean_by_kernel(phi_Q: Tensor, phi_K: Tensor, V: Tensor) -> Tensor:
+    """The mean of V with weights phi(Q_i) · phi(K_j), in O(N): (..., n, f), (..., N, f), (..., N, e) → (..., n, e)."""
+    total = phi_Q @ phi_K.sum(-2, keepdim=True).mT
+    return phi_Q @ (phi_K.mT @ V) / total.clamp_min(TINY)
+
+
+def kernel_weights(phi_Q: Tensor, phi_K: Tensor) -> Tensor:
+    """The weights of that mean, rows summing to 1 or 0: (..., n, f), (..., N, f) → (..., n, N)."""
+    weights = phi_Q @ phi_K.mT
+    return weights / weights.sum(-1, keepdim=True).clamp_min(TINY)

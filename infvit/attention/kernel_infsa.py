@@ -121,7 +121,7 @@ class KernelInfSA(SeriesAttention):
     def _gain(self, x: Tensor, masks: Masks) -> Tensor:
         """‖Ahat‖₂² is the spectral radius of phi(Q)ᵀ phi(Q) phi(K)ᵀ phi(K), divided by that of the norm."""
         products = _products(*self._projected(x, masks))
-        largest = spectral_bound(products.qq @ products.kk, squarings=10).sqrt()
+        largest = radius_bound(products.qq @ products.kk, squarings=10).sqrt()
         return self._gamma() * largest / self._normaliser(products)[..., 0, 0]
 
     def _projected(self, x: Tensor, masks: Masks) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +143,7 @@ class KernelInfSA(SeriesAttention):
         """d (norm(A) + eps), infinite where A is 0: (B, H, 1, 1)."""
         norm = _root((products.qq * products.kk).sum((-2, -1)), 2)
         if self.norm == "spectral":
-            norm = torch.maximum(spectral_bound(products.kq), norm / 100)
+            norm = torch.maximum(radius_bound(products.kq), norm / 100)
         return (norm + self.head_dim * EPS).masked_fill(norm == 0, math.inf)[..., None, None]
 
     def _state(self, products: Products) -> Tensor:
@@ -177,7 +177,7 @@ def _largest(features: Tensor) -> Tensor:
     return features.detach().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
 
 
-def spectral_bound(M: Tensor, squarings: int = 3) -> Tensor:
+def radius_bound(M: Tensor, squarings: int = 3) -> Tensor:
     """‖M^n‖_F^(1/n) with n = 2^squarings, at least the spectral radius: nonnegative (..., d, d) → (...)."""
     unit = largest_entry(M, (-2, -1))
     power, log_scale = M / unit, torch.zeros_like(unit)

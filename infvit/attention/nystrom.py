@@ -79,10 +79,9 @@ class NystromAttention(Attention):
         """F (B, H, N, m), of the `first` tokens or of all, A⁺ (B, H, m, m) and B (B, H, m, N)."""
         Q, K = precise(Q) * self.head_dim**-0.5, precise(K)
         (Q_mean, K_mean), none = segment_means((Q, K), self.landmarks, masks)
-        padding = None if masks.key_padding_mask is None else masks.key_padding_mask[:, None, None, :]
         F = masked_softmax(Q[:, :, :first] @ K_mean.mT, none.mT)
         A = masked_softmax(Q_mean @ K_mean.mT, none.mT).masked_fill(none, 0)
-        B = masked_softmax(Q_mean @ K.mT, padding).masked_fill(none, 0)
+        B = masked_softmax(Q_mean @ K.mT, masks.hidden(K[:, 0])).masked_fill(none, 0)
         return F, self._inverse(A), B
 
     def _inverse(self, A: Tensor) -> Tensor:

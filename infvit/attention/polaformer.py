@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from infvit.attention.gated import GatedAttention
-from infvit.attention.kernel import TINY
+from infvit.attention.kernel import kernel_weights, mean_by_kernel
 from infvit.attention.layer import K_AND_V, Q_ALONE, Q_AND_K, Masks, without_autocast
 from infvit.attention.tokens import drop_tokens, precise, zero_padding
 from infvit.errors import expect
@@ -47,19 +47,14 @@ class PolaFormerAttention(GatedAttention):
         with without_autocast(x):
             same, opposite, phi_K = self._features(Q, K, masks)
             halves = drop_tokens(precise(V), self.attn_drop).split(self._halves, -1)
-            sums = phi_K.sum(-2, keepdim=True).mT
-            mixed = [
-                phi_Q @ (phi_K.mT @ half) / (phi_Q @ sums).clamp_min(TINY)
-                for phi_Q, half in zip((same, opposite), halves, strict=True)
-            ]
+            mixed = [mean_by_kernel(phi, phi_K, half) for phi, half in zip((same, opposite), halves, strict=True)]
             return torch.cat(mixed, -1).to(V.dtype)
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K = self.project(x, Q_AND_K)
         with without_autocast(x):
             *phi_Qs, phi_K = self._features(Q, K, masks)
-            weights = torch.stack([phi_Q @ phi_K.mT for phi_Q in phi_Qs], 2)
-            weights = weights / weights.sum(-1, keepdim=True).clamp_min(TINY)
+            weights = torch.stack([kernel_weights(phi_Q, phi_K) for phi_Q in phi_Qs], 2)
         return weights.repeat_interleave(torch.tensor(self._halves, device=x.device), 2)
 
     @property

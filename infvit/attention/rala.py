@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infvit.attention.gated import GatedAttention
-from infvit.attention.kernel import TINY
+from infvit.attention.kernel import kernel_weights, mean_by_kernel
 from infvit.attention.layer import Q_AND_K, Masks, without_autocast
 from infvit.attention.tokens import drop_tokens, masked_softmax, precise, sequence_index, zero_padding
 
@@ -27,23 +27,17 @@ class RALAttention(GatedAttention):
         Q, K, V = self.heads(x)
         with without_autocast(x):
             phi_Q, phi_K = self._features(Q, K, masks)
-            phi_Q = phi_Q[:, :, :first]
-            total = phi_Q @ phi_K.sum(-2, keepdim=True).mT
-            state = phi_K.mT @ drop_tokens(precise(V), self.attn_drop)
-            return (phi_Q @ state / total.clamp_min(TINY)).to(V.dtype)
+            return mean_by_kernel(phi_Q[:, :, :first], phi_K, drop_tokens(precise(V), self.attn_drop)).to(V.dtype)
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K = self.project(x, Q_AND_K)
         with without_autocast(x):
-            phi_Q, phi_K = self._features(Q, K, masks)
-            weights = phi_Q @ phi_K.mT
-            return (weights / weights.sum(-1, keepdim=True).clamp_min(TINY)).unsqueeze(2)
+            return kernel_weights(*self._features(Q, K, masks)).unsqueeze(2)
 
     def _features(self, Q: Tensor, K: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """phi(Q) and α phi(K), both (B, H, N, d), 0 at padding."""
         phi_Q, phi_K = (zero_padding(F.elu(precise(t)) + 1, masks) for t in (Q, K))
         count = sequence_index(Q[:, 0], masks)[1][:, :, None, None]
         query = phi_Q.sum(-2, keepdim=True) / count
-        padding = None if masks.key_padding_mask is None else masks.key_padding_mask[:, None, None, :]
-        alpha = count * masked_softmax(query @ phi_K.mT * self.head_dim**-0.5, padding)
+        alpha = count * masked_softmax(query @ phi_K.mT * self.head_dim**-0.5, masks.hidden(K[:, 0]))
         return phi_Q, phi_K * alpha.mT

@@ -168,7 +168,7 @@ def _predicted(
 
 def _totals(block: Block, attention: SummedAttention, visit: Callable[[], Iterator[Tensor]], where: str) -> Totals:
     def of_round(before: Totals) -> Tensor:
-        total = reduce(add, (attention.sums(block.norm1(x), *before) for x in visit()))
+        total = reduce(add, (stages.sums(block, x, *before) for x in visit()))
         stages.check_finite(total, where)
         return total
 

@@ -40,6 +40,11 @@ def _pools(model: VisionTransformer) -> bool:
     return model.global_pool == ("avg" if model.cls_token is None else "token")
 
 
+def sums(block: Block, x: Tensor, *before: Tensor) -> Tensor:
+    """The next round's sums of a block's attention over some tokens before the block, given the totals `before`."""
+    return cast(SummedAttention, block.attn).sums(block.norm1(x), *before)
+
+
 def advance(block: Block, x: Tensor, totals: Totals, kept: Sequence[Tensor] | None = None) -> Tensor:
     """Tokens after the block, (B, n, D), from those before it and the totals of its attention's sums.
 

@@ -7,7 +7,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from infvit.attention.sums import SummedAttention, Totals, gathered, recomputed
+from infvit.attention.sums import Totals, gathered, recomputed
 from infvit.errors import expect
 from infvit.highres import stages
 from infvit.vit import Block, VisionTransformer
@@ -39,7 +39,7 @@ class ChunkedTraining(nn.Module):
         pieces = model.embed(images).split(self.chunk, dim=1)
         blocks = stages.blocks_of(model)
         for i, (block, attention) in enumerate(blocks):
-            totals = gathered(attention, partial(_sums, block, attention, pieces))
+            totals = gathered(attention, partial(_recomputed_sums, block, pieces))
             if i == len(blocks) - 1 and model.cls_token is not None:
                 pieces = (pieces[0][:, :1],)
             # One draw of stochastic depth for all chunks of an image.
@@ -49,8 +49,5 @@ class ChunkedTraining(nn.Module):
         return model.forward_head(model.norm(torch.cat(pieces, dim=1)))
 
 
-def _sums(block: Block, attention: SummedAttention, pieces: Iterable[Tensor], before: Totals) -> Tensor:
-    def of_piece(x: Tensor, *before: Tensor) -> Tensor:
-        return attention.sums(block.norm1(x), *before)
-
-    return reduce(add, (recomputed(of_piece, x, *before) for x in pieces))
+def _recomputed_sums(block: Block, pieces: Iterable[Tensor], before: Totals) -> Tensor:
+    return reduce(add, (recomputed(stages.sums, block, x, *before) for x in pieces))

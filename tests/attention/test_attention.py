@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from infvit.attention import ATTENTIONS
+from infvit.attention.sums import gathered
 from infvit.check import check, checks
 from infvit.errors import UsageError
 from tests.attention.twins import SIGNED, TWINS, WITHOUT_WEIGHTS
@@ -62,6 +63,20 @@ def test_equals_its_naive_twin_in_float64(name, qkv_bias, N):
     layer, x = layer_and_input(name, N=N, qkv_bias=qkv_bias)
     x.requires_grad_()
     assert_equal(layer(x), TWINS[name](layer, x), layer, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"), [("linear_infsa", [(2, 4, 1 + 8), (2, 4, 1 + 32)]), ("kernel_infsa", [(2, 4, 4, 8, 8)])]
+)
+def test_sums_of_pieces_add_up_to_the_layer(name, shapes):
+    """The sums of three ranks, added as by an all-reduce."""
+    layer, x = layer_and_input(name)
+    x.requires_grad_()
+    pieces = x.split([2, 7, 4], dim=1)
+    totals = gathered(layer, lambda before: sum(layer.sums(piece, *before) for piece in pieces))
+    assert [total.shape for total in totals] == shapes
+    outputs = torch.cat([layer.output(piece, totals).expand_as(piece) for piece in pieces], 1)
+    assert_equal(outputs, TWINS[name](layer, x), layer, x)
 
 
 @pytest.mark.parametrize("name", NAMES)

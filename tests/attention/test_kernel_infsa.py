@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from infvit.attention import KernelInfSA
-from infvit.attention.kernel_infsa import perron, spectral_bound
-from infvit.attention.sums import gathered
+from infvit.attention.kernel_infsa import perron, radius_bound
 from tests.attention import naive
 from tests.attention.test_attention import assert_equal, gradients, layer_and_input
 
@@ -21,15 +20,6 @@ def test_outputs_and_gradients_equal_the_naive_series(hops, features, norm):
     layer, x = layer_and_input("kernel_infsa", hops=hops, features=features, norm=norm)
     x.requires_grad_()
     assert_equal(layer(x), naive.kernel(layer, x), layer, x)
-
-
-def test_sums_of_pieces_add_up_to_the_layer():
-    layer, x = layer_and_input("kernel_infsa")
-    x.requires_grad_()
-    pieces = x.split([2, 7, 4], dim=1)
-    totals = gathered(layer, lambda before: sum(layer.sums(piece, *before) for piece in pieces))
-    assert [total.shape for total in totals] == [(2, 4, 4, 8, 8)]
-    assert_equal(torch.cat([layer.output(p, totals) for p in pieces], 1), naive.kernel(layer, x), layer, x)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8, 1e30])
@@ -90,7 +80,7 @@ def test_bounds_and_perron_vectors_of_small_matrices():
     M[4] = 0
     radius = torch.linalg.eigvals(M).abs().amax(-1)
     for squarings, factor in ((3, 1.4), (10, 1.01)):
-        bound = spectral_bound(M, squarings)
+        bound = radius_bound(M, squarings)
         assert (bound >= radius * (1 - 1e-12)).all()
         assert (bound[:3] <= factor * radius[:3]).all()
     y = perron(M)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from infvit.attention import LinearInfSA
-from infvit.attention.sums import gathered
 from tests.attention import naive
 from tests.attention.test_attention import assert_equal, layer_and_input, peak_bytes
 
@@ -15,16 +14,6 @@ def test_chunks_equal_the_naive_twin(chunk, qkv_bias):
     layer, x = layer_and_input("linear_infsa", chunk=chunk, qkv_bias=qkv_bias)
     x.requires_grad_()
     assert_equal(layer(x), naive.linear(layer, x), layer, x)
-
-
-def test_sums_of_pieces_add_up_to_the_layer():
-    """The sums of three ranks, added as by an all-reduce."""
-    layer, x = layer_and_input("linear_infsa")
-    x.requires_grad_()
-    pieces = x.split([2, 7, 4], dim=1)
-    totals = gathered(layer, lambda before: sum(layer.sums(piece, *before) for piece in pieces))
-    assert [total.shape for total in totals] == [(2, 4, 1 + 8), (2, 4, 1 + 32)]
-    assert_equal(layer.output(x, totals).expand_as(x), naive.linear(layer, x), layer, x)
 
 
 @pytest.mark.slow
