@@ -32,10 +32,12 @@ def relu(layer, Q, K):
 
 @_by_weights
 def elu_linear(layer, Q, K):  # noqa: ARG001
-    def phi(x):
-        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+    return _normalised(_phi(Q) @ _phi(K).T)
 
-    return _normalised(phi(Q) @ phi(K).T)
+
+def _phi(x: Tensor) -> Tensor:
+    """elu + 1."""
+    return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
 
 
 @_by_weights
@@ -181,9 +183,27 @@ def polaformer(layer, Q, K, V, h):
 
 @_gated
 def rala(layer, Q, K, V, h):  # noqa: ARG001
-    Q, K = (torch.where(t > 0, t + 1, t.clamp_max(0).exp()) for t in (Q, K))
+    Q, K = _phi(Q), _phi(K)
     alpha = len(K) * torch.softmax(K @ Q.mean(dim=0) / layer.head_dim**0.5, dim=0)
     return _normalised(Q @ (alpha[:, None] * K).T) @ V
+
+
+def mila(layer, x: Tensor) -> Tensor:
+    images = []
+    Wq, Wk, Wv = layer.qkv.weight.chunk(3)
+    bq, bk, bv = (0, 0, 0) if layer.qkv.bias is None else layer.qkv.bias.chunk(3)
+    for image in x:
+        V = _silu(image @ Wv.T + bv)
+        Q, K = _phi(V @ Wq.T + bq), _phi(V @ Wk.T + bk)
+        each = zip(*(t.chunk(layer.num_heads, dim=1) for t in (Q, K, V)), strict=True)
+        gate = _silu(image @ layer.gate_weight.T + layer.gate_bias)
+        O = gate * torch.cat([_normalised(Q @ K.T) @ V for Q, K, V in each], dim=1)  # noqa: E741
+        images.append(O @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
 
 
 def none(layer, x: Tensor) -> Tensor:
@@ -193,4 +213,4 @@ def none(layer, x: Tensor) -> Tensor:
     return (x @ values.T + bias) @ mixed.T + layer.proj.bias
 
 
-TWINS |= {"hydra": hydra, "xca": xca, "none": none}
+TWINS |= {"hydra": hydra, "xca": xca, "mila": mila, "none": none}

@@ -14,6 +14,7 @@ from infvit.attention import (
     CrossCovarianceAttention,
     FocusedLinearAttention,
     LinformerAttention,
+    MILAttention,
     NystromAttention,
     PerformerAttention,
     PolaFormerAttention,
@@ -225,7 +226,7 @@ def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-@pytest.mark.parametrize("operator", [PolaFormerAttention, RALAttention])
+@pytest.mark.parametrize("operator", [MILAttention, PolaFormerAttention, RALAttention])
 def test_a_gate_leaves_the_seeds_alone_and_is_drawn_from_them(operator):
     states = []
     for kind, seed in ((operator, 0), (ReLULinearAttention, 0), (operator, 1)):

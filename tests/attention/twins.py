@@ -6,5 +6,5 @@ TWINS = naive.TWINS | naive_baselines.TWINS
 
 WITHOUT_WEIGHTS = {"xca", "none"}
 """Operators without weights of tokens."""
-SIGNED = {"linformer", "nystrom", "hydra", "inline", "polaformer", "rala"}
+SIGNED = {"linformer", "nystrom", "hydra", "inline", "polaformer", "rala", "mila"}
 """Operators whose implied matrix has weights below 0."""
