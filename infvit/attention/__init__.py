@@ -10,6 +10,7 @@ import pkgutil
 
 from infvit.attention.agent import AgentAttention as AgentAttention
 from infvit.attention.cosformer import CosFormerAttention as CosFormerAttention
+from infvit.attention.differential import DifferentialAttention as DifferentialAttention
 from infvit.attention.efficient import EfficientAttention as EfficientAttention
 from infvit.attention.elu_linear import ELULinearAttention as ELULinearAttention
 from infvit.attention.focused_linear import FocusedLinearAttention as FocusedLinearAttention
@@ -34,6 +35,7 @@ from infvit.attention.relu import ReLUAttention as ReLUAttention
 from infvit.attention.relu_linear import ReLULinearAttention as ReLULinearAttention
 from infvit.attention.softmax import SoftmaxAttention as SoftmaxAttention
 from infvit.attention.softmax import UnfusedSoftmaxAttention as UnfusedSoftmaxAttention
+from infvit.attention.taylorshift import TaylorShiftAttention as TaylorShiftAttention
 from infvit.attention.xca import CrossCovarianceAttention as CrossCovarianceAttention
 
 for _module in pkgutil.iter_modules(__path__):
@@ -51,7 +53,7 @@ to (a quarter of them in training)."""
 
 def overview() -> str:
     """A table of all operators, at most 80 columns wide: name, paper, time, memory and state per head."""
-    rows = [["name", "paper", "time", "memory", "state per head"]]
+    rows = [["name", "paper", "time", "memory", "state/head"]]
     facts = ("paper", "time", "memory", "state")
     rows += [[name, *(getattr(a, fact, "") or "-" for fact in facts)] for name, a in sorted(ATTENTIONS.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -188,6 +188,37 @@ def rala(layer, Q, K, V, h):  # noqa: ARG001
     return _normalised(Q @ (alpha[:, None] * K).T) @ V
 
 
+def taylorshift(layer, x: Tensor) -> Tensor:
+    """The direct form."""
+    N, d = x.shape[1], layer.head_dim
+    images = []
+    for image in x:
+        outputs = []
+        for Q, K, V, tau in zip(*heads(layer, image), layer.temperature, strict=True):
+            Q, K = (torch.stack([row / row.norm().clamp_min(LEAST) for row in t]) for t in (Q, K))
+            S = tau * Q @ K.T
+            outputs.append((N / d) ** 0.5 * _normalised(1 + S + S**2 / 2) @ V)
+        images.append(torch.cat(outputs, dim=1) @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
+def differential(layer, x: Tensor) -> Tensor:
+    half = layer.head_dim // 2
+    q1, k1, q2, k2 = layer.lambdas.view(4, half)
+    factor = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + layer.lambda_init
+    images = []
+    for image in x:
+        outputs = []
+        for Q, K, V in zip(*heads(layer, image), strict=True):
+            first = torch.softmax(Q[:, :half] @ K[:, :half].T / half**0.5, dim=1)
+            second = torch.softmax(Q[:, half:] @ K[:, half:].T / half**0.5, dim=1)
+            O = (first - factor * second) @ V  # noqa: E741
+            norm = torch.sqrt((O**2).mean(dim=1, keepdim=True) + 1e-5)
+            outputs.append((1 - layer.lambda_init) * O / norm * layer.norm_weight)
+        images.append(torch.cat(outputs, dim=1) @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
 def mila(layer, x: Tensor) -> Tensor:
     images = []
     Wq, Wk, Wv = layer.qkv.weight.chunk(3)
@@ -213,4 +244,5 @@ def none(layer, x: Tensor) -> Tensor:
     return (x @ values.T + bias) @ mixed.T + layer.proj.bias
 
 
-TWINS |= {"hydra": hydra, "xca": xca, "mila": mila, "none": none}
+TWINS |= {"hydra": hydra, "xca": xca, "taylorshift": taylorshift, "differential": differential}
+TWINS |= {"mila": mila, "none": none}

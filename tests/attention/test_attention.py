@@ -11,7 +11,7 @@ from infvit.attention import ATTENTIONS
 from infvit.attention.sums import gathered
 from infvit.check import check, checks
 from infvit.errors import UsageError
-from tests.attention.twins import SIGNED, TWINS, WITHOUT_WEIGHTS
+from tests.attention.twins import NARROWEST, SIGNED, TWINS, WITHOUT_WEIGHTS
 
 NAMES = list(ATTENTIONS)
 
@@ -163,9 +163,10 @@ def test_padding_gets_no_weight(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("content", ["one token", "heads of one channel", "nothing but padding"])
+@pytest.mark.parametrize("content", ["one token", "narrow heads", "nothing but padding"])
 def test_corners_have_finite_outputs_and_gradients(name, dtype, content):
-    layer, x = layer_and_input(name, B=1, D=4 if content == "heads of one channel" else 32, dtype=dtype)
+    width = NARROWEST.get(name, 1) if content == "narrow heads" else 8
+    layer, x = layer_and_input(name, B=1, D=4 * width, dtype=dtype)
     x = x[:, :1] if content == "one token" else x
     x.requires_grad_()
     output = layer(x, torch.ones(1, 13, dtype=torch.bool) if content == "nothing but padding" else None)
@@ -287,6 +288,8 @@ def test_bad_input_is_named(name):
         ("agent", {"agents": 0}, "agents=0"),
         ("agent", {"agents": 8, "grid": True}, "agents=8, grid=True.*square"),
         ("polaformer", {"power": 0}, "power=0"),
+        ("differential", {"lambda_init": 1}, "lambda_init=1"),
+        ("differential", {"num_heads": 32}, "num_heads=32 makes heads of 1 of dim=32 channels.*cannot halve"),
         ("nystrom", {"landmarks": 0}, "landmarks=0"),
         ("nystrom", {"kernel_size": 2}, "kernel_size=2.*odd"),
         ("performer", {"num_features": 0}, "num_features=0"),

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from timm.layers.diff_attention import DiffAttention
 from timm.models.efficientvit_mit import LiteMLA
 from timm.models.xcit import XCA
 from torch.nn import functional as F
@@ -24,7 +25,7 @@ from infvit.attention import (
 from infvit.errors import UsageError
 from infvit.vit import VisionTransformer
 from tests.attention.naive_baselines import TWINS
-from tests.attention.test_attention import gradients, layer_and_input
+from tests.attention.test_attention import assert_equal, gradients, layer_and_input
 
 NAMES = list(TWINS)
 
@@ -78,6 +79,27 @@ def test_relu_linear_is_the_attention_of_timms_efficientvit():
     Q, K, V = layer.heads(x)
     expected = theirs._attn(Q.relu(), K.relu(), F.pad(V, (0, 1), value=1.0))
     assert (layer(x) - layer.merge_heads(expected)).abs().max() <= 1e-5  # theirs computes in float32
+
+
+def test_differential_equals_timms():
+    ours, x = layer_and_input("differential")
+    theirs = DiffAttention(32, num_heads=4, qkv_bias=True).double()
+    theirs.lambda_init = 0.8
+    lambdas = dict(zip(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), ours.lambdas.chunk(4), strict=True))
+    shared = {name: value for name, value in ours.state_dict().items() if name.startswith(("qkv", "proj"))}
+    theirs.load_state_dict({**shared, **lambdas, "sub_norm.weight": ours.norm_weight})
+    assert (ours(x) - theirs(x)).abs().max() <= 1e-6  # their lambda is in float32
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_both_forms_of_taylorshift_are_the_same_function(padded):
+    """The linear one is taken above d² + d + 1 = 73 tokens."""
+    layer, x = layer_and_input("taylorshift", N=80)
+    padding = (torch.rand(2, 80) < 0.1) if padded else None
+    x.requires_grad_()
+    found = layer(x, padding)
+    assert_equal(found, layer.merge_heads(layer.weights(x, key_padding_mask=padding) @ layer.heads(x)[2]), layer, x)
+    assert padded or (found - TWINS["taylorshift"](layer, x)).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("kernel_size", [0, 5])

@@ -6,5 +6,7 @@ TWINS = naive.TWINS | naive_baselines.TWINS
 
 WITHOUT_WEIGHTS = {"xca", "none"}
 """Operators without weights of tokens."""
-SIGNED = {"linformer", "nystrom", "hydra", "inline", "polaformer", "rala", "mila"}
+SIGNED = {"linformer", "nystrom", "hydra", "inline", "polaformer", "rala", "mila", "differential"}
 """Operators whose implied matrix has weights below 0."""
+NARROWEST = {"differential": 2}
+"""Channels of the narrowest head, where one is too few."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from infvit.attention import ATTENTIONS, DiscountedAttention, LinearInfSA
+from infvit.attention import ATTENTIONS, DifferentialAttention, DiscountedAttention, LinearInfSA
 from infvit.attention.gated import GatedAttention
 from infvit.attention.series import SeriesAttention
 from infvit.errors import UsageError
@@ -104,6 +104,10 @@ class Held(nn.Module):
         if isinstance(layer, GatedAttention):
             of_channels = M.unflatten(1, (layer.num_heads, -1))
             return layer.merge_heads(torch.einsum("bhcij,bhjc->bhic", of_channels, V))
+        if isinstance(layer, DifferentialAttention):
+            O = M @ V  # noqa: E741
+            norm = (O.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            return layer.merge_heads((1 - layer.lambda_init) * layer.norm_weight * O / norm)
         if isinstance(layer, LinearInfSA):
             M = M.unsqueeze(2).expand(-1, -1, x.shape[1], -1)
         if isinstance(layer, DiscountedAttention):
