@@ -1,6 +1,7 @@
 """The Hydra callback that ends a sweep with its comparison: in files, in the terminal and in W&B."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ from infvit.run.result import RESULT_FILE
 class CompareAtEnd(Callback):
     """Writes and prints the comparison at the end of a sweep; exits with 1 if a job failed.
 
-    Runs of earlier commands in the same folder are in the table, but do not make this command fail.
+    Runs of earlier commands in the same folder are in the table, but do not make this command fail. `margin` and
+    `curve_epochs` are `Comparison`'s.
     """
+
+    def __init__(self, margin: float = 1.0, curve_epochs: Sequence[int] = (8,)) -> None:
+        self.options: dict[str, Any] = {"margin": margin, "curve_epochs": tuple(curve_epochs)}
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if config.get("dry_run") or not is_global_zero():
             return
         sweep = Path(config.hydra.sweep.dir)
         try:
-            comparison = write_comparison([sweep], sweep)
+            comparison = write_comparison([sweep], sweep, **self.options)
         except UsageError as error:  # Hydra turns exceptions of its callbacks into warnings, hence the exit
             print(f"error: {error}; python -m infvit.compare {sweep} --out {sweep} writes it later", file=sys.stderr)
             sys.exit(1)

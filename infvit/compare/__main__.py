@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from infvit.compare import FILES, to_text, write_comparison
 from infvit.compare.comparison import BASELINE, find_results
@@ -20,12 +21,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", metavar="NAME", help=f"model or row that others are paired with (default: {BASELINE})"
     )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="rows this near to each other are equal (default: 1)",
+    )
+    parser.add_argument(
+        "--curve-epochs",
+        type=int,
+        nargs="*",
+        default=(8,),
+        metavar="N",
+        help="top-1 after so many epochs too (default: 8)",
+    )
     options = parser.parse_args(arguments)
     try:
         found = [find_results(path) for path in options.run_dirs]
         if not any(found):
             raise UsageError(f"no result.json in {', '.join(options.run_dirs)}; give the folder of a run or of a sweep")
-        comparison = write_comparison(options.run_dirs, options.out, options.baseline)
+        how: dict[str, Any] = {"margin": options.margin, "curve_epochs": tuple(options.curve_epochs)}
+        comparison = write_comparison(options.run_dirs, options.out, options.baseline, **how)
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

@@ -42,13 +42,16 @@ PICTURES: dict[str, tuple[dict[str, dict[str, Any]], alt.Title]] = {
 """The charts of each picture, side by side, with their sizes, and its title."""
 
 
-def write_pictures(comparison: Comparison, folder: Path) -> None:
-    """Writes the `PICTURES`; removes an earlier one for which nothing was measured now."""
+def write_pictures(comparison: Comparison, folder: Path) -> list[str]:
+    """Writes the `PICTURES`, returns their names; removes an earlier one for which nothing was measured now."""
     drawn = charts(comparison)
+    written = []
     for name, (sizes, title) in PICTURES.items():
         (folder / name).unlink(missing_ok=True)
         if parts := [drawn[part].properties(**size) for part, size in sizes.items() if part in drawn]:
             (folder / name).write_bytes(to_png(alt.hconcat(*parts, spacing=40, title=title)))
+            written.append(name)
+    return written
 
 
 def charts(comparison: Comparison) -> dict[str, Drawing]:

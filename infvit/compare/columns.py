@@ -11,9 +11,10 @@ from typing import Any
 from infvit.compare.comparison import Comparison, Row
 from infvit.compare.evaluation import MAP_FIGURES
 from infvit.compare.published import Published
+from infvit.compare.significance import LEVEL
 from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS
 from infvit.tables.interval import Estimate
-from infvit.tables.numbers import amount, duration, in_range, percent, plus_minus, rate, ratio, signed
+from infvit.tables.numbers import amount, duration, in_range, p_value, percent, plus_minus, rate, ratio, signed
 from infvit.tables.table import Column, Format, Table
 
 TEST_SETS = {
@@ -61,6 +62,31 @@ def _verdict(difference: Estimate) -> str:
     if difference.low is None or difference.high is None:
         return ""
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+
+
+def _p_values(comparison: Comparison) -> list[Column[Row]]:
+    """The two p-values of `Comparison.decided`."""
+
+    def column(i: int, heading: str, key: str, note: str) -> Column[Row]:
+        found = {name: p_values[i] for name, p_values in comparison.decided.items()}
+
+        def decided(row: Row) -> str:
+            return "decided" if found.get(row.name, 1) < LEVEL else ""
+
+        options: dict[str, Any] = {"ascending": True, "optional": True, "priority": 8, "style": decided}
+        return Column(heading, lambda row: found.get(row.name), p_value, key, note=f"{note}; Holm", **options)
+
+    margin = f"{comparison.margin:g}"
+    return [
+        column(0, "p, Δ = 0", "paired_top1_p_holm", "Small: the difference is not chance"),
+        column(1, f"p, |Δ| ≥ {margin}", "paired_top1_tost_p_holm", f"Small: equal within {margin} by the paired seeds"),
+    ]
+
+
+def _after(epochs: int) -> Column[Row]:
+    key, note = f"val_top1_after_{epochs}_epochs", "Of the validation images, from the curves"
+    show = partial(plus_minus, form=percent)
+    return Column(f"after {epochs} ep. %", lambda row: row.after(epochs), show, key, note=note, priority=9)
 
 
 def _paired(row: Row) -> dict[str, Any]:
@@ -179,7 +205,7 @@ COSTS: list[Column[Row]] = [
 
 
 def table(comparison: Comparison) -> Table[Row]:
-    """The table of all rows, with columns for the further test sets and the map scores that any row has.
+    """The table of all rows, with columns for the p-values, readings, further test sets and map scores that any has.
 
     Text prints what differs and what has no result below a row.
     """
@@ -188,7 +214,8 @@ def table(comparison: Comparison) -> Table[Row]:
     options: dict[str, Any] = {"note": "Of the maps of the model's own attention", "priority": 4}
     measured += [metric(f"{MAP_FIGURES[name]} %", f"attention/{name}", key=name, **options) for name in comparison.maps]
     published = [PUBLISHED, PUBLISHED_MAPS] if comparison.maps else [PUBLISHED]
-    columns = [*FIRST, *measured, *published, *METRICS, *COSTS]
+    readings = [*_p_values(comparison), *map(_after, comparison.readings)]
+    columns = [*FIRST, *readings, *measured, *published, *METRICS, *COSTS]
     return Table(columns, comparison.rows, remarks=lambda row: filter(None, (*row.differs, row.troubles)))
 
 

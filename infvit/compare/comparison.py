@@ -10,6 +10,7 @@ from infvit.compare.evaluation import MAP_FIGURES, with_evaluations
 from infvit.compare.grouping import best_known, differences, group, names_of, older_code, shared_overrides
 from infvit.compare.pairing import NOT_PAIRED, Paired
 from infvit.compare.published import Published, published
+from infvit.compare.significance import holm, p_different, p_equivalent
 from infvit.errors import UsageError
 from infvit.run.result import CONFIG_FIELDS, RESULT_FILE, WITHOUT_NUMBERS, Result, UnreadableResultError
 from infvit.tables.interval import Estimate
@@ -50,6 +51,11 @@ class Row:
     def metric(self, name: str) -> Estimate:
         """The mean of a metric ("test/top1") over seeds."""
         return Estimate.of(run.metrics.get(name) for run in self.counted)
+
+    def after(self, epochs: int) -> Estimate:
+        """The validation top-1 after so many epochs of longer runs, from their curves."""
+        longer = [run.curves for run in self.counted if run.epochs > epochs]
+        return Estimate.of(x.get("val/top1") for curve in longer for x in curve if x.get("epoch") == epochs - 1)
 
     def field(self, name: str) -> Estimate:
         """The mean of a field of `Result` ("seconds") over seeds."""
@@ -101,11 +107,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows by falling top-1, the places that could not be read, and the name of the baseline."""
+    """Rows by falling top-1, the places that could not be read, and the name of the baseline.
+
+    `margin`: differences within it, in points, count as none. `curve_epochs`: after so many epochs the table has the
+    validation top-1 beside the one at the end.
+    """
 
     rows: tuple[Row, ...]
     unreadable: tuple[UnreadableResultError, ...] = ()
     baseline: str = BASELINE
+    margin: float = 1.0
+    curve_epochs: tuple[int, ...] = (8,)
+
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise UsageError(f"margin is {self.margin:g}, expected points of accuracy above 0, such as 1")
+        if wrong := [n for n in self.curve_epochs if n < 1]:
+            raise UsageError(f"curve_epochs has {wrong[0]}, expected numbers of epochs from 1 on, such as 8")
 
     @classmethod
     def from_results(
@@ -156,6 +174,22 @@ class Comparison:
         unreadable += [UnreadableResultError(folder, f"no {RESULT_FILE} in it") for folder in empty]
         results, errors = with_evaluations(results)
         return cls.from_results(results, [*unreadable, *errors], baseline)
+
+    @cached_property
+    def decided(self) -> dict[str, tuple[float, float]]:
+        """For each row with an interval of its paired difference: the p-values that there is none, and one of `margin`.
+
+        Corrected by Holm over all rows.
+        """
+        paired = {row.name: row.paired.top1 for row in self.rows if row.paired.top1.half_width is not None}
+        different = holm([p_different(top1) for top1 in paired.values()])
+        equivalent = holm([p_equivalent(top1, self.margin / 100) for top1 in paired.values()])
+        return dict(zip(paired, zip(different, equivalent, strict=True), strict=True))
+
+    @property
+    def readings(self) -> list[int]:
+        """Those of `curve_epochs` after which any row has been validated."""
+        return [epochs for epochs in self.curve_epochs if any(row.after(epochs).n for row in self.rows)]
 
     @property
     def runs(self) -> list[Result]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from infvit.compare.columns import table
 from infvit.compare.comparison import Comparison
 from infvit.compare.evaluation import MAP_FIGURES
+from infvit.compare.significance import LEVEL, POWER, seeds_needed
 from infvit.run.result import Status
 from infvit.tables.interval import Estimate
 
@@ -18,6 +19,16 @@ PAIRED = (
     "difference in points with Student's 95% interval over the differences, and the ratio of images/s (geometric mean; "
     "its interval is Student's on the logarithm). Rows that do not compare with {baseline} have none. Each interval "
     "stands alone: of twenty, one misses by chance."
+)
+DECIDED = (
+    "p are corrected by Holm over the {n} differences of this table. p, Δ = 0 is the paired t test's: below 0.05 the "
+    "row differs from its baseline. p, |Δ| ≥ {margin:g} is that of two one-sided t tests: below 0.05 the row equals it "
+    "within {points}. Where neither is below, these seeds do not decide."
+)
+SEEDS = (
+    "A difference of {points} would need {median} seeds in the median row, from {fewest} ({first}) to {most} ({last}): "
+    "paired t test, level {level:g} two-sided and uncorrected, power {power:g}, from the variance of the differences "
+    "seen."
 )
 EVERY_ROW = "Every row"
 """Heading of the overrides that all rows have."""
@@ -65,7 +76,10 @@ def remarks(comparison: Comparison) -> list[str]:
         if lacking := [name for name, x in values.items() if isinstance(x, Estimate) and 0 < x.n < row.finished]:
             lines.append(f"{row.name}: of {row.finished} finished seeds, not all have {', '.join(lacking)}")
         if row.paired.baseline and not row.is_baseline and row.paired.top1.n < row.finished:
-            seeds = f"of {row.finished} finished seeds, {row.paired.top1.n} paired with {row.paired.baseline}"
+            n, base = row.paired.top1.n, row.paired.baseline
+            seeds = (
+                f"of {row.finished} finished seeds, {n} paired with {base}" if n else f"no seed in common with {base}"
+            )
             unpaired.setdefault(seeds, []).append(row.name)
     lines += [f"{', '.join(names)}: {seeds}" for seeds, names in unpaired.items()]
     if len(comparison.rows) > 1 and not any(row.paired.baseline for row in comparison.rows):
@@ -85,6 +99,10 @@ def explanations(comparison: Comparison) -> list[str]:
     baselines = list(dict.fromkeys(row.paired.baseline for row in comparison.rows if row.paired.baseline))
     if baselines:
         lines.append(PAIRED.format(baseline=baselines[0] if len(baselines) == 1 else comparison.baseline))
+    lines += _decided(comparison)
+    if comparison.readings:
+        after = ", ".join(f"after {epochs} ep." for epochs in comparison.readings)
+        lines.append(f"{after}: the validation top-1 then, in the middle of the schedule; top-1 is of its end.")
     if comparison.maps:
         figures = ", ".join(MAP_FIGURES[name] for name in comparison.maps)
         how = " or ".join(_map_settings(comparison))
@@ -93,6 +111,19 @@ def explanations(comparison: Comparison) -> list[str]:
     if sources:
         lines.append(f"published: others' numbers, not measured here: {', '.join(sources)}.")
     return lines
+
+
+def _decided(comparison: Comparison) -> list[str]:
+    """What the p-values are, and the number of seeds that a difference of the margin would need."""
+    if not comparison.decided:
+        return []
+    pairs = {row.name: row.paired.top1 for row in comparison.rows if row.name in comparison.decided}
+    needed = sorted((seeds_needed(top1, comparison.margin / 100), name) for name, top1 in pairs.items())
+    (fewest, first), (most, last) = needed[0], needed[-1]
+    facts = {"median": needed[len(needed) // 2][0], "fewest": fewest, "first": first, "most": most, "last": last}
+    facts |= {"n": len(pairs), "margin": comparison.margin, "level": LEVEL, "power": POWER}
+    facts["points"] = f"{comparison.margin:g} {'point' if comparison.margin == 1 else 'points'}"
+    return [DECIDED.format(**facts), SEEDS.format(**facts)]
 
 
 def _map_settings(comparison: Comparison) -> list[str]:

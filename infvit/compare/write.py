@@ -1,7 +1,9 @@
 """A comparison as text, Markdown, LaTeX and CSV, and all files of a comparison."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from infvit.compare.charts import PICTURES, write_pictures
 from infvit.compare.columns import records, table
@@ -28,20 +30,22 @@ LATEX_HEAD = r"""% Made by python -m infvit.compare. In the preamble: \usepackag
 """
 
 
-def write_comparison(run_dirs: Iterable[str | Path], out_dir: str | Path, baseline: str | None = None) -> Comparison:
+def write_comparison(
+    run_dirs: Iterable[str | Path], out_dir: str | Path, baseline: str | None = None, **options: Any
+) -> Comparison:
     """Compares the runs in the folders and writes `FILES` into `out_dir`; without a finished run there are no pictures.
 
-    `baseline` is as in `Comparison.from_results`.
+    `baseline` is as in `Comparison.from_results`, `options` are `Comparison`'s `margin` and `curve_epochs`.
     """
-    comparison = Comparison.from_dirs(run_dirs, baseline)
+    comparison = replace(Comparison.from_dirs(run_dirs, baseline), **options)
     out = Path(out_dir)
     texts = {"html": to_html(comparison, out), "md": to_markdown(comparison), "tex": to_latex(comparison)}
     texts["csv"] = to_csv(records(comparison))
     try:
         out.mkdir(parents=True, exist_ok=True)
+        texts["md"] += "".join(f"\n![{name}]({name})\n" for name in write_pictures(comparison, out))
         for ending, text in texts.items():
             atomic_write(out / f"comparison.{ending}", text)
-        write_pictures(comparison, out)
     except OSError as error:
         raise UsageError(f"{out}: the comparison cannot be written there: {error.strerror or error}") from error
     return comparison

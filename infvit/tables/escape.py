@@ -17,6 +17,7 @@ LATEX = {
     "±": r"$\pm$",
     "×": r"$\times$",
     "≠": r"$\neq$",
+    "≥": r"$\geq$",
     "Δ": r"$\Delta$",
     "−": r"$-$",
     "–": r"\textendash{}",

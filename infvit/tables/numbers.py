@@ -32,6 +32,11 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if 0.005 <= value < 1000 else f"{value:.0e}"
 
 
+def p_value(p: float) -> str:
+    """A p-value with three decimals."""
+    return f"{p:.3f}" if p >= 0.0005 else "<0.001"
+
+
 def gigabytes(size: float | None) -> str:
     """Bytes in GB (10^9) with two decimals."""
     return NOTHING if size is None else f"{size / 1e9:.2f}"

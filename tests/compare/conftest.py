@@ -15,7 +15,7 @@ from infvit.run.result import Result
 
 Printed = Callable[[Comparison], str]
 FORMATS: dict[str, Printed] = {
-    "text": lambda comparison: to_text(comparison, 250),
+    "text": lambda comparison: to_text(comparison, 300),
     "markdown": to_markdown,
     "latex": to_latex,
     "html": to_html,

@@ -190,10 +190,13 @@ def test_repeats_missing_numbers_and_other_hardware_are_noted(make_result):
 
 @pytest.mark.slow
 def test_the_command_prints_the_table_and_the_files(make_result, make_sweep, tmp_path, capsys):
-    folders = make_sweep([make_result(seed=0, top1=0.875)])
-    assert main([str(folders[0]), "--out", str(tmp_path / "out")]) == 0
+    folders = make_sweep([make_result(model, s, 0.875) for model in ("vit", "infvit") for s in (0, 1)])
+    options = ["--margin", "0.5", "--curve-epochs", "3", "4"]
+    assert main([str(folders[0].parent), "--out", str(tmp_path / "out"), *options]) == 0
     out = capsys.readouterr().out
-    assert "87.50 ± –" in out
+    assert "87.50 ± 0.00" in out
+    heading = (tmp_path / "out" / "comparison.md").read_text().split("| model |")[1].splitlines()[0]
+    assert all(words in heading for words in (r"p, \|Δ\| ≥ 0.5", "after 3 ep. %", "after 4 ep. %"))
     for name in ("comparison.html", "comparison.md", "comparison.csv", "curves.png", "accuracy_vs_flops.png"):
         assert str(tmp_path / "out" / name) in out
         assert (tmp_path / "out" / name).stat().st_size
