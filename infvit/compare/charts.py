@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, quantiles
 from typing import Any, TypeAlias
 
 import altair as alt
@@ -19,6 +19,8 @@ Drawing: TypeAlias = alt.LayerChart | alt.FacetChart
 Points: TypeAlias = list[dict[str, Any]]
 MOST_POINTS = 8000
 """Of all curves of one chart: above it epochs are left out, so that a page of 200 runs stays small."""
+ACCURACIES = (0.0, 1.0)
+"""An interval may exceed them, a chart may not."""
 COSTS = {
     "flops_forward": "FLOPs forward, per image",
     "parameters": "Parameters",
@@ -28,11 +30,14 @@ COSTS = {
 PICTURES: dict[str, tuple[dict[str, dict[str, Any]], alt.Title]] = {
     "accuracy.png": (
         {"accuracy": {"width": 360, "height": alt.Step(28)}, "paired": {"width": 360, "height": alt.Step(28)}},
-        alt.Title("Test top-1", subtitle="Lines: 95% intervals over seeds. The difference is paired by seed."),
+        alt.Title("Test top-1", subtitle="Lines: 95% intervals over seeds. Triangles: beyond the axis."),
     ),
     "accuracy_vs_flops.png": (
         {"flops_forward": {"width": 560, "height": 340}},
-        alt.Title("Test top-1 against compute", subtitle="Bars: 95% interval over seeds. Hollow: not comparable."),
+        alt.Title(
+            "Test top-1 against compute",
+            subtitle="Bars: 95% interval over seeds. Hollow: not comparable. At the edge: beyond it.",
+        ),
     ),
     "curves.png": (
         {"val_top1": {"width": 460, "height": 300}, "train_loss": {"width": 460, "height": 300}},
@@ -60,9 +65,10 @@ def charts(comparison: Comparison) -> dict[str, Drawing]:
     names = [row.name for row in rows]
     top1 = {row.name: _with_interval(row, row.top1) for row in rows if row.top1.n}
     paired = [_with_interval(row, row.paired.top1, 100) for row in rows if row.paired.top1.n]
+    difference = f"Top-1 against {comparison.baseline}, points"
     found: dict[str, tuple[Points, Callable[[Points, list[str]], Drawing]]] = {
-        "accuracy": ([*top1.values()], accuracy_bars),
-        "paired": (paired, partial(paired_top1, baseline=comparison.baseline)),
+        "accuracy": ([*top1.values()], partial(by_row, title="Test top-1", form=".2%", axis="~%", whole=ACCURACIES)),
+        "paired": (paired, partial(by_row, title=difference, form="+.2f", axis="~g", whole=(-100.0, 100.0))),
         "val_top1": (_epochs(rows, "val/top1"), partial(curves, name="val_top1", title="Validation top-1")),
         "train_loss": (_epochs(rows, "train/loss"), partial(curves, name="train_loss", title="Training loss")),
         "gamma": (_blocks(rows), gamma_by_block),
@@ -75,21 +81,25 @@ def charts(comparison: Comparison) -> dict[str, Drawing]:
 
 
 def curves(points: Points, names: list[str], name: str, title: str) -> Drawing:
-    """A curve against the epoch for each row: the mean over its finished seeds in a band from lowest to highest."""
+    """A curve against the epoch for each row: the mean over its finished seeds in a band from lowest to highest.
+
+    The axis of accuracies is `zoomed`: the first epochs, and a row that learns nothing, may lie below it.
+    """
     axis, form = ("~%", ".2%") if name == "val_top1" else ("~g", ".4f")
     pick, fade = _legend_pick(name)
     base = alt.Chart(_data(points)).encode(
         x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1)), color=_colour(points, names)
     )
-    y = alt.Y("mean:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format=axis))
+    scale = alt.Scale(domain=zoomed(points, ACCURACIES), nice=False) if name == "val_top1" else alt.Scale(zero=False)
+    y = alt.Y("mean:Q", title=title, scale=scale, axis=alt.Axis(format=axis))
     near = alt.selection_point(
         f"near_{name}", fields=["epoch"], nearest=True, on="pointermove", clear="pointerout", empty=False
     )
     # Dashed: the row is not comparable with the others.
     dash = alt.StrokeDash("comparable:N", legend=None, scale=alt.Scale(domain=[1, 0], range=[[1, 0], [5, 4]]))
-    band = base.mark_area().encode(y=alt.Y("low:Q", title=title), y2="high:Q", opacity=_if(pick, 0.16, 0.02))
-    line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash, opacity=fade)
-    dots = base.mark_circle(size=45).encode(
+    band = base.mark_area(clip=True).encode(y=alt.Y("low:Q", title=title), y2="high:Q", opacity=_if(pick, 0.16, 0.02))
+    line = base.mark_line(strokeWidth=2, clip=True).encode(y=y, strokeDash=dash, opacity=fade)
+    dots = base.mark_circle(size=45, clip=True).encode(
         y=y, opacity=_if(near, 1, 0), tooltip=_tooltip(title, form, "epoch:Q", " seed")
     )
     return alt.layer(band, line, dots.add_params(pick, near))
@@ -97,11 +107,8 @@ def curves(points: Points, names: list[str], name: str, title: str) -> Drawing:
 
 def accuracy_against(points: Points, names: list[str], cost: str) -> Drawing:
     """Top-1 of each row against one of `COSTS`, with its 95% interval; hollow where the row is not comparable."""
-    # An interval may exceed [0, 1], a chart of accuracies may not.
-    ends = [point[name] for point in points for name in ("mean", "low", "high") if point[name] is not None]
-    low, high = max(0.0, min(ends)), min(1.0, max(ends))
-    margin = 0.06 * (high - low) or 0.01
-    y_scale = alt.Scale(domain=[max(0.0, low - margin), min(1.0, high + margin)], nice=False)
+    low, high = zoomed(points, ACCURACIES)
+    y_scale = alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True)
     costs = [point["cost"] for point in points]
     log = max(costs) > 20 * min(costs)
     x_scale = alt.Scale(padding=30, type="log") if log else alt.Scale(padding=30, zero=False)
@@ -123,30 +130,49 @@ def accuracy_against(points: Points, names: list[str], cost: str) -> Drawing:
     return alt.layer(bars.transform_filter("isValid(datum.low)"), dots.add_params(pick))
 
 
-def accuracy_bars(points: Points, names: list[str]) -> Drawing:
-    """Top-1 of each row as a bar from zero, with its 95% interval."""
-    base = _by_row(points, names, _tooltip("top-1", ".2%"))
-    # An interval may exceed [0, 1], a chart of accuracies may not.
-    scale = alt.Scale(domain=[0, 1])
-    bars = base.mark_bar(cornerRadiusEnd=3).encode(
-        x=alt.X("mean:Q", title="Test top-1", scale=scale, axis=alt.Axis(format="~%", grid=True)),
-        color=_colour(points, names, legend=False),
-        opacity=_if("datum.comparable", 0.75, 0.25),
+def by_row(points: Points, names: list[str], title: str, form: str, axis: str, whole: tuple[float, float]) -> Drawing:
+    """The mean of each row as a point with its 95% interval, on the axis of `zoomed`.
+
+    A row beyond the axis is a triangle at its edge with its number. Where the axis has negative values, a line is at 0.
+    """
+    low, high = zoomed(points, whole)
+    edge = {"at": lambda mean: min(max(mean, low), high), "beyond": lambda mean: (mean > high) - (mean < low)}
+    points = [point | {name: find(point["mean"]) for name, find in edge.items()} for point in points]
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False)
+    y = alt.Y("row:N", title=None, sort=names, axis=alt.Axis(labelLimit=170, ticks=False, grid=True))
+    base = alt.Chart(_data(points)).encode(y=y, tooltip=_tooltip(title, form), opacity=_if("datum.comparable", 1, 0.35))
+    x = alt.X("at:Q", title=title, scale=scale, axis=alt.Axis(format=axis, grid=True))
+    shapes = alt.Scale(domain=[-1, 0, 1], range=["triangle-left", "circle", "triangle-right"])
+    colour = _colour(points, names, legend=False)
+    dots = base.mark_point(size=100, filled=True).encode(
+        x=x, color=colour, shape=alt.Shape("beyond:N", scale=shapes, legend=None)
     )
-    return alt.layer(bars, *_error_bars(base, scale, "Test top-1"))
+    layers = [*_error_bars(base, scale, title), dots]
+    for side in (-1, 1):
+        if any(point["beyond"] == side for point in points):
+            words = base.transform_filter(f"datum.beyond == {side}").mark_text(
+                align="left" if side < 0 else "right", dx=-12 * side
+            )
+            layers.append(words.encode(x=x, text=alt.Text("mean:Q", format=form)))
+    if low < 0 < high:
+        zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.6)
+        layers.insert(0, zero.encode(x=alt.X("zero:Q", scale=scale)))
+    return alt.layer(*layers)
 
 
-def paired_top1(points: Points, names: list[str], baseline: str) -> Drawing:
-    """Each row's difference to its baseline in percentage points, paired by seed, with its 95% interval around zero."""
-    base = _by_row(points, names, _tooltip("difference", "+.2f"))
-    scale = alt.Scale(zero=True, nice=True)
-    title = f"Top-1 against {baseline}, points"
-    zero = alt.Chart(alt.InlineData(values=[{"zero": 0}])).mark_rule(strokeDash=[4, 3], opacity=0.6).encode(x="zero:Q")
-    dots = base.mark_circle(size=110, opacity=1).encode(
-        x=alt.X("mean:Q", title=title, scale=scale, axis=alt.Axis(grid=True)),
-        color=_colour(points, names, legend=False),
-    )
-    return alt.layer(zero, *_error_bars(base, scale, title), dots)
+def zoomed(points: Points, whole: tuple[float, float]) -> tuple[float, float]:
+    """The ends of an axis that shows the differences of most rows: those of the values within Tukey's outer fences.
+
+    The fences are at three times the range of the middle half of all means and ends of intervals, so that one row at
+    chance does not press all others together. `whole`: the ends of all possible values.
+    """
+    least = (whole[1] - whole[0]) / 100
+    values = [point[name] for point in points for name in ("mean", "low", "high") if point[name] is not None]
+    first, _, third = quantiles(values * 2, n=4, method="inclusive")
+    reach = 3 * max(third - first, least)
+    near = [value for value in values if first - reach <= value <= third + reach]
+    margin = 0.06 * (max(near) - min(near)) or least
+    return max(whole[0], min(near) - margin), min(whole[1], max(near) + margin)
 
 
 def gamma_by_block(points: Points, names: list[str]) -> Drawing:
@@ -220,11 +246,6 @@ def _error_bars(base: alt.Chart, scale: alt.Scale, title: str) -> list[alt.Chart
     ends = [known.mark_tick(thickness=2, size=9, clip=True).encode(x=f"{end}:Q") for end in ("low", "high")]
     line = known.mark_rule(strokeWidth=2, clip=True).encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q")
     return [line, *ends]
-
-
-def _by_row(points: Points, names: list[str], tooltip: list[alt.Tooltip]) -> alt.Chart:
-    y = alt.Y("row:N", title=None, sort=names, axis=alt.Axis(labelLimit=170, ticks=False))
-    return alt.Chart(_data(points)).encode(y=y, tooltip=tooltip)
 
 
 def _tooltip(value: str, form: str, further: str = "", ends: str = "") -> list[alt.Tooltip]:

@@ -78,8 +78,8 @@ def _p_values(comparison: Comparison) -> list[Column[Row]]:
 
     margin = f"{comparison.margin:g}"
     return [
-        column(0, "p, Δ = 0", "paired_top1_p_holm", "Small: the difference is not chance"),
-        column(1, f"p, |Δ| ≥ {margin}", "paired_top1_tost_p_holm", f"Small: equal within {margin} by the paired seeds"),
+        column(0, "Δ = 0, p", "paired_top1_p_holm", "Small: the difference is not chance"),
+        column(1, f"|Δ| ≥ {margin}, p", "paired_top1_tost_p_holm", f"Small: equal within {margin} by the paired seeds"),
     ]
 
 
@@ -143,6 +143,7 @@ FIRST: list[Column[Row]] = [
         style=lambda row: "bad" if row.troubles else "",
         formats=("markdown", "latex", "page"),
         place=1,
+        rare=True,
     ),
     metric("top-1 %", "test/top1", priority=1),
     Column(
@@ -177,14 +178,14 @@ PUBLISHED: Column[Row] = Column(
     priority=6,
 )
 PUBLISHED_MAPS: Column[Row] = Column(
-    "published maps", _published_maps, style=lambda _: "published", optional=True, priority=13
+    "published maps", _published_maps, style=lambda _: "published", optional=True, priority=13, rare=True
 )
 METRICS: list[Column[Row]] = [
-    metric("top-5 %", "test/top5", formats=WIDE, priority=12, place=4),
-    metric("test loss", "test/loss", "{:.3f}".format, ascending=True, formats=WIDE, priority=11, place=4),
+    metric("top-5 %", "test/top5", formats=WIDE, priority=12, place=4, rare=True),
+    metric("test loss", "test/loss", "{:.3f}".format, ascending=True, formats=WIDE, priority=11, place=4, rare=True),
 ]
 COSTS: list[Column[Row]] = [
-    mean("images/s", "train_images_per_second", rate, priority=9, place=3),
+    mean("images/s", "train_images_per_second", rate, priority=9, place=3, rare=True),
     Column(
         "speed",
         _speed,
@@ -199,7 +200,9 @@ COSTS: list[Column[Row]] = [
     count("FLOPs", "flops_forward", priority=8),
     count("", "macs_forward", formats=()),
     count("", "flops_training", formats=()),
-    mean("training", "seconds", lambda x: duration(x.mean), ascending=True, formats=WIDE, priority=10, place=3),
+    mean(
+        "training", "seconds", lambda x: duration(x.mean), ascending=True, formats=WIDE, priority=10, place=3, rare=True
+    ),
     *(of_config(name) for name in CONFIG_FIELDS if name not in ("model", "attention", "variant")),
 ]
 
@@ -211,7 +214,7 @@ def table(comparison: Comparison) -> Table[Row]:
     """
     headings = {name: TEST_SETS.get(name, name) for name in comparison.test_sets}
     measured = [metric(f"{heading} top-1 %", f"{name}/top1", priority=4) for name, heading in headings.items()]
-    options: dict[str, Any] = {"note": "Of the maps of the model's own attention", "priority": 4}
+    options: dict[str, Any] = {"note": "Of the maps of the model's own attention", "priority": 4, "rare": True}
     measured += [metric(f"{MAP_FIGURES[name]} %", f"attention/{name}", key=name, **options) for name in comparison.maps]
     published = [PUBLISHED, PUBLISHED_MAPS] if comparison.maps else [PUBLISHED]
     readings = [*_p_values(comparison), *map(_after, comparison.readings)]

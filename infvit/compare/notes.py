@@ -21,9 +21,9 @@ PAIRED = (
     "stands alone: of twenty, one misses by chance."
 )
 DECIDED = (
-    "p are corrected by Holm over the {n} differences of this table. p, Δ = 0 is the paired t test's: below 0.05 the "
-    "row differs from its baseline. p, |Δ| ≥ {margin:g} is that of two one-sided t tests: below 0.05 the row equals it "
-    "within {points}. Where neither is below, these seeds do not decide."
+    "Both p are corrected by Holm over the {n} differences of this table. That of Δ = 0 is the paired t test's: below "
+    "0.05 the row differs from its baseline. That of |Δ| ≥ {margin:g} is of two one-sided t tests: below 0.05 the row "
+    "equals its baseline within {points}. Where neither is below, these seeds do not decide."
 )
 SEEDS = (
     "A difference of {points} would need {median} seeds in the median row, from {fewest} ({first}) to {most} ({last}): "

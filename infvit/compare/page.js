@@ -48,6 +48,16 @@ document.addEventListener("click", event => {
   for (const box of all("[data-filter][open]")) if (!box.contains(event.target)) box.open = false;
 });
 
+// Columns that are rarely read are shown on request.
+const rare = document.getElementById("rare");
+rare.hidden = !document.querySelector("#results .rare");
+rare.addEventListener("click", () => {
+  const every = document.getElementById("results").classList.toggle("every");
+  rare.setAttribute("aria-pressed", every);
+  rare.textContent = every ? "Fewer columns" : "All columns";
+  fade();
+});
+
 // The configuration of a row: on hover, on focus, and on a tap.
 const configs = data("configs");
 let shownFor = null;
@@ -94,7 +104,7 @@ function kept(spec, rows) {
 }
 async function draw(plot) {
   const rows = shownRows();
-  const flat = plot.dataset.kind === "bars";
+  const flat = plot.dataset.kind === "rows";
   const narrow = plot.clientWidth < 480;
   plot.style.height = flat ? `${70 + 30 * rows.size}px` : `${320 + 20 * Math.ceil(rows.size / 2)}px`;
   const spec = {...kept(specs[plot.dataset.chart], rows), width: "container", height: "container"};

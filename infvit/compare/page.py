@@ -11,7 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from infvit.compare import notes
-from infvit.compare.charts import COSTS, charts
+from infvit.compare.charts import ACCURACIES, COSTS, charts, zoomed
 from infvit.compare.columns import table
 from infvit.compare.comparison import Comparison, Row
 from infvit.run.result import CONFIG_FIELDS, WITHOUT_NUMBERS, Result
@@ -22,6 +22,7 @@ from infvit.tables.theme import THEMES, specification, vega_embed
 
 ATTENTION_PICTURE = "attention.png"
 """In a run's folder: what its attention weighs the patches of some images with."""
+LONGEST_TITLE = 60
 MOST_INLINED = 2_000_000
 """Characters of pictures within the page: one of 200 rows stays below 5 MB, and further pictures are linked."""
 
@@ -78,16 +79,22 @@ def to_html(comparison: Comparison, page_dir: str | Path = ".") -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """The name, which may be broken after its underscores and equals signs."""
-    return Markup("<wbr>").join(re.split("(?<=[_=])", name))
+    """The name, which may be broken between its words: after marks, and where a class name has its next capital."""
+    return Markup("<wbr>").join(re.split("(?<=[_=.])|(?<=[a-z])(?=[A-Z])", name))
 
 
 def _title(comparison: Comparison) -> str:
+    """The names of the rows where they are short, or else how many there are of what."""
     names = [row.name for row in comparison.rows]
     if not names:
         return "Comparison without a readable run"
-    shown = names if len(names) <= 5 else [*names[:4], f"{len(names) - 4} more"]
-    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+    title = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    if len(title) <= LONGEST_TITLE:
+        return title
+    models, data = ({getattr(row.config, field) for row in comparison.rows} for field in ("model", "data"))
+    what = f"{len(models)} models" if len(models) == len(names) else f"{len(names)} configurations"
+    of = f" of {models.pop()}" if len(models) == 1 else ""
+    return f"{what}{of} on {data.pop() if len(data) == 1 else f'{len(data)} data sets'}"
 
 
 def _counts(comparison: Comparison) -> list[tuple[int, str]]:
@@ -140,12 +147,12 @@ def _pictures(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
 
 
 def _whiskers(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
-    """For each row with a top-1, where low end, mean and high end are on one scale of all rows, in percent."""
-    ends = {}
-    for row in rows:
-        if (mean := row.top1.mean) is not None:
-            low, high = (mean if end is None else end for end in (row.top1.low, row.top1.high))
-            ends[row.name] = (max(0.0, low), mean, min(1.0, high))
-    start = min((low for low, *_ in ends.values()), default=0.0)
-    span = max((high for *_, high in ends.values()), default=0.0) - start or 1.0
-    return {name: tuple(round(100 * (x - start) / span, 2) for x in marks) for name, marks in ends.items()}
+    """For each row with a top-1, where low end, mean and high end are on the zoomed axis of all rows, in percent."""
+    known = {row.name: (mean, row.top1) for row in rows if (mean := row.top1.mean) is not None}
+    points = [{"mean": mean, "low": top1.low, "high": top1.high} for mean, top1 in known.values()]
+    start, end = zoomed(points, ACCURACIES) if points else ACCURACIES
+    places = {}
+    for name, (mean, top1) in known.items():
+        marks = (mean if x is None else x for x in (top1.low, mean, top1.high))
+        places[name] = tuple(round(100 * min(max((x - start) / (end - start), 0.0), 1.0), 2) for x in marks)
+    return places

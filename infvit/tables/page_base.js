@@ -22,6 +22,14 @@ function move(x, y) {
   tip.style.top = `${Math.max(12, Math.min(y + 14, innerHeight - tip.offsetHeight - 12))}px`;
 }
 
+// What scrolls to the right fades out there.
+function fade() {
+  for (const box of all(".scroll")) box.classList.toggle("more", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+}
+for (const box of all(".scroll")) box.addEventListener("scroll", fade, {passive: true});
+addEventListener("resize", fade);
+fade();
+
 // Light and dark: the system's choice until the button is pressed. A browser may refuse to remember it.
 const system = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light");

@@ -39,6 +39,7 @@ class Column(Generic[Row]):
         formats: that print the column; CSV has all that have a `key` or `raw`.
         priority: a terminal without room leaves out the highest first; a column of priority 0 is always printed.
         place: on a page, from left to right; columns of one place are in the order of their declaration.
+        rare: a page shows the column only on request.
     """
 
     heading: str
@@ -55,6 +56,7 @@ class Column(Generic[Row]):
     formats: tuple[Format, ...] = ("text", "markdown", "latex", "page")
     priority: int = 0
     place: int = 0
+    rare: bool = False
 
     def cell(self, row: Row) -> str:
         """The value as printed."""

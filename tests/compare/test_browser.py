@@ -37,6 +37,7 @@ DIGITS, MINE = "vit (recipe=digits)", "vit (recipe=mine)"
 
 def test_a_click_on_a_heading_sorts_and_another_turns_the_order(opened):
     assert names(opened) == ["infvit", DIGITS, "linear_infvit", MINE, EVIL]
+    opened.click("#rare")
     heading = opened.locator("#results th", has_text="Test loss")
     heading.click()
     assert names(opened) == ["infvit", DIGITS, "linear_infvit", MINE, EVIL]
@@ -133,6 +134,22 @@ def test_a_phone_scrolls_no_wider_than_itself_and_a_tap_shows_the_configuration(
     assert box is not None
     assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
     context.close()
+
+
+def test_the_table_fits_and_rare_columns_are_behind_a_switch(browser, page_file):
+    with opened_page(browser, page_file, viewport={"width": 1440, "height": 900}) as page:
+        room = "document.querySelector('.scroll').scrollWidth - document.querySelector('.scroll').clientWidth"
+        loss = page.locator("#results th", has_text="Test loss")
+        assert page.evaluate(room) == 0
+        assert not loss.is_visible()
+        page.click("#rare")
+        assert loss.is_visible()
+        page.set_viewport_size({"width": 800, "height": 900})
+        assert page.evaluate(room) > 0
+        # What scrolls fades out at its right edge, until it has been scrolled there.
+        page.wait_for_selector(".scroll.more #results")
+        page.evaluate("document.querySelector('.scroll').scrollLeft = 9999")
+        page.wait_for_selector(".scroll:not(.more) #results")
 
 
 def test_a_name_that_is_a_script_is_shown_and_not_run(opened):

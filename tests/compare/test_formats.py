@@ -196,7 +196,7 @@ def test_the_command_prints_the_table_and_the_files(make_result, make_sweep, tmp
     out = capsys.readouterr().out
     assert "87.50 ± 0.00" in out
     heading = (tmp_path / "out" / "comparison.md").read_text().split("| model |")[1].splitlines()[0]
-    assert all(words in heading for words in (r"p, \|Δ\| ≥ 0.5", "after 3 ep. %", "after 4 ep. %"))
+    assert all(words in heading for words in (r"\|Δ\| ≥ 0.5, p", "after 3 ep. %", "after 4 ep. %"))
     for name in ("comparison.html", "comparison.md", "comparison.csv", "curves.png", "accuracy_vs_flops.png"):
         assert str(tmp_path / "out" / name) in out
         assert (tmp_path / "out" / name).stat().st_size

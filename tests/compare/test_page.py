@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import html
 import io
+import json
 import re
 
 import pytest
@@ -77,13 +78,17 @@ def points(comparison: Comparison, chart: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_two_hundred_long_runs_stay_under_five_megabytes(make_result):
-    results = [make_result(f"model_{i}", seed, 0.5 + i / 200, epochs=300) for i in range(40) for seed in range(5)]
+def test_two_hundred_long_runs_stay_under_five_megabytes_with_a_short_title(make_result):
+    long = {"epochs": 300, "attention": "mine.DifferentialAttention"}
+    results = [make_result(f"model_{i}", seed, 0.5 + i / 200, **long) for i in range(40) for seed in range(5)]
     comparison = Comparison.from_results(results)
     drawn = points(comparison, "val_top1")
     assert len(drawn) <= MOST_POINTS
     assert {point["epoch"] for point in drawn} >= {"299"}
-    assert len(to_html(comparison).encode()) < 5_000_000
+    page = to_html(comparison)
+    assert len(page.encode()) < 5_000_000
+    assert "<h1>40 models on digits</h1>" in page
+    assert "mine.<wbr>Differential<wbr>Attention" in page
 
 
 def test_a_row_has_the_attention_picture_of_its_first_seed(make_result, make_sweep):
@@ -112,16 +117,37 @@ def test_pictures_of_two_hundred_rows_leave_the_page_below_five_megabytes(make_r
     assert 30 < page.count("<img ") < 60
 
 
-def test_bars_and_differences_are_the_tables_numbers(make_result):
+def test_points_and_differences_are_the_tables_numbers(make_result):
     tops = {"vit": (0.5, 0.7), "infvit": (0.6, 0.9)}
     comparison = Comparison.from_results(make_result(m, s, x) for m, xs in tops.items() for s, x in enumerate(xs))
-    bars = {point["row"]: point for point in points(comparison, "accuracy")}
-    assert float(bars["vit"]["mean"]) == 0.6
+    drawn = {point["row"]: point for point in points(comparison, "accuracy")}
+    assert float(drawn["vit"]["mean"]) == 0.6
     half_width = 12.706204736 * 0.1  # t(1) * 0.1 * sqrt(2) / sqrt(2)
-    assert float(bars["vit"]["low"]) == pytest.approx(0.6 - half_width, rel=1e-4)
+    assert float(drawn["vit"]["low"]) == pytest.approx(0.6 - half_width, rel=1e-4)
     (difference,) = points(comparison, "paired")
     assert (difference["row"], float(difference["mean"])) == ("infvit", 15.0)
     assert float(difference["high"]) == pytest.approx(15 + 12.706204736 * 5, rel=1e-4)
+
+
+def test_a_row_far_below_does_not_press_the_others_together_and_stands_at_the_edge(make_result):
+    tops = {"vit": 0.95, "infvit": 0.96, "linear_infvit": 0.955, "relu": 0.965, "none": 0.1}
+    comparison = Comparison.from_results(make_result(model, top1=top1) for model, top1 in tops.items())
+    drawn = {point["row"]: point for point in points(comparison, "accuracy")}
+    assert {name: point["beyond"] for name, point in drawn.items()} == dict.fromkeys(tops, "0") | {"none": "-1"}
+    low = float(drawn["none"]["at"])
+    assert 0.94 < low < 0.95
+    assert float(drawn["none"]["mean"]) == 0.1
+    text = json.dumps(specification(charts(comparison)["accuracy"]))
+    assert f'"domain": [{low}, ' in text
+
+
+def test_a_title_names_few_rows_and_counts_many(make_result):
+    titles = {
+        "vit": [make_result("vit")],
+        "3 configurations of vit on digits": [make_result(variant=f"model.attention.an_option={i}") for i in range(3)],
+    }
+    for title, results in titles.items():
+        assert f"<h1>{title}</h1>" in to_html(Comparison.from_results(results))
 
 
 def test_gamma_is_each_blocks_last_over_seeds_and_absent_where_nothing_has_one(make_result):

@@ -191,10 +191,18 @@ def test_names_that_are_scripts_are_shown_and_not_run(opened, page_file):
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_does_not_scroll_sideways_and_a_tap_shows_the_token(browser, page_file, scheme):
+def test_a_phone_shows_every_model_without_scrolling_sideways_and_a_tap_shows_the_token(
+    browser, networks, page_file, scheme
+):
     phone = {"viewport": {"width": 400, "height": 840}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
     with opened_page(browser, page_file, **phone) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 400
+        # Every map of every model is within the width of the page, under the model's name.
+        right = page.eval_on_selector_all(".map", "maps => maps.map(m => m.getBoundingClientRect().right)")
+        assert len(right) == 2 * sum(map(len, columns(networks, SHOWN).values()))
+        assert max(right) <= 400
+        names = page.eval_on_selector_all("td", "all => all.map(td => getComputedStyle(td, '::before').content)")
+        assert all(any(words.startswith(f'"{name}: ') for words in names) for name in (PURE, LINEAR))
         light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 249)"
         assert light == (scheme == "light")
         first = the_map(page, 0, 0, 0)
