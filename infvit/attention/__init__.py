@@ -21,6 +21,7 @@ from infvit.attention.layer import Attention as Attention
 from infvit.attention.layer import DiscountedAttention as DiscountedAttention
 from infvit.attention.linear import LinearInfSA as LinearInfSA
 from infvit.attention.linformer import LinformerAttention as LinformerAttention
+from infvit.attention.mamba2 import BidirectionalMamba2 as BidirectionalMamba2
 from infvit.attention.mila import MILAttention as MILAttention
 from infvit.attention.none import NoAttention as NoAttention
 from infvit.attention.nystrom import NystromAttention as NystromAttention

@@ -18,6 +18,14 @@ def derived_seed() -> int:
 
 def independent_normal(*shape: int, std: float) -> Tensor:
     """Normal numbers with mean 0 on the default device, drawn on the CPU and therefore equal on every device."""
-    generator = torch.Generator().manual_seed(derived_seed())
-    drawn = torch.randn(*shape, generator=generator, device="cpu") * std
-    return drawn.to(torch.get_default_device())
+    return (torch.randn(*shape, generator=_generator(), device="cpu") * std).to(torch.get_default_device())
+
+
+def independent_uniform(*shape: int, low: float, high: float) -> Tensor:
+    """Uniform numbers, drawn as `independent_normal`."""
+    drawn = torch.rand(*shape, generator=_generator(), device="cpu")
+    return (low + (high - low) * drawn).to(torch.get_default_device())
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed())

@@ -219,6 +219,30 @@ def differential(layer, x: Tensor) -> Tensor:
     return torch.stack(images)
 
 
+def mamba2(layer, x: Tensor) -> Tensor:
+    """The recurrence, token by token, there and back."""
+    H, rate = layer.num_heads, layer.log_rate.exp()
+    images = []
+    for image in x:
+        delta = torch.log1p(torch.exp(image @ layer.delta_weight.T + layer.delta_bias))
+        there = range(len(image))
+        outputs = []
+        for h, (Q, K, V) in enumerate(zip(*heads(layer, image), strict=True)):
+            Q, K, V = _silu(Q), _silu(K), _silu(V)
+            O = list(layer.skip[h] * V)  # noqa: E741
+            for at, order in ((h, there), (H + h, reversed(there))):
+                state = torch.zeros(layer.head_dim, layer.head_dim, dtype=x.dtype)
+                for i in order:
+                    state = torch.exp(-rate[at] * delta[i, at]) * state + delta[i, at] * torch.outer(K[i], V[i])
+                    O[i] = O[i] + Q[i] @ state
+            outputs.append(torch.stack(O))
+        gate = _silu(image @ layer.gate_weight.T + layer.gate_bias)
+        O = gate * torch.cat(outputs, dim=1)  # noqa: E741
+        O = O / torch.sqrt((O**2).mean(dim=1, keepdim=True) + 1e-5) * layer.norm_weight  # noqa: E741
+        images.append(O @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(images)
+
+
 def mila(layer, x: Tensor) -> Tensor:
     images = []
     Wq, Wk, Wv = layer.qkv.weight.chunk(3)
@@ -245,4 +269,4 @@ def none(layer, x: Tensor) -> Tensor:
 
 
 TWINS |= {"hydra": hydra, "xca": xca, "taylorshift": taylorshift, "differential": differential}
-TWINS |= {"mila": mila, "none": none}
+TWINS |= {"mila": mila, "mamba2": mamba2, "none": none}

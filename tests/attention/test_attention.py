@@ -290,6 +290,7 @@ def test_bad_input_is_named(name):
         ("polaformer", {"power": 0}, "power=0"),
         ("differential", {"lambda_init": 1}, "lambda_init=1"),
         ("differential", {"num_heads": 32}, "num_heads=32 makes heads of 1 of dim=32 channels.*cannot halve"),
+        ("mamba2", {"chunk": 0}, "chunk=0"),
         ("nystrom", {"landmarks": 0}, "landmarks=0"),
         ("nystrom", {"kernel_size": 2}, "kernel_size=2.*odd"),
         ("performer", {"num_features": 0}, "num_features=0"),

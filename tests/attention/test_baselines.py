@@ -9,9 +9,11 @@ from timm.models.efficientvit_mit import LiteMLA
 from timm.models.xcit import XCA
 from torch.nn import functional as F
 from transformers import NystromformerConfig
+from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 from infvit.attention import (
+    BidirectionalMamba2,
     CrossCovarianceAttention,
     FocusedLinearAttention,
     LinformerAttention,
@@ -22,6 +24,7 @@ from infvit.attention import (
     RALAttention,
     ReLULinearAttention,
 )
+from infvit.attention.mamba2 import scan
 from infvit.errors import UsageError
 from infvit.vit import VisionTransformer
 from tests.attention.naive_baselines import TWINS
@@ -186,6 +189,26 @@ def test_performer_redrawn_between_two_passes_has_the_gradients_of_each():
     assert not torch.equal(layer.projection, before)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 13])
+def test_mamba2_in_chunks_is_the_recurrence_also_around_padding(chunk):
+    layer, x = layer_and_input("mamba2", chunk=chunk)
+    x.requires_grad_()
+    assert_equal(layer(x), TWINS["mamba2"](layer, x), layer, x)
+    kept = torch.tensor([0, 1, 3, 4, 8, 11])
+    padding = torch.ones(2, 13, dtype=torch.bool).index_fill(1, kept, value=False)
+    assert (layer(x, padding)[:, kept] - TWINS["mamba2"](layer, x[:, kept])).abs().max() <= 1e-10
+
+
+def test_each_scan_of_mamba2_is_that_of_transformers():
+    torch.manual_seed(0)
+    Q, K, V = torch.randn(3, 2, 20, 4, 8)
+    delta, rate = torch.rand(2, 20, 4), torch.rand(4) + 0.5
+    expected = mamba2_chunk_scan(V, delta, -rate, K, Q, chunk_size=6)
+    Q, K, V, delta = (t.transpose(1, 2) for t in (Q, K, V, delta))
+    found = scan(Q, K, V, delta, -delta * rate[:, None], chunk=7)
+    assert (found.transpose(1, 2) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 def test_layers_of_one_seed_draw_alike_and_layers_of_one_model_apart():
     first, second = layer_and_input("performer")[0], layer_and_input("performer")[0]
     assert torch.equal(first.projection, second.projection)
@@ -248,7 +271,7 @@ def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
-@pytest.mark.parametrize("operator", [MILAttention, PolaFormerAttention, RALAttention])
+@pytest.mark.parametrize("operator", [BidirectionalMamba2, MILAttention, PolaFormerAttention, RALAttention])
 def test_a_gate_leaves_the_seeds_alone_and_is_drawn_from_them(operator):
     states = []
     for kind, seed in ((operator, 0), (ReLULinearAttention, 0), (operator, 1)):
