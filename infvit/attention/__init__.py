@@ -36,6 +36,7 @@ from infvit.attention.relu import ReLUAttention as ReLUAttention
 from infvit.attention.relu_linear import ReLULinearAttention as ReLULinearAttention
 from infvit.attention.softmax import SoftmaxAttention as SoftmaxAttention
 from infvit.attention.softmax import UnfusedSoftmaxAttention as UnfusedSoftmaxAttention
+from infvit.attention.spectral import SpectralInfSA as SpectralInfSA
 from infvit.attention.taylorshift import TaylorShiftAttention as TaylorShiftAttention
 from infvit.attention.xca import CrossCovarianceAttention as CrossCovarianceAttention
 

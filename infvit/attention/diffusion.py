@@ -257,28 +257,41 @@ def _backward_flops(*arguments: Any, **_: Any) -> float:
     return 2 * B * N * D * (6 * D + N * (2 * (hops - 1) + 4 + hops))
 
 
-def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None, iterations: int = 20) -> Tensor:
-    """An upper bound on gamma ‖Ahat‖₂: (B, N, 3, H, d) → (B, H); no gradient.
-
-    `gamma` and `hidden` as in `diffuse`.
-
-    S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
-    (Collatz and Wielandt); power iteration tightens the bound. ‖A‖_F is a bound too.
-    """
+def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """An upper bound on gamma ‖Ahat‖₂: (B, N, 3, H, d) → (B, H); no gradient. `gamma`, `hidden` as in `diffuse`."""
     B, _, _, H, _ = qkv.shape
     bound = qkv.new_empty(B, H, dtype=precision(qkv))
     with torch.no_grad(), without_autocast(qkv):
         for heads in _each(qkv, gamma, hidden):
             graph = heads.graph
             v = heads.V.new_ones(*heads.V.shape[:2], 1, dtype=graph.precise)
-            Av, norm = graph.product_and_norm(v)
-            smallest = norm.square()
-            for _ in range(iterations):
-                Sv = graph.transposed_product(Av)
-                largest = Sv.amax(-2, keepdim=True)
-                smallest = torch.minimum(smallest, (Sv / v).amax(-2, keepdim=True))
-                # Half of v stays, so that every entry stays positive.
-                v = Sv / torch.where(largest == 0, 1, largest) + v / 2
-                Av = graph.product(v)
-            bound[heads.at[0], heads.at[1]] = (heads.scale(norm) * smallest.sqrt())[:, 0, 0]
+            norm = graph.product_and_norm(v)[1]
+            square = collatz_wielandt(graph.product, graph.transposed_product, v, norm.square())
+            bound[heads.at[0], heads.at[1]] = (heads.scale(norm) * square.sqrt())[:, 0, 0]
+    return bound
+
+
+def collatz_wielandt(
+    product: Callable[[Tensor], Tensor],
+    transposed_product: Callable[[Tensor], Tensor],
+    v: Tensor,
+    bound: Tensor,
+    iterations: int = 20,
+) -> Tensor:
+    """An upper bound on ‖A‖₂² of a nonnegative A, (..., 1, 1).
+
+    S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
+    (Collatz and Wielandt); power iteration tightens the bound.
+
+    Args:
+        product, transposed_product: A v and Aᵀ u, (..., N, 1) → (..., N, 1).
+        v: a positive start.
+        bound: another bound, ‖A‖_F², (..., 1, 1).
+    """
+    for _ in range(iterations):
+        Sv = transposed_product(product(v))
+        largest = Sv.amax(-2, keepdim=True)
+        bound = torch.minimum(bound, (Sv / v).amax(-2, keepdim=True))
+        # Half of v stays, so that every entry stays positive.
+        v = Sv / torch.where(largest == 0, 1, largest) + v / 2
     return bound

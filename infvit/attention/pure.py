@@ -76,12 +76,6 @@ class PureInfSA(SeriesAttention):
         qkv = precise(self._qkv(x, masks))
         return spectral_bound(qkv, self.gamma, masks._replace(key_padding_mask=None).hidden(x))
 
-    def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
-        """(B, N, 3, H, d), 0 at padding, which makes its rows and columns of A 0."""
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
-        padding = masks.key_padding_mask
-        return qkv if padding is None else qkv.masked_fill(padding[..., None, None, None], 0)
-
     def _tiled(self, x: Tensor, masks: Masks) -> Tensor:
         """(B, N, D) → (B, N, H, d)."""
         hops = INFINITE if self.hops == math.inf else int(self.hops)

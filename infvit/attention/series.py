@@ -71,3 +71,9 @@ class SeriesAttention(DiscountedAttention):
     def _gain(self, x: Tensor, masks: Masks) -> Tensor:
         """An upper bound on gamma ‖Ahat‖₂: (B, N, D) → (B, H)."""
         raise NotImplementedError
+
+    def _qkv(self, x: Tensor, masks: Masks) -> Tensor:
+        """(B, N, 3, H, d), 0 at padding, which makes its rows and columns of A 0."""
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        padding = masks.key_padding_mask
+        return qkv if padding is None else qkv.masked_fill(padding[..., None, None, None], 0)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from infvit.attention import Attention, DiscountedAttention, KernelInfSA, PureInfSA
+from infvit.attention import Attention, DiscountedAttention, KernelInfSA, PureInfSA, SpectralInfSA
 
 EPS = 1e-6
 
@@ -46,6 +46,33 @@ def pure(layer: PureInfSA, x: Tensor, attn_mask: Tensor | None = None) -> Tensor
                 outputs.append(sum(torch.linalg.matrix_power(M, t) @ V[h] for t in range(1, int(layer.hops) + 1)))
         images.append(torch.cat(outputs, dim=-1) @ layer.proj.weight.T + layer.proj.bias)
     return torch.stack(images)
+
+
+def spectral(layer: SpectralInfSA, x: Tensor) -> Tensor:
+    """As `pure`, over a graph of another norm and with a temperature."""
+
+    def head(gamma: Tensor, tau: Tensor):
+        def apply(Q: Tensor, K: Tensor, V: Tensor) -> Tensor:
+            A, eye = torch.relu(Q @ K.T / Q.shape[-1]) ** (1 / tau), torch.eye(len(Q), dtype=Q.dtype)
+            M = gamma * A / spectral_norm(A)
+            if layer.hops == math.inf:
+                return (torch.linalg.inv(eye - M) - eye) @ V
+            return sum(torch.linalg.matrix_power(M, t) @ V for t in range(1, int(layer.hops) + 1))
+
+        return apply
+
+    parameters = zip(torch.sigmoid(layer.gamma_logit), torch.sigmoid(layer.temperature_logit), strict=True)
+    return _each_image(layer, x, [head(*pair) for pair in parameters])
+
+
+def spectral_norm(A: Tensor) -> Tensor:
+    """The least of ‖A‖_F and of the bounds of Collatz and Wielandt; 1 for A = 0."""
+    S = A.T @ A
+    v, squares = torch.ones(len(A), dtype=A.dtype), [S.trace()]
+    for _ in range(20):
+        squares.append((S @ v / v).max())
+        v = S @ v / (S @ v).max() + v / 2 if A.any() else v
+    return min(squares).sqrt() if A.any() else torch.ones((), dtype=A.dtype)
 
 
 def kernel_affinities(layer: KernelInfSA, Q: Tensor, K: Tensor) -> Tensor:
@@ -121,4 +148,5 @@ TWINS = {
     "infsa": pure,
     "linear_infsa": linear,
     "kernel_infsa": kernel,
+    "spectral_infsa": spectral,
 }
