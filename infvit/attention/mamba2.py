@@ -61,8 +61,8 @@ class BidirectionalMamba2(GatedAttention):
         with without_autocast(x):
             delta, decay = self._steps(x, masks)
             dropped = drop_tokens(precise(V), self.attn_drop)
-            both = (torch.stack((t, t.flip(-2))) for t in (precise(Q), precise(K), dropped))
-            there, back = scan(*both, delta, decay, self.chunk)
+            Q2, K2, V2 = (torch.stack((t, t.flip(-2))) for t in (precise(Q), precise(K), dropped))
+            there, back = scan(Q2, K2, V2, delta, decay, self.chunk)
             O = there + back.flip(-2) + self.skip[:, None, None] * dropped  # noqa: E741
             return O[:, :, :first].to(V.dtype)
 
