@@ -35,13 +35,14 @@ def published(config: Result) -> Published | None:
     """
     if any(word.lstrip("+").partition("=")[0] not in SIZES for word in config.variant.split()):
         return None
-    for entry in _entries():
+    for entry in entries():
         if all(getattr(config, name) == value for name, value in entry["of"].items()):
             return Published(entry["source"], **entry["numbers"])
     return None
 
 
 @cache
-def _entries() -> list[dict[str, Any]]:
+def entries() -> list[dict[str, Any]]:
+    """The published rows as the file has them: `of`, `numbers` and `source`."""
     content: list[dict[str, Any]] = yaml.safe_load(PUBLISHED_FILE.read_text(encoding="utf-8"))
     return content
