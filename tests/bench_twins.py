@@ -1,5 +1,5 @@
-"""Linear-InfSA against its formulas as written and both softmaxes, a layer and a whole model, and against itself in
-bfloat16, in one run.
+"""Linear-InfSA against its formulas as written, both softmaxes and the attentions of others, a layer and a whole model,
+and against itself in bfloat16, in one run.
 
     python -m tests.bench_twins [--side 1024] [--rounds 7]
 
@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infvit.attention import KernelInfSA, LinearInfSA, PureInfSA, SoftmaxAttention, UnfusedSoftmaxAttention
+from infvit.attention import (
+    ATTENTIONS,
+    KernelInfSA,
+    LinearInfSA,
+    PureInfSA,
+    SoftmaxAttention,
+    SpectralInfSA,
+    UnfusedSoftmaxAttention,
+)
 from infvit.attention.layer import EPS
 from infvit.measure.efficiency import timing
 from infvit.vit import VisionTransformer
@@ -56,6 +64,13 @@ LAYERS = {
     "infsa": PureInfSA,
 }
 
+OTHERS = {
+    **{name: LAYERS[name] for name in ("linear_infsa", "softmax fused")},
+    **{name: ATTENTIONS[name] for name in ("agent", "inline", "polaformer", "rala", "mila", "taylorshift")},
+    **{name: ATTENTIONS[name] for name in ("differential", "mamba2")},
+    "spectral_infsa, one hop": partial(SpectralInfSA, hops=1),  # all hops: a system of N equations a head
+}
+
 
 def race(contestants: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of one forward pass of each, per round."""
@@ -87,6 +102,11 @@ def main() -> None:
     difference = (layers["linear_infsa"](x) - layers["linear_infsa as written"](x)).abs().max()
     report(f"layer, {tokens:,} tokens, D 1024, H 16", race(layers, x, arguments.rounds))
     print(f"largest difference to the formulas as written: {difference:.1e}")
+
+    for tokens in (1024, 4096):
+        others = {name: make(1024, num_heads=16).eval() for name, make in OTHERS.items()}
+        seconds = race(others, torch.randn(1, tokens, 1024), arguments.rounds)
+        report(f"attentions of others, layer, {tokens:,} tokens, D 1024, H 16", seconds)
 
     models = {
         name: VisionTransformer(make, img_size=arguments.side).eval()

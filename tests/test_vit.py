@@ -108,6 +108,27 @@ def test_the_last_layer_costs_no_more_than_its_class_token_needs(name):
         assert got.flops_forward == cost(softmax, 32).flops_forward
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("agent", 0),
+        ("inline", 0),
+        ("infsa", 4),
+        ("spectral_infsa", 4 + 4),
+        ("taylorshift", 4),
+        ("differential", 4 * 4 + 8),
+        ("rala", 32 * 33),
+        ("mila", 32 * 33),
+        ("polaformer", 32 * 33 + 32),
+        ("mamba2", 32 * 33 + 8 * 32 + 8 + 8 + 4 + 32),
+    ],
+)
+def test_parameters_beyond_q_k_v_o_are_counted(name, more):
+    """Gates, exponents, temperatures, norms, steps; of heads of 8 channels, in each of 2 blocks."""
+    plain, other = (cost(VisionTransformer(ATTENTIONS[each], **SMALL), 16).parameters for each in ("softmax", name))
+    assert other == plain + 2 * more
+
+
 def test_infinite_hops_cost_a_linear_system_and_are_unknown_if_iterated(monkeypatch):
     N, D, H = 16, 32, 4
     options = {**SMALL, "depth": 1, "class_token": False}

@@ -19,8 +19,8 @@ class AgentAttention(Attention):
     window. Any other number is refused, and so is padding. Without `grid` they are the means of m segments of the
     sequence, as in NystromAttention; padding is in no segment. With fewer tokens than agents each is one.
 
-    Left out are the paper's learned position biases in both softmaxes and its depthwise convolution of V. `attn_drop`
-    drops whole tokens.
+    Left out are the paper's learned position biases in both softmaxes and its 3 × 3 depthwise convolution of V.
+    `attn_drop` drops whole tokens.
 
     Args:
         agents: m; 49 in the paper's DeiT.

@@ -20,8 +20,8 @@ class PolaFormerAttention(GatedAttention):
 
     p = 1 + power · sigmoid(w) with w (`exponent`, (H, d)) learned per channel, initially 0. V⁺ are the first ⌈d/2⌉
     channels of a head, V⁻ the others. The gate G, linear in the token, is the paper's pair of coefficients. Left out
-    are its depthwise convolution of V and, of its published code, the position embedding of K and the learned scale
-    of the channels of Q and K. `attn_drop` drops whole tokens.
+    are its 5 × 5 depthwise convolution of V, added before the gate, and, of its published code, the position embedding
+    of K and the learned scale of the channels of Q and K. `attn_drop` drops whole tokens.
 
     Args:
         power: α; exponents are between 1 and 1 + α; 4 in the published code, which starts at 3.

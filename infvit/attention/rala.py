@@ -16,8 +16,9 @@ class RALAttention(GatedAttention):
     state. The gate G is the paper's modulation of the output, linear in the token. As in the published code, the
     denominator has α too.
 
-    Left out are the rotary position embedding of phi(Q) and phi(K) in the numerator and the depthwise convolution of V
-    that the published code has around it. `attn_drop` drops whole tokens. Padding does not count in N, α and q.
+    Left out of the published block are the rotary position embedding of phi(Q) and phi(K) in the numerator, the 5 × 5
+    depthwise convolution of V that is added before the gate, and those of the tokens before attention and in the MLP;
+    its last stages are softmax attention. `attn_drop` drops whole tokens. Padding does not count in N, α and q.
     """
 
     name, paper = "rala", "arXiv:2411.07635"
