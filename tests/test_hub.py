@@ -29,6 +29,7 @@ def with_options():
 MODELS = {name: functools.partial(VisionTransformer, attention, **SMALL) for name, attention in ATTENTIONS.items()}
 MODELS |= {
     "options and another head": with_options,
+    "locality": functools.partial(VisionTransformer, functools.partial(LinearInfSA, locality=3), **SMALL),
     "timm": lambda: timm.create_model("linear_infvit_4l_patch16_224", img_size=16, dim=32, num_heads=2, depth=1),
 }
 
@@ -90,6 +91,7 @@ class SideBySide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(attention(32, 4) for attention in ATTENTIONS.values())
+        self.layers.append(LinearInfSA(32, 4, locality=3))
 
     def forward(self, images):
         x = images.flatten(2).mT

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infvit.attention.layer import Attention, Masks, without_autocast
-from infvit.attention.tokens import drop_tokens, masked_softmax, precise, segment_means, square_side
+from infvit.attention.locality import square_side
+from infvit.attention.tokens import drop_tokens, masked_softmax, precise, segment_means
 from infvit.errors import UsageError, expect
 
 
@@ -19,7 +20,7 @@ class AgentAttention(Attention):
     window. Any other number is refused, and so is padding. Without `grid` they are the means of m segments of the
     sequence, as in NystromAttention; padding is in no segment. With fewer tokens than agents each is one.
 
-    Left out are the paper's learned position biases in both softmaxes and its 3 × 3 depthwise convolution of V.
+    Left out are the paper's learned position biases in both softmaxes; its depthwise convolution of V is `locality=3`.
     `attn_drop` drops whole tokens.
 
     Args:
@@ -39,12 +40,11 @@ class AgentAttention(Attention):
         expect(fits, f"agents={agents}, grid={grid}", "at least 1, and a square number with grid=True")
         self.agents, self.grid = agents, grid
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         Q, K, V = self.heads(x)
         with without_autocast(x):
             to_tokens, to_agents = self._kernels(Q, K, masks, first)
-            O = (to_tokens @ (to_agents @ drop_tokens(precise(V), self.attn_drop))).to(V.dtype)  # noqa: E741
-        return self.merge_heads(O)
+            return (to_tokens @ (to_agents @ drop_tokens(precise(V), self.attn_drop))).to(V.dtype), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """softmax(Q Aᵀ / √d) softmax(A Kᵀ / √d), (B, H, N, N), rows sum to 1."""

@@ -22,8 +22,8 @@ class GatedAttention(Attention):
         self.gate_weight = nn.Parameter(independent_normal(dim, dim, std=0.02))
         self.gate_bias = nn.Parameter(torch.zeros(dim))
 
-    def mix(self, x: Tensor, masks: Masks, first: int | None) -> Tensor:
-        """Σ_j w_ij V_j of the `first` tokens or of all, (B, H, n, d), in the dtype of V."""
+    def mix(self, x: Tensor, masks: Masks, first: int | None) -> tuple[Tensor, Tensor]:
+        """Σ_j w_ij V_j of the `first` tokens or of all, (B, H, n, d), in the dtype of V, and V of all."""
         raise NotImplementedError
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
@@ -39,8 +39,9 @@ class GatedAttention(Attention):
         """(B, D, N, N), (B, H, N, d) → (B, H, N, d)."""
         return (W.unflatten(1, (self.num_heads, -1)) @ V.mT.unsqueeze(-1)).squeeze(-1).mT
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
-        return self.merge_heads(self._gate(x[:, :first]) * self.mix(x, masks, first))
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
+        mixed, V = self.mix(x, masks, first)
+        return self._gate(x[:, :first]) * mixed, V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         gate = self._gate(x).mT.unsqueeze(-1)

@@ -93,7 +93,7 @@ class KernelInfSA(SeriesAttention):
     def output(self, x: Tensor, totals: Totals) -> Tensor:
         """The output of some tokens, (B, n, D), from the products over all."""
         (Q,) = self.project(x, Q_ALONE)
-        return self._from_state(self._phi(Q), self._state(Products(*totals[0].unbind(2))), Q.dtype)
+        return self.merge_heads(self._from_state(self._phi(Q), self._state(Products(*totals[0].unbind(2))), Q.dtype))
 
     def scores(self, x: Tensor, totals: Totals) -> Tensor:
         """The left Perron vector of Ahat at these tokens, up to a factor: phi(K) z with Mᵀ z = lambda z."""
@@ -107,11 +107,11 @@ class KernelInfSA(SeriesAttention):
         with without_autocast(x):
             return (fq / self._normaliser(_products(fq, fk, V))).to(fq.dtype), fk
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         fq, fk, V = self._projected(x, masks)
         with without_autocast(x):
             state = self._state(_products(fq, fk, drop_tokens(V, self.attn_drop)))
-        return self._from_state(fq[:, :, :first], state, V.dtype)
+        return self._from_state(fq[:, :, :first], state, V.dtype), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma."""
@@ -154,8 +154,7 @@ class KernelInfSA(SeriesAttention):
 
     def _from_state(self, fq: Tensor, state: Tensor, dtype: torch.dtype) -> Tensor:
         with without_autocast(fq):
-            O = (fq @ state.to(fq.dtype)).to(dtype)  # noqa: E741
-        return self.merge_heads(O)
+            return (fq @ state.to(fq.dtype)).to(dtype)
 
 
 def _products(fq: Tensor, fk: Tensor, V: Tensor) -> Products:

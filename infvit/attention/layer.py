@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from infvit.attention.locality import DepthwiseConv
 from infvit.attention.registry import register
 from infvit.errors import UsageError, expect
 
@@ -64,7 +65,8 @@ class Attention(nn.Module):
     """Base of the operators: (B, N, D) → (B, N, D), parameters packed as timm's (`qkv`, `proj`).
 
     An operator implements `_forward` and, unless it weighs nothing, `_weights`; its facts are members of its class. A
-    class with a `name` of its own is listed in `ATTENTIONS`.
+    class with a `name` of its own is listed in `ATTENTIONS`. `locality` makes proj(O + conv V) of proj(O) in each
+    of them, so that a comparison can tell an operator from the convolution that its paper has beside it.
 
     Args:
         dim: token width D.
@@ -72,6 +74,8 @@ class Attention(nn.Module):
         qkv_bias: whether the q, k, v projections have a bias.
         attn_drop: dropout probability of the weights that the operator gives to tokens.
         proj_drop: dropout probability of the output.
+        locality: odd side of the convolution over the square grid of patches (`DepthwiseConv`), 0 for none. It takes no
+            mask but `key_padding_mask`, because it would pass on what others hide.
 
     Attributes:
         name: in `ATTENTIONS`, on the command line and in tables.
@@ -104,7 +108,13 @@ class Attention(nn.Module):
             register(cls.name, cls)
 
     def __init__(
-        self, dim: int, num_heads: int = 8, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        locality: int = 0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
@@ -115,6 +125,7 @@ class Attention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.locality = DepthwiseConv(dim, locality) if locality else None
 
     def forward(
         self,
@@ -139,7 +150,11 @@ class Attention(nn.Module):
             UsageError: if the operator does not support a given mask.
         """
         masks = Masks(key_padding_mask, attn_mask, is_causal)
-        return self._forward(self._checked(x, masks), masks)
+        x = self._checked(x, masks)
+        O, V = self._forward(x, masks)  # noqa: E741 (the paper's letter)
+        if self.locality is not None:
+            O = O + self.locality(self.project(x, V_ALONE)[0] if V is None else V, key_padding_mask)  # noqa: E741
+        return self.merge_heads(O).expand_as(x)
 
     def weights(self, x: Tensor, **masks: Any) -> Tensor:
         """The weights of the tokens, of the shape that `weighs` names: (B, N, D) → (B, H, N, N) or (B, H, N).
@@ -154,7 +169,10 @@ class Attention(nn.Module):
 
         The head of a model with a class token reads nothing else from the last layer.
         """
-        return self._forward(self._checked(x, Masks()), Masks(), first=1)
+        x = self._checked(x, Masks())
+        if self.locality is not None and not self.locality.prefix(x.shape[1]):
+            return self.forward(x)[:, :1]
+        return self.merge_heads(self._forward(x, Masks(), first=1)[0])
 
     @property
     def discounts(self) -> Tensor | None:
@@ -170,8 +188,11 @@ class Attention(nn.Module):
         """O of the heads as a function of `weights` and V: (B, H, N, N) or (B, H, N), (B, H, N, d) → (B, H, N, d)."""
         return W @ V
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
-        """The output of the `first` tokens, None for all; padding is 0 in x, so that NaN in it does not spread."""
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """O of the `first` tokens or, for None, of all, (B, H, n or 1, d), and V of all if it was computed.
+
+        Padding is 0 in x, so that NaN in it does not spread. V is not read where `first` is given.
+        """
         raise NotImplementedError
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
@@ -215,7 +236,7 @@ class Attention(nn.Module):
         return packed.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
 
     def merge_heads(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
-        """Joins the heads and projects: (B, H, N, d) → (B, N, D)."""
+        """Joins the heads and projects: (B, H, n, d) → (B, n, D)."""
         return self.proj_drop(self.proj(O.transpose(1, 2).flatten(2)))
 
     def _checked(self, x: Tensor, masks: Masks) -> Tensor:
@@ -237,6 +258,8 @@ class Attention(nn.Module):
                 continue
             if name not in self.supported_masks:
                 raise UsageError(f"{type(self).__name__} cannot honour {name}: {self.mask_hint}")
+            if self.locality is not None and name != "key_padding_mask":
+                raise UsageError(f"{type(self).__name__} cannot honour {name} with a convolution of V: use locality=0")
             if name in shapes and (
                 mask.dtype != torch.bool or mask.shape not in shapes[name] or mask.device != x.device
             ):

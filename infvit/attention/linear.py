@@ -29,8 +29,8 @@ class LinearInfSA(DiscountedAttention):
         token sums   Σ a~_j, Σ a~_j x_j        a~_j      = relu((u · x_j + qbar · bk) / d)
                                                Σ a_j V_j = Wv Σ a_j x_j + (Σ a_j) bv
 
-    so of the per-token projections only Q is computed, for its norms. The sums of disjoint tokens add: `sums` and
-    `output` run the layer over tokens in pieces or on several ranks (`SummedAttention`).
+    so of the per-token projections only Q is computed, for its norms, and with `locality` V. The sums of disjoint
+    tokens add: `sums` and `output` run the layer over tokens in pieces or on several ranks (`SummedAttention`).
 
     A head whose scores are all ≤ 0 gives exactly 0 and gradient 0.
 
@@ -58,18 +58,18 @@ class LinearInfSA(DiscountedAttention):
         )
         self.chunk = chunk
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
-        """One row per image, expanded over the tokens without a copy."""
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, None]:
+        """One row per image, whatever `first`."""
         padding = masks.key_padding_mask
         if self.training and self.attn_drop.p > 0:
             a = self.attn_drop(self._weights(x, masks))
             with without_autocast(x):
-                row = self._output(a.sum(-1), a @ x.to(a.dtype), x.dtype)
-        elif self.chunk is not None:
-            row = self.output(x, gathered(self, partial(self._sums_in_chunks, x.split(self.chunk, 1), padding)))
+                return self._pooled_values(a.sum(-1), a @ x.to(a.dtype), x.dtype), None
+        if self.chunk is not None:
+            totals = gathered(self, partial(self._sums_in_chunks, x.split(self.chunk, 1), padding))
         else:
-            row = self.output(x, gathered(self, lambda before: self.sums(x, *before, padding=padding)))
-        return row.expand_as(x[:, :first])
+            totals = gathered(self, lambda before: self.sums(x, *before, padding=padding))
+        return self._row(totals, x.dtype), None
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The weight a of each token, (B, H, N), summing to 1 unless the head is off."""
@@ -108,19 +108,22 @@ class LinearInfSA(DiscountedAttention):
 
     def output(self, x: Tensor, totals: Totals) -> Tensor:
         """The output of every token, (B, 1, D), in the dtype of x, of which nothing else is read."""
-        pooled = totals[1] / (totals[1][..., :1] + EPS)
-        return self._output(pooled[..., 0], pooled[..., 1:], x.dtype)
+        return self.merge_heads(self._row(totals, x.dtype))
 
-    def _output(self, total: Tensor, pooled: Tensor, dtype: torch.dtype) -> Tensor:
-        """proj(gamma (Wv pooled + total · bv)): (B, H), (B, H, D) → (B, 1, D)."""
+    def _row(self, totals: Totals, dtype: torch.dtype) -> Tensor:
+        """gamma Σ_j a_j V_j, (B, H, 1, d)."""
+        pooled = totals[1] / (totals[1][..., :1] + EPS)
+        return self._pooled_values(pooled[..., 0], pooled[..., 1:], dtype)
+
+    def _pooled_values(self, total: Tensor, pooled: Tensor, dtype: torch.dtype) -> Tensor:
+        """gamma (Wv pooled + total · bv): (B, H), (B, H, D) → (B, H, 1, d)."""
         *_, Wv, _, _, bv = self._maps()
         with without_autocast(pooled):
             precise = torch.promote_types(dtype, torch.float32)
             V = per_head(pooled.to(precise), Wv, self.num_heads)
             if bv is not None:
                 V = V + total.to(precise).unsqueeze(-1) * bv.view(self.num_heads, -1).to(precise)
-            V = (self.gamma[:, None] * V).flatten(1).unsqueeze(1).to(dtype)
-        return self.proj_drop(self.proj(V))
+            return (self.gamma[:, None] * V).unsqueeze(2).to(dtype)
 
     def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         return split_qkv(*self.qkv_map())

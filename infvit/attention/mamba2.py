@@ -56,7 +56,7 @@ class BidirectionalMamba2(GatedAttention):
         Q, K, V = map(F.silu, super().heads(x))
         return Q, K, V
 
-    def mix(self, x: Tensor, masks: Masks, first: int | None) -> Tensor:
+    def mix(self, x: Tensor, masks: Masks, first: int | None) -> tuple[Tensor, Tensor]:
         Q, K, V = self.heads(x)
         with without_autocast(x):
             delta, decay = self._steps(x, masks)
@@ -64,7 +64,7 @@ class BidirectionalMamba2(GatedAttention):
             Q2, K2, V2 = (torch.stack((t, t.flip(-2))) for t in (precise(Q), precise(K), dropped))
             there, back = scan(Q2, K2, V2, delta, decay, self.chunk)
             O = there + back.flip(-2) + self.skip[:, None, None] * dropped  # noqa: E741
-            return O[:, :, :first].to(V.dtype)
+            return O[:, :, :first].to(V.dtype), V
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K, _ = self.heads(x)
@@ -75,9 +75,9 @@ class BidirectionalMamba2(GatedAttention):
             weights = precise(Q) @ precise(K).mT * (there + back.flip(-2, -1)) + skip
             return zero_padding(weights.mT, masks).mT.unsqueeze(2)
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
-        O = self._gate(x[:, :first]) * self.mix(x, masks, first)  # noqa: E741
-        return self.merge_heads((self._scales(O) * O).to(O.dtype))
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
+        O, V = super()._forward(x, masks, first)  # noqa: E741
+        return (self._scales(O) * O).to(O.dtype), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         W = super()._weights(x, masks)

@@ -15,10 +15,10 @@ class MILAttention(GatedAttention):
         V = silu(x Wv + bv)      Q = V Wq + bq      K = V Wk + bk
 
     Mamba's block with linear attention in the place of its scan: as published, Q and K are projections of the activated
-    values of all heads, and the gate G, linear in the token, is activated too. Left out is what the paper has in the
-    place of Mamba's forget gate, the rotary position embedding of phi(Q) and phi(K) in the numerator and the depthwise
-    convolution of V (LePE), and its other convolutions: before the activation of V, and of the tokens before attention
-    and MLP. `attn_drop` drops whole tokens.
+    values of all heads, and the gate G, linear in the token, is activated too. Left out is what the paper has in
+    the place of Mamba's forget gate, the rotary position embedding of phi(Q) and phi(K) in the numerator and a
+    depthwise convolution of V before the gate (LePE; `locality` is one after it), and its other convolutions: before
+    the activation of V, and of the tokens before attention and MLP. `attn_drop` drops whole tokens.
     """
 
     name, paper = "mila", "arXiv:2405.16605"
@@ -30,11 +30,11 @@ class MILAttention(GatedAttention):
         Q, K = self.project(V.transpose(1, 2).flatten(2), Q_AND_K)
         return Q, K, V
 
-    def mix(self, x: Tensor, masks: Masks, first: int | None) -> Tensor:
+    def mix(self, x: Tensor, masks: Masks, first: int | None) -> tuple[Tensor, Tensor]:
         Q, K, V = self.heads(x)
         with without_autocast(x):
             phi_Q, phi_K = self._features(Q[:, :, :first], K, masks)
-            return mean_by_kernel(phi_Q, phi_K, drop_tokens(precise(V), self.attn_drop)).to(V.dtype)
+            return mean_by_kernel(phi_Q, phi_K, drop_tokens(precise(V), self.attn_drop)).to(V.dtype), V
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K, _ = self.heads(x)

@@ -15,6 +15,6 @@ class NoAttention(Attention):
 
     name, time, memory, state, weighs = "none", "0", "0", "0", "nothing"
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         (V,) = self.project(x[:, :first], V_ALONE)
-        return self.merge_heads(drop_tokens(V, self.attn_drop))
+        return drop_tokens(V, self.attn_drop), V

@@ -50,12 +50,14 @@ class NystromAttention(Attention):
         expect(iterations >= 0, f"iterations={iterations}", "at least 0")
         odd = kernel_size > 0 and kernel_size % 2 == 1
         expect(odd or kernel_size == 0, f"kernel_size={kernel_size}", "an odd length, or 0 for no convolution")
+        own = f"kernel_size={kernel_size} with locality"
+        expect(not kernel_size or self.locality is None, own, "one convolution: kernel_size=0 or locality=0")
         self.landmarks, self.iterations, self.kernel_size = landmarks, iterations, kernel_size
         if kernel_size:
             filters = independent_normal(num_heads, 1, kernel_size, 1, std=(3 * kernel_size) ** -0.5)
             self.conv_weight = nn.Parameter(filters)
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         if self.kernel_size and masks.key_padding_mask is not None:
             raise UsageError("NystromAttention cannot honour key_padding_mask with a convolution: use kernel_size=0")
         Q, K, V = self.heads(x)
@@ -66,7 +68,7 @@ class NystromAttention(Attention):
             padding = (self.kernel_size // 2, 0)
             local = functional.conv2d(V, self.conv_weight, padding=padding, groups=self.num_heads)
             O = O + local[:, :, :first]  # noqa: E741
-        return self.merge_heads(O)
+        return O, V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """The implied matrix F A⁺ B, without the convolution, near softmax's but of either sign: → (B, H, N, N)."""

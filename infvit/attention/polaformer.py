@@ -20,8 +20,8 @@ class PolaFormerAttention(GatedAttention):
 
     p = 1 + power · sigmoid(w) with w (`exponent`, (H, d)) learned per channel, initially 0. V⁺ are the first ⌈d/2⌉
     channels of a head, V⁻ the others. The gate G, linear in the token, is the paper's pair of coefficients. Left out
-    are its 5 × 5 depthwise convolution of V, added before the gate, and, of its published code, the position embedding
-    of K and the learned scale of the channels of Q and K. `attn_drop` drops whole tokens.
+    are its 5 × 5 depthwise convolution of V before the gate (`locality` is one after it) and, of its published code,
+    the position embedding of K and the learned scale of the channels of Q and K. `attn_drop` drops whole tokens.
 
     Args:
         power: α; exponents are between 1 and 1 + α; 4 in the published code, which starts at 3.
@@ -39,7 +39,7 @@ class PolaFormerAttention(GatedAttention):
         self.power = power
         self.exponent = nn.Parameter(torch.zeros(num_heads, self.head_dim))
 
-    def mix(self, x: Tensor, masks: Masks, first: int | None) -> Tensor:
+    def mix(self, x: Tensor, masks: Masks, first: int | None) -> tuple[Tensor, Tensor]:
         if first is None:
             Q, K, V = self.heads(x)
         else:
@@ -48,7 +48,7 @@ class PolaFormerAttention(GatedAttention):
             same, opposite, phi_K = self._features(Q, K, masks)
             halves = drop_tokens(precise(V), self.attn_drop).split(self._halves, -1)
             mixed = [mean_by_kernel(phi, phi_K, half) for phi, half in zip((same, opposite), halves, strict=True)]
-            return torch.cat(mixed, -1).to(V.dtype)
+            return torch.cat(mixed, -1).to(V.dtype), V
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K = self.project(x, Q_AND_K)

@@ -59,13 +59,14 @@ class PureInfSA(SeriesAttention):
         expect(hops < math.inf or not self.attn_drop.p, dropped, "0: the series of a dropped matrix may diverge")
         self.tolerance = tolerance
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
-        dropping = self.training and self.attn_drop.p > 0
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor | None]:
+        V, dropping = None, self.training and self.attn_drop.p > 0
         if x.shape[1] > DENSE_TOKENS and not dropping and not torch.compiler.is_exporting():
             O = self._tiled(x, masks)[:, :first]  # noqa: E741
         else:
-            O = self._dense(self._qkv(x, masks), masks.hidden(x), first)  # noqa: E741
-        return self.proj_drop(self.proj(O.to(x.dtype).flatten(2)))
+            qkv = self._qkv(x, masks)
+            O, V = self._dense(qkv, masks.hidden(x), first), qkv[:, :, 2].transpose(1, 2)  # noqa: E741
+        return O.to(x.dtype).transpose(1, 2), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma."""

@@ -17,18 +17,19 @@ class RALAttention(GatedAttention):
     denominator has α too.
 
     Left out of the published block are the rotary position embedding of phi(Q) and phi(K) in the numerator, the 5 × 5
-    depthwise convolution of V that is added before the gate, and those of the tokens before attention and in the MLP;
-    its last stages are softmax attention. `attn_drop` drops whole tokens. Padding does not count in N, α and q.
+    depthwise convolution of V that is added before the gate (`locality` adds one after it), and those of the tokens
+    before attention and in the MLP; its last stages are softmax attention. `attn_drop` drops whole tokens. Padding does
+    not count in N, α and q.
     """
 
     name, paper = "rala", "arXiv:2411.07635"
     time, memory, state = "O(N D d)", "O(N D)", "d² + 2 d"
 
-    def mix(self, x: Tensor, masks: Masks, first: int | None) -> Tensor:
+    def mix(self, x: Tensor, masks: Masks, first: int | None) -> tuple[Tensor, Tensor]:
         Q, K, V = self.heads(x)
         with without_autocast(x):
             phi_Q, phi_K = self._features(Q, K, masks)
-            return mean_by_kernel(phi_Q[:, :, :first], phi_K, drop_tokens(precise(V), self.attn_drop)).to(V.dtype)
+            return mean_by_kernel(phi_Q[:, :, :first], phi_K, drop_tokens(precise(V), self.attn_drop)).to(V.dtype), V
 
     def matrices(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K = self.project(x, Q_AND_K)

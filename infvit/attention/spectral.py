@@ -48,12 +48,12 @@ class SpectralInfSA(SeriesAttention):
         """The discount of each head, (H,), in (0, 1)."""
         return self.gamma_logit.sigmoid().clamp(max=LARGEST_GAMMA).expand(self.num_heads)
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         qkv = self._qkv(x, masks)
+        V = qkv[:, :, 2].transpose(1, 2)
         with without_autocast(x):
-            V = drop_tokens(precise(qkv[:, :, 2].transpose(1, 2)), self.attn_drop)
-            O = self.apply_weights(self._graph(qkv, masks.hidden(x)), V)[:, :, :first]  # noqa: E741
-        return self.merge_heads(O.to(qkv.dtype))
+            O = self.apply_weights(self._graph(qkv, masks.hidden(x)), drop_tokens(precise(V), self.attn_drop))  # noqa: E741
+        return O[:, :, :first].to(V.dtype), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         """Ahat, without gamma."""

@@ -16,11 +16,12 @@ class TokenAttention(Attention):
         """O of the first n tokens in V's dtype, (B, H, n, d), from their Q and from K, V of all, (B, H, N, d)."""
         return self.attn_drop(self.matrix(Q, K, masks)) @ V
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         if first is None:
-            return self.merge_heads(self.mix(*self.heads(x), masks))
-        (Q,), (K, V) = self.project(x[:, :first], Q_ALONE), self.project(x, K_AND_V)
-        return self.merge_heads(self.mix(Q, K, V, masks))
+            Q, K, V = self.heads(x)
+        else:
+            (Q,), (K, V) = self.project(x[:, :first], Q_ALONE), self.project(x, K_AND_V)
+        return self.mix(Q, K, V, masks), V
 
     def _weights(self, x: Tensor, masks: Masks) -> Tensor:
         Q, K, _ = self.heads(x)

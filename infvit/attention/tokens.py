@@ -1,13 +1,10 @@
 """Functions of the operators that never form the N × N matrix: padding, sequence positions, dropped tokens."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infvit.attention.layer import Masks, precision
-from infvit.errors import UsageError
 
 
 def precise(x: Tensor) -> Tensor:
@@ -45,18 +42,6 @@ def segment_means(tensors: tuple[Tensor, ...], segments: int, masks: Masks) -> t
     members = zero_padding(F.one_hot(index * count.clamp_max(m) // count, m)[:, None].to(x.dtype), masks)
     sizes = members.sum(-2)[..., None]
     return [members.mT @ t / sizes.clamp_min(1) for t in tensors], sizes == 0
-
-
-def square_side(N: int, reason: str) -> int:
-    """The side of the square grid of N patches, or of N − 1 patches after a class token.
-
-    Raises:
-        UsageError: for another number; `reason` completes its message.
-    """
-    side = math.isqrt(N)
-    if N - side**2 > 1:
-        raise UsageError(f"{N} tokens are not a square grid with or without a class token, which {reason}")
-    return side
 
 
 def masked_softmax(scores: Tensor, hidden: Tensor | None) -> Tensor:

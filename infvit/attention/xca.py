@@ -26,10 +26,9 @@ class CrossCovarianceAttention(Attention):
         super().__init__(dim, num_heads, **kwargs)
         self.temperature = nn.Parameter(torch.ones(num_heads))
 
-    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> Tensor:
+    def _forward(self, x: Tensor, masks: Masks, first: int | None = None) -> tuple[Tensor, Tensor]:
         Q, K, V = self.heads(x) if first is None else (*self.project(x, Q_AND_K), *self.project(x[:, :first], V_ALONE))
         with without_autocast(V):
             Q, K = (F.normalize(precise(zero_padding(t, masks)), dim=-2, eps=EPS) for t in (Q, K))
             weights = (self.temperature[:, None, None] * (Q.mT @ K)).softmax(-1)  # (B, H, d, d)
-            O = precise(V) @ self.attn_drop(weights).mT  # noqa: E741
-        return self.merge_heads(O.to(V.dtype))
+            return (precise(V) @ self.attn_drop(weights).mT).to(V.dtype), V

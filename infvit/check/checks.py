@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from infvit.errors import UsageError
@@ -129,7 +130,11 @@ def key_padding_mask(subject: Subject) -> str:
     """Compares images with padding anywhere, also NaN, with the same ones without, gradients included."""
     layer, alone = subject.layer(), subject.tokens(3, FEW)
     scattered = torch.rand(3, FEW, generator=torch.Generator().manual_seed(1)).argsort(1)
-    seen = (scattered < torch.tensor([[FEW], [5], [1]])).to(subject.device)
+    seen = scattered < torch.tensor([[FEW], [5], [1]])
+    if getattr(layer, "locality", None) is not None:  # of 4 × 4 patches 3 × 3 and 2 × 2, which alone are a grid again
+        inside = torch.arange(4) < torch.tensor([[4], [3], [2]])
+        seen = F.pad((inside[:, :, None] & inside[:, None]).flatten(1), (1, 0), value=True)
+    seen = seen.to(subject.device)
     each = torch.cat([layer(image[tokens][None])[0] for image, tokens in zip(alone, seen, strict=True)])
     expected, found = _with_gradients(each, layer, alone), ""
     for fill in (7.0, torch.nan):

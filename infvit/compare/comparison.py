@@ -239,13 +239,15 @@ def _baseline_of(row: Row, rows: Sequence[Row], name: str) -> Row | None:
     """The row that `row` is compared with: comparable with it, and of the model `name`, or else of that row name.
 
     Of several it is the one that shares most of the configuration, so that softmax with faint positions is the
-    baseline of InfSA with faint positions; of equals, the one without overrides, and the latest.
+    baseline of InfSA with faint positions; of equals, the one without overrides, and the latest. A convolution
+    (`locality`) is what a row is measured with, so that the baseline is without.
     """
     named = [other for other in rows if other.config.model == name] or [other for other in rows if other.name == name]
     candidates = [other for other in named if other.counted and other.config.signature == row.config.signature]
 
-    def closeness(other: Row) -> tuple[bool, int, bool, str]:
+    def closeness(other: Row) -> tuple[bool, bool, int, bool, str]:
         shared = sum(getattr(row.config, name) == getattr(other.config, name) for name in CONFIG_FIELDS)
-        return other is row, shared, not other.config.variant, other.config.started
+        variant = other.config.variant
+        return "locality=" not in variant, other is row, shared, not variant, other.config.started
 
     return max(candidates, key=closeness, default=None)

@@ -1,7 +1,7 @@
 """A VisionTransformer whose tokens interact through sums alone, split at the points where they do."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,12 @@ from infvit.vit import Block, VisionTransformer
 
 
 def blocks_of(model: VisionTransformer) -> list[tuple[Block, SummedAttention]]:
-    """The model's blocks and their attentions; UsageError if one is not a `SummedAttention`, or for other pooling."""
+    """The model's blocks and their attentions; UsageError for others, `locality` or other pooling."""
     expect(_pools(model), f"global_pool={model.global_pool!r}", "'token', or 'avg' without one; or run the model dense")
     found: list[tuple[Block, SummedAttention]] = []
     for i, block in enumerate(cast(Iterable[Block], model.blocks)):
+        near = f"blocks.{i} has a convolution over neighbours (locality), which pieces of an image cut"
+        expect(not _convolves(block), near, "none, or run the model dense")
         if not isinstance(block.attn, SummedAttention):
             raise UsageError(
                 f"blocks.{i} has {type(block.attn).__name__}, expected an attention whose tokens interact through sums "
@@ -32,7 +34,11 @@ def runs_in_pieces(model: nn.Module) -> TypeGuard[VisionTransformer]:
     """Whether the functions of `infvit.highres` take the model."""
     if not isinstance(model, VisionTransformer):
         return False
-    return _pools(model) and all(isinstance(block.attn, SummedAttention) for block in model.blocks)
+    return _pools(model) and all(isinstance(b.attn, SummedAttention) and not _convolves(b) for b in model.blocks)
+
+
+def _convolves(block: Any) -> bool:
+    return getattr(block.attn, "locality", None) is not None
 
 
 def _pools(model: VisionTransformer) -> bool:

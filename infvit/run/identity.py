@@ -37,8 +37,12 @@ FREE_WITHIN_ROW = {*EXECUTION, "seed", "root", "accumulate_grad_batches"}
 UNNAMED = "imagefolder"
 """The name of data sets that only their folder identifies; named ones may be stored elsewhere the next time."""
 
-VARIANTS = ("model.", "size.", "recipe.", "backbone.", "positions=", "gamma=", "progressive=", "data.", "trainer.", "~")
+GROUPS = ("positions=", "gamma=", "locality=", "progressive=")
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "data.", "trainer.", "~", *GROUPS)
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
+
+DEFAULTS = ("locality=none",)
+"""Values of an axis that are what a run without it has."""
 
 FIELDS = ("model.name", "data.name", "trainer.precision", "trainer.max_epochs")
 """Overrides that have fields of their own, too."""
@@ -68,7 +72,7 @@ def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def variant(overrides: Iterable[str]) -> str:
     """The overrides that change what is computed beyond choosing it by name: the axes of an ablation."""
     plain = [override.lstrip("+") for override in overrides]
-    return " ".join(sorted(o for o in plain if o.startswith(VARIANTS) and not _only_execution(o)))
+    return " ".join(sorted(o for o in plain if o.startswith(VARIANTS) and o not in DEFAULTS and not _only_execution(o)))
 
 
 def _only_execution(override: str) -> bool:

@@ -1,5 +1,6 @@
 """Every operator against its naive twin, and the properties that all share."""
 
+import functools
 import math
 import re
 from itertools import accumulate
@@ -123,7 +124,7 @@ def test_sums_over_many_tokens_are_accumulated_in_float32(name):
 VARIANTS = [
     *((name, {}) for name in NAMES),
     *(case for case in INFSA if case[1] not in ({}, {"hops": 1})),
-    ("focused_linear", {"kernel_size": 3}),
+    *((name, {"locality": 3}) for name in ("softmax", "infsa", "linear_infsa", "kernel_infsa", "rala", "xca")),
     ("nystrom", {"kernel_size": 3}),
     *((name, {"qkv_bias": False}) for name in ("infsa", "linear_infsa", "softmax")),
 ]
@@ -149,9 +150,10 @@ def test_no_check_fails(name, options, path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_compiles_in_one_graph(name):
-    assert checks.compiled(checks.Subject(ATTENTIONS[name], 32, 4, "cpu")).startswith("one graph")
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), ("linear_infsa", {"locality": 3})])
+def test_compiles_in_one_graph(name, options):
+    make = functools.partial(ATTENTIONS[name], **options)
+    assert checks.compiled(checks.Subject(make, 32, 4, "cpu")).startswith("one graph")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])
@@ -285,7 +287,8 @@ def test_bad_input_is_named(name):
         ("linear_infsa", {"chunk": 4, "attn_drop": 0.1}, r"attn_drop=0\.1"),
         ("linear_infsa", {"gamma": 1.0}, r"gamma=1\.0"),
         ("focused_linear", {"power": 0}, "power=0"),
-        ("focused_linear", {"kernel_size": 4}, "kernel_size=4.*odd"),
+        ("softmax", {"locality": 4}, "locality=4.*odd"),
+        ("nystrom", {"kernel_size": 3, "locality": 3}, "kernel_size=3 with locality.*one convolution"),
         ("agent", {"agents": 0}, "agents=0"),
         ("agent", {"agents": 8, "grid": True}, "agents=8, grid=True.*square"),
         ("polaformer", {"power": 0}, "power=0"),

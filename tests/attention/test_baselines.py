@@ -15,7 +15,6 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 from infvit.attention import (
     BidirectionalMamba2,
     CrossCovarianceAttention,
-    FocusedLinearAttention,
     LinformerAttention,
     MILAttention,
     NystromAttention,
@@ -223,25 +222,15 @@ def test_linformer_gives_equal_tokens_the_same_at_any_number_of_them():
     assert (layer(x.expand(2, 26, 32))[:, :13] - layer(x.expand(2, 13, 32))).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("N", [16, 17])
-def test_focused_convolution_sees_the_grid_and_skips_the_class_token(N):
-    layer, x = layer_and_input("focused_linear", N=N, kernel_size=5)
-    plain = FocusedLinearAttention(32, 4).double()
-    plain.load_state_dict(layer.state_dict(), strict=False)
-    V = layer.heads(x)[2][:, :, N - 16 :]
-    expected = torch.zeros(2, 4, N, 8, dtype=torch.float64)
-    for row in range(4):
-        for column in range(4):
-            total = layer.conv_bias.expand(2, 4, 8)
-            for i in range(4):
-                for j in range(4):
-                    if abs(i - row) <= 2 and abs(j - column) <= 2:
-                        total = total + V[:, :, 4 * i + j] * layer.conv_weight[:, 0, i - row + 2, j - column + 2]
-            expected[:, :, N - 16 + 4 * row + column] = total
-    added = layer(x) - plain(x)
-    assert (added - (layer.merge_heads(expected) - layer.proj.bias)).abs().max() <= 1e-10
-    with pytest.raises(UsageError, match=r"13 tokens are not a square grid.*kernel_size=0"):
-        layer(x[:, :13])
+def test_focused_linear_with_the_filters_of_a_head_for_all_is_the_published_one():
+    """A depthwise 5 × 5 convolution of each head's V, as in FLatten's code, is added to the attention."""
+    layer, x = layer_and_input("focused_linear", N=17, locality=5)
+    published = torch.nn.Conv2d(8, 8, 5, groups=8, padding=2).double()
+    layer.locality.load_state_dict({"weight": published.weight.repeat(4, 1, 1, 1), "bias": published.bias.repeat(4)})
+    maps = layer.heads(x)[2][:, :, 1:].reshape(8, 4, 4, 8).permute(0, 3, 1, 2)
+    added = published(maps).flatten(2).unflatten(0, (2, 4)).mT
+    expected = TWINS["focused_linear"](layer, x) + layer.merge_heads(F.pad(added, (0, 0, 1, 0))) - layer.proj.bias
+    assert (layer(x) - expected).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize("N", [1, 16, 17, 25])
@@ -256,17 +245,16 @@ def test_agents_are_windows_of_the_grid_without_the_class_token(N):
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("operator", [FocusedLinearAttention, NystromAttention])
-def test_a_convolution_refuses_padding_and_leaves_the_seeds_alone(operator):
-    layer = operator(32, kernel_size=3)
+def test_nystroms_convolution_refuses_padding_and_leaves_the_seeds_alone():
+    layer = NystromAttention(32, kernel_size=3)
     with pytest.raises(UsageError, match=r"cannot honour key_padding_mask with a convolution.*kernel_size=0"):
         layer(torch.zeros(1, 16, 32), key_padding_mask=torch.zeros(1, 16, dtype=torch.bool))
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(1, 16, 32)).shape == (1, 16, 32)
     states = []
-    for kind in (operator, ReLULinearAttention):
+    for kind in (NystromAttention, ReLULinearAttention):
         torch.manual_seed(0)
-        options = {"kernel_size": 3} if kind is operator else {}
+        options = {"kernel_size": 3} if kind is NystromAttention else {}
         states.append(kind(32, **options).state_dict())
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 

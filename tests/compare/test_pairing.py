@@ -104,6 +104,16 @@ def test_a_variant_is_paired_with_the_baselines_variant_also_where_a_row_has_the
     assert points(row(comparison, "vit positions=std0.02")) == "baseline"
 
 
+def test_with_and_without_a_convolution_have_one_baseline_softmax_without(make_result):
+    results = []
+    for variant, more in (("", 0), ("locality=dwconv", 0.02)):
+        for model, top1 in (("vit", 0.5), ("infvit", 0.6)):
+            results += runs(make_result, model, {0: (top1 + more, 1.0)}, variant=variant)
+    rows = {r.name: points(r) for r in Comparison.from_results(results).rows}
+    without = {"vit": "baseline", "infvit": "+10.00 ± –"}
+    assert rows == without | {"vit locality=dwconv": "+2.00 ± –", "infvit locality=dwconv": "+12.00 ± –"}
+
+
 def test_the_baseline_can_be_named_by_model_or_row_and_must_exist(make_result):
     results = runs(make_result, "vit", VIT) + runs(make_result, "infvit", INFVIT)
     assert points(row(Comparison.from_results(results, baseline="infvit"), "vit")) == "−3.25 ± 2.72"
