@@ -41,7 +41,7 @@ def test_the_template_trains_sweeps_is_measured_saved_loaded_and_converted(cli, 
     assert f"top-1 {100 * row['metrics']['test/top1']:.2f}%" in cli("eval", f"ckpt={ckpt}", trust).ok().out
     assert "mine: Mine has no weights of tokens" in cli("eval", "eval=gallery", both, trust, "images=2").ok().out
     measured = cli("eval", "eval=attention", both, trust, "images=2", "methods=[attention]").ok().out
-    assert "mine seed 0: its attention has no weights of tokens, left out" in measured
+    assert "mine seed 0: 2 images, no maps: its attention has no weights of tokens" in measured
     ways = ["resolution=16", "ways=[dense,chunked]"]
     shown = cli("eval", "eval=highres", f"ckpt={ckpt}", trust, *ways).ok().out
     assert "| dense | 16 × 16 |" in shown

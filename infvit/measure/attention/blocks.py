@@ -4,7 +4,7 @@ Without hooks or replaced modules: weights are computed from a block's own modul
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from timm.models import vision_transformer as timm_vit
@@ -30,6 +30,7 @@ class Operator:
         output: (weights, tokens) → the attention's output, (B, N, D), as a function of its weights; None for "nothing".
         layer: the layer of `infvit.attention`, None for one of timm.
         graph: (B, N, D) → the weights by their factors, of (B, H) heads; None if they are not of low rank.
+        queries: (B, N, D) → Q, (B, H, N, d); None if they are not known.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Operator:
     output: Callable[[Tensor, Tensor], Tensor] | None
     layer: Attention | None = None
     graph: Callable[[Tensor], LowRankGraph] | None = None
+    queries: Callable[[Tensor], Tensor] | None = None
 
     @property
     def discounts(self) -> Tensor | None:
@@ -144,8 +146,10 @@ def _operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
     layer = attn.layer if isinstance(attn, AdaptedAttention) else attn
     if type(layer) is timm_vit.Attention:
         return _of_timm(layer)
-    if not isinstance(layer, Attention) or layer.weighs == "nothing":
+    if not isinstance(layer, Attention):
         return _unknown(layer)
+    if layer.weighs == "nothing":
+        return replace(_unknown(layer), queries=lambda x: layer.heads(x)[0])
 
     def output(W: Tensor, x: Tensor) -> Tensor:
         V = layer.heads(x)[2]
@@ -154,7 +158,16 @@ def _operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
 
     factors = getattr(layer, "factors", None)
     graph = None if factors is None else lambda x: LowRankGraph(*factors(x))
-    return Operator(type(layer).__name__, layer.weight_heads, layer.weighs, layer.weights, output, layer, graph)
+    return Operator(
+        type(layer).__name__,
+        layer.weight_heads,
+        layer.weighs,
+        layer.weights,
+        output,
+        layer,
+        graph,
+        queries=lambda x: layer.heads(x)[0],
+    )
 
 
 def _unknown(module: nn.Module) -> Operator:
@@ -181,4 +194,5 @@ def _of_timm(attn: Any) -> Operator:
         gate = getattr(attn, "gate", None)
         return attn.proj_drop(attn.proj(O if gate is None else O * gate(x).sigmoid()))
 
-    return Operator(type(attn).__name__, attn.num_heads, "matrix", weights, output)
+    name, queries = type(attn).__name__, lambda x: heads(x)[0]
+    return Operator(name, attn.num_heads, "matrix", weights, output, queries=queries)

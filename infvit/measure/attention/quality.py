@@ -1,7 +1,8 @@
-"""Measures the maps and layers of trained models: removal of patches, boxes, statistics of heads."""
+"""Measures the maps and layers of trained models: removal of patches, boxes, statistics of heads and outputs."""
 
 import glob
 import json
+import math
 import textwrap
 import warnings
 from collections import defaultdict
@@ -24,8 +25,9 @@ from infvit.measure.attention.health import Health, health
 from infvit.measure.attention.localisation import THRESHOLDS, localisation
 from infvit.measure.attention.maps import offered, token_map
 from infvit.measure.attention.options import Options
+from infvit.measure.attention.outputs import Outputs, outputs
 from infvit.measure.attention.patch_removal import REMOVALS, faithfulness, remover
-from infvit.measure.attention.quality_plots import write_curves
+from infvit.measure.attention.quality_plots import write_curves, write_ranks
 from infvit.measure.attention.quality_rows import Rows, curve_rows, layer_rows, map_row
 from infvit.measure.attention.quality_table import explained, layer_tables, map_tables
 from infvit.measure.model_source import LoadedRun, ModelSource, labelled
@@ -53,10 +55,11 @@ class Measured(NamedTuple):
 def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], options: Options) -> float:
     """Measures maps and layers of trained models; writes attention.json and .md, curves, layers, and a gallery.
 
-    Several seeds of one configuration give a mean with its interval; a single seed has the interval over its images.
+    Several seeds of one configuration give a mean with its interval; a single seed has the interval over its images. Of
+    an attention without weights of tokens the outputs are measured alone.
 
     Returns:
-        The MoRF-AOC of the first run's first method, a fraction.
+        The MoRF-AOC of the first method of the first run that has maps, a fraction; NaN without any.
 
     Raises:
         UsageError: for a method or block that a model does not have, a missing checkpoint, or invalid boxes.
@@ -72,19 +75,15 @@ def attention(source: ModelSource, out: Path, checkpoints: str | Sequence[str], 
         if any(m.run.config_key == run.config_key and m.run.seed == run.seed for m in measured):
             raise UsageError(f"ckpt={path} repeats seed {run.seed} of {run.model}: give each seed once")
         label = f"{i + 1}/{len(paths)} {run.model} seed {run.seed}"
-        if OWN not in offered(studied.model):
-            print(f"{label}: its attention has no weights of tokens, left out", flush=True)
-            continue
         measured.append(_measured(run, studied, source.initial(path), options, label, len(paths) == 1))
-        in_gallery.setdefault(run.config_key, studied)
+        if measured[-1].rows[MAPS]:
+            in_gallery.setdefault(run.config_key, studied)
         shown = _write(out, measured, options)
         kept += _keep(studied, measured[-1], options)
-    if not measured:
-        raise UsageError(f"ckpt={', '.join(paths)}: none of these models has an attention with weights of tokens")
     print(f"\n{shown}\n\n{out / 'attention.json'}\n{_gallery(out, list(in_gallery.values()), options)}")
     if kept:
         print(f"kept in {len(kept)} run folders, as columns of python -m infvit.compare RUN_DIRS")
-    return float(measured[0].rows[MAPS][0]["morf_aoc"])
+    return next((float(row["morf_aoc"]) for m in measured for row in m.rows[MAPS]), math.nan)
 
 
 def _paths(checkpoints: str | Sequence[str]) -> list[str]:
@@ -101,12 +100,14 @@ def _paths(checkpoints: str | Sequence[str]) -> list[str]:
 def _measured(
     run: Result, studied: LoadedRun, initial: nn.Module, options: Options, label: str, only: bool
 ) -> Measured:
-    methods, notes = _methods(studied, options, only)
-    boxes = _boxes(studied, options)
+    weighs = OWN in offered(studied.model)
+    methods, notes = _methods(studied, options, only) if weighs else ([], [])
+    boxes = _boxes(studied, options) if weighs else None
     data, device, at = studied.data, options.device, options.at
     model, start = studied.model.to(device), initial.to(device)
     parts: dict[str, dict[str, list[Tensor]]] = {method: defaultdict(list) for method in methods}
     healths: dict[str, list[Health]] = {"start": [], "trained": []}
+    of_blocks: dict[str, list[Outputs]] = {"start": [], "trained": []}
     total = min(options.images or data.val_size, data.val_size)
     with (
         warnings.catch_warnings(record=True) as caught,
@@ -128,22 +129,28 @@ def _measured(
                     found |= localisation(maps[boxed], inside[boxed], thresholds, options.upsampling)._asdict()
                 for name, values in found.items():
                     parts[method][name].append(values)
-            healths["start"].append(health(start, pixels))
-            healths["trained"].append(health(model, pixels))
+            for when, net in (("start", start), ("trained", model)):
+                of_blocks[when].append(outputs(net, pixels))
+                if weighs:
+                    healths[when].append(health(net, pixels))
             bar.update(len(images))
-    print(f"{label}: {total:,} images, {', '.join(methods)}"[:79], flush=True)
-    first = {"ckpt": studied.checkpoint, "model": run.model, "variant": run.variant, "seed": run.seed}
+    shown = ", ".join(methods) or "no maps: its attention has no weights of tokens"
+    print(f"{label}: {total:,} images, {shown}"[:79], flush=True)
+    first: dict[str, Any] = {"ckpt": studied.checkpoint, "model": run.model, "variant": run.variant, "seed": run.seed}
     first |= {"data": data.name, "fingerprint": data.fingerprint, "images": total}
     rows: dict[str, Rows] = {MAPS: [], CURVES: []}
     for method, of_method in parts.items():
         scores = {name: torch.cat(values) for name, values in of_method.items()}
         rows[MAPS].append(first | {"method": method} | map_row(scores, at))
         rows[CURVES] += [first | {"method": method} | row for row in curve_rows(scores, at)]
-    rows[LAYERS] = [first | {"when": when} | row for when, found in healths.items() for row in layer_rows(found)]
+    first |= {"top1": run.metrics.get("test/top1")}
+    rows[LAYERS] = [
+        first | {"when": when} | row for when, found in healths.items() for row in layer_rows(found, of_blocks[when])
+    ]
     notes += [f"{row['method']}: {row['zero_maps']:,} maps of zeros" for row in rows[MAPS] if row["zero_maps"]]
     notes += dict.fromkeys(str(warning.message) for warning in caught)  # once, not for every batch
     if boxes is None:
-        notes.append("no localisation: boxes=DIR names the folder of ImageNet's XML annotations")
+        notes += ["no localisation: boxes=DIR names the folder of ImageNet's XML annotations"] * weighs
         return Measured(run, rows, "", notes)
     boxed_images = rows[MAPS][0]["boxed_images"]
     if not boxed_images:
@@ -173,6 +180,8 @@ def _keep(studied: LoadedRun, found: Measured, options: Options) -> list[Path]:
 
 def _gallery(out: Path, studied: Sequence[LoadedRun], options: Options) -> str:
     """Writes gallery.html with one seed of each configuration; returns its path, or the reason why not."""
+    if not studied:
+        return "no gallery: no model has maps"
     images = studied[0].data.examples(IN_GALLERY)
     alike = [one for one in studied if torch.equal(one.data.examples(IN_GALLERY), images)]
     try:
@@ -219,6 +228,7 @@ def _write(out: Path, measured: Sequence[Measured], options: Options) -> str:
         atomic_write(out / f"{stem}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     boxes = " and ".join(dict.fromkeys(m.boxes for m in measured if m.boxes))
     write_curves(rows[CURVES], REMOVALS[options.removal], out / "attention_curves.png")
+    write_ranks(rows[LAYERS], out / "attention_rank.png")
     shown = [*map_tables(rows[MAPS], options, boxes), *layer_tables(rows[LAYERS])]
     notes = [explained(options, [m.run for m in measured]), *_notes(measured)]
     atomic_write(out / "attention.md", "\n\n".join([*(table.markdown() for table in shown), *notes]) + "\n")

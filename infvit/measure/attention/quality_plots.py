@@ -1,4 +1,4 @@
-"""The curves of patch removal: the probability that is left against the share of patches removed."""
+"""The curves of patch removal, and accuracy against the rank of what the layers put out, as pictures."""
 
 from pathlib import Path
 
@@ -14,8 +14,10 @@ ORDERS = {"MoRF": "most relevant first", "LeRF": "least relevant first"}
 def write_curves(rows: Rows, removal: str, path: Path) -> None:
     """Writes a PNG: a row of charts for each order, a chart for each configuration, a line for each method.
 
-    Lines are means over seeds. `removal` is how patches are removed, in words.
+    Lines are means over seeds. `removal` is how patches are removed, in words. Without rows nothing is written.
     """
+    if not rows:
+        return
     points = [
         {"name": name, "method": method, "order": ORDERS[order], "share": share}
         | {"kept": Estimate.of(row["kept"] for row in seeds).mean}
@@ -42,3 +44,28 @@ def write_curves(rows: Rows, removal: str, path: Path) -> None:
         )
     )
     path.write_bytes(to_png(chart))
+
+
+def write_ranks(rows: Rows, path: Path) -> None:
+    """Writes a PNG: top-1 against the effective rank of the trained layers' outputs, a point for each configuration.
+
+    Both are means over seeds, the rank also over blocks and images. Without an accuracy nothing is written.
+    """
+    known = [
+        r for r in rows if (r["when"], r["block"], r["head"]) == ("trained", "all", "all") and r["top1"] is not None
+    ]
+    points = [
+        {"name": name, **{key: Estimate.of(row[key] for row in seeds).mean for key in ("effective_rank", "top1")}}
+        for (name,), seeds in grouped(known, "name").items()
+    ]
+    if not points:
+        return
+    base = alt.Chart(alt.InlineData(values=points)).encode(
+        x=alt.X("effective_rank:Q", title="effective rank, mean over layers", scale=alt.Scale(zero=False, padding=30)),
+        y=alt.Y("top1:Q", title="top-1", axis=alt.Axis(format="%", grid=True), scale=alt.Scale(zero=False, padding=20)),
+    )
+    chart = base.mark_point(filled=True, size=60) + base.mark_text(align="left", dx=7).encode(text="name:N")
+    title = alt.Title(
+        "Accuracy against the rank of what a layer gives its tokens", subtitle="1: all tokens get one vector."
+    )
+    path.write_bytes(to_png(chart.properties(width=560, height=340, title=title)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infvit.measure.attention.health import Health
 from infvit.measure.attention.localisation import THRESHOLDS
+from infvit.measure.attention.outputs import Outputs
 from infvit.measure.attention.patch_removal import areas
 from infvit.tables.interval import Estimate
 
@@ -64,14 +65,17 @@ def curve_rows(scores: Mapping[str, Tensor], at: Sequence[float]) -> Rows:
     ]
 
 
-def layer_rows(found: Sequence[Health]) -> Rows:
+def layer_rows(found: Sequence[Health], outputs: Sequence[Outputs]) -> Rows:
     """The health of all heads, of a block's heads together, and of every block and head: means over images.
 
     A mean over heads is taken within an image first. `_spread` is the standard deviation over images, and `images` of
-    a figure the number in which it exists: a head that is off has only `off` and `gamma`.
+    a figure the number in which it exists: a head that is off has only `off` and `gamma`, and only heads together have
+    the figures of `Outputs`. `found` is empty for a model whose heads have no weights.
     """
-    values = {f.name: torch.cat([getattr(part, f.name) for part in found], -1).double() for f in fields(Health)}
-    depth, heads, _ = values["off"].shape
+    of_blocks = _all_images(Outputs, outputs)
+    depth = len(of_blocks["effective_rank"])
+    values = _all_images(Health, found) or {f.name: torch.empty(depth, 0, 1) for f in fields(Health)}
+    heads = values["off"].shape[1]
     every = slice(None)
     places = [("all", "all", every, every)]
     places += [(str(i), "all", slice(i, i + 1), every) for i in range(depth)]
@@ -79,13 +83,21 @@ def layer_rows(found: Sequence[Health]) -> Rows:
     rows: Rows = []
     for block, head, blocks, of_block in places:
         row: dict[str, Any] = {"block": block, "head": head}
-        for name, figures in values.items():
-            over_heads = figures[blocks, of_block].flatten(0, 1).nanmean(0)
+        parts = {name: figures[blocks, of_block] for name, figures in values.items()}
+        parts |= {name: figures[blocks] if head == "all" else figures[:0] for name, figures in of_blocks.items()}
+        for name, part in parts.items():
+            over_heads = part.flatten(0, -2).nanmean(0)
             known = over_heads[~over_heads.isnan()]
             row |= with_interval(name, known)
             row |= {f"{name}_spread": float(known.std()) if len(known) > 1 else None, f"{name}_images": len(known)}
         rows.append(row)
     return rows
+
+
+def _all_images(kind: type, parts: Sequence[Any]) -> dict[str, Tensor]:
+    """The figures of all batches, (..., images); {} without any."""
+    names = [f.name for f in fields(kind)] if parts else []
+    return {name: torch.cat([getattr(part, name) for part in parts], -1).double() for name in names}
 
 
 def with_interval(name: str, values: Tensor | None) -> dict[str, Any]:

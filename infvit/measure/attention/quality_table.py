@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from infvit.measure.attention.options import Options
+from infvit.measure.attention.outputs import TOLERANCE
 from infvit.measure.attention.patch_removal import REMOVALS
 from infvit.measure.attention.quality_rows import LOCALISATION, REMOVAL, Rows, grouped, over_seeds
 from infvit.run.result import Result
@@ -21,6 +22,11 @@ def decimals(digits: int, factor: int = 1) -> Form:
 
 
 LAYERS: dict[str, dict[str, tuple[str, Form]]] = {
+    "Output over tokens: effective rank, collisions of different queries, own share of the update": {
+        "effective_rank": ("rank", decimals(2)),
+        "collisions": ("collisions, %", decimals(1, 100)),
+        "own_share": ("own, %", decimals(1, 100)),
+    },
     "Cosine of Linear-InfSA's weights with A's Perron vectors (published: 0.985), range of heads": {
         "cosine_left": ("left", decimals(3)),
         "cosine_left range": ("heads", str),
@@ -41,7 +47,7 @@ LAYERS: dict[str, dict[str, tuple[str, Form]]] = {
         "near_singular": ("near 1, %", decimals(1, 100)),
     },
 }
-"""The tables of layers: title, and figures of `Health` with their headings and formats."""
+"""The tables of layers: title, and figures of `Outputs` and `Health` with their headings and formats."""
 
 
 class Line(NamedTuple):
@@ -71,7 +77,7 @@ def map_tables(rows: Rows, options: Options, boxes: str) -> list[Table[Line]]:
                 lines.append(Line("  a flat map", dict.fromkeys(headings, guess) | {"roc_auc": 0.5}))
         columns = {figure: (heading, decimals(1, 100)) for figure, heading in headings.items()}
         tables.append(_table(title, columns, lines))
-    return tables
+    return [table for table in tables if table.rows]
 
 
 def layer_tables(rows: Rows) -> list[Table[Line]]:
@@ -131,6 +137,9 @@ def explained(options: Options, runs: Sequence[Result]) -> str:
     several = len({run.seed for run in runs}) > 1
     over = "over seeds where there are several, else over images" if several else "over images"
     return (
+        "The effective rank of a layer's output is exp(entropy) of its singular values over their sum; collisions are "
+        f"pairs of tokens with different queries and equal outputs, up to {TOLERANCE:g} of their norm; own: the share "
+        "of the output's square that differs from the mean over tokens. "
         f"Maps of {where}, enlarged to pixels: {options.upsampling}. MoRF-AOC: the area over the curve of the "
         "predicted class's probability, relative to the intact image's, with the most relevant patches removed first, "
         f"in steps of {options.step:.0%}; LeRF-AUC: that under it with the least relevant first. PR-AUC is average "

@@ -37,11 +37,12 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
     for words in (
         "vit, 2 seeds",
         "linear_infvit, 2 seeds",
-        "3/6 none seed 0: its attention has no weights of tokens, left out",
+        "3/6 none seed 0: 360 images, no maps: its attention has no weights of tokens",
         "vit seed 0, vit seed 1: weights not offered: it offers attention, rollout,",
         "linear_infvit seed 0, linear_infvit seed 1: rollout not offered: it offers attention, katz_in,",
         "Patches painted in their image's mean colour",
         "Against the ink's own boxes",
+        "Output over tokens: effective rank, collisions of different queries, own share",
     ):
         assert words in " ".join(done.out.split())
     rows = written(tmp_path)
@@ -71,8 +72,15 @@ def test_seeds_of_two_models_become_one_table_and_columns_of_their_comparison(cl
     assert [row["head"] for row in cosine] == ["all", "0", "1", "2", "3"] * 2
     for row in cosine:  # none of a head that is off for every image
         assert row["cosine_left"] is None if row["off"] == 1 else 0 < row["cosine_left"] <= 1
+    whole = {r["model"]: r for r in layers if (r["when"], r["block"], r["head"]) == ("trained", "all", "all")}
+    assert [whole[name]["collisions"] for name in ("linear_infvit", "none")] == [1, 0]
+    rank = {name: row["effective_rank"] for name, row in whole.items()}
+    assert rank["linear_infvit"] == pytest.approx(1, abs=1e-3)
+    assert 1 < rank["vit"] < rank["none"]
+    assert [whole[name]["entropy"] is None for name in ("vit", "none")] == [False, True]
     (folder,) = tmp_path.glob("runs/eval/attention/*")
-    assert (folder / "attention_curves.png").stat().st_size > 10_000
+    for picture in ("attention_curves.png", "attention_rank.png"):
+        assert (folder / picture).stat().st_size > 10_000
     assert "gallery.html" in done.out
     assert 'data-method="0"' in (folder / "gallery.html").read_text()
     for file in folder.glob("*.json"):  # as W&B's tables ask
