@@ -22,7 +22,7 @@ PARTS = ("data.module", "model.net", "recipe", "trainer", "callbacks", "logger")
 def build(cfg: DictConfig) -> tuple[Any, Classifier]:
     """The data module and the model with its recipe; the data set determines the number of classes."""
     data = instantiate(cfg.data.module, _convert_="all")
-    net = instantiate(cfg.model.net, num_classes=data.num_classes, _convert_="all")
+    net = cli.make_network(cfg, data.classes)
     if cfg.compile:
         net.compile()
     return data, Classifier(net, data.num_classes, **cli.optimization(cfg.recipe, net))

@@ -67,7 +67,7 @@ class RunRecord(Callback):
             status="running",
             model=cfg.model.name,
             attention=str(OmegaConf.select(cfg, "model.attention._target_", default=cfg.model.name)).rsplit(".", 1)[-1],
-            variant=variant(hydra.overrides.task),
+            variant=variant(hydra.overrides.task, cfg.init),
             depth=cfg.backbone.depth if cfg.model.attention else None,
             dim=size.dim,
             heads=size.heads,
@@ -196,9 +196,11 @@ class RunRecord(Callback):
         """Prints model, recipe, data and folder of the run."""
         r = self.result
         flops = "FLOPs not known" if r.flops_forward is None else f"{r.flops_forward / 1e9:,.3g} GFLOPs"
+        trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
         if self.writes:
             print_line(
                 f"{r.model}: {r.depth or '?'} layers, {r.parameters:,} parameters, "
+                f"{'' if trained == r.parameters else f'{trained:,} of them trained, '}"
                 f"{flops} forward per image at {r.image_size} px\n"
                 f"recipe {r.recipe}#{r.recipe_hash}: {r.epochs} epochs, batch {r.batch_size}, "
                 f"learning rate {module.lr:.3g} ({module.base_lr:.3g} × {r.batch_size} / 512)\n"

@@ -1,7 +1,7 @@
 """The LightningModule of a classifier: loss, optimizer, schedule and metrics, the same for every backbone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from infvit.errors import UsageError, expect
+from infvit.weights.freeze import freeze as freeze_parameters
 
 Batch = tuple[Tensor, Tensor]
 
@@ -33,6 +34,7 @@ class Classifier(LightningModule):
         warmup_epochs: length of the schedule's warm-up.
         label_smoothing: of the targets, mixed or not.
         mixup: `mixup(num_classes=...)` returns timm's Mixup/CutMix; None for none.
+        freeze, train_only: patterns of the names of what is not trained, or of all that is (`infvit.weights.freeze`).
 
     Raises:
         UsageError: if a value is out of range.
@@ -50,6 +52,8 @@ class Classifier(LightningModule):
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
         mixup: Callable[..., Callable[[Tensor, Tensor], Batch]] | None = None,
+        freeze: Sequence[str] = (),
+        train_only: Sequence[str] = (),
     ) -> None:
         super().__init__()
         expect(num_classes >= 2, f"num_classes={num_classes}", "2 or more, e.g. two folders in each split of data.root")
@@ -63,6 +67,7 @@ class Classifier(LightningModule):
             "a warm-up that ends before the run does, e.g. warmup_epochs=0",
         )
         expect(0 <= label_smoothing <= 1, f"label_smoothing={label_smoothing}", "0 to 1")
+        freeze_parameters(net, freeze, train_only)
         self.net = net
         self.base_lr, self.lr = base_lr, base_lr * batch_size / 512
         self.epochs, self.warmup_epochs, self.label_smoothing = epochs, warmup_epochs, label_smoothing

@@ -13,9 +13,9 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg, get_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
-from infvit.class_names import is_imagenet
+from infvit.class_names import is_imagenet, synsets
 from infvit.errors import UsageError, expect
 
 
@@ -88,13 +88,30 @@ def pretrained(name: str, classes: Sequence[str], weights: str | None = None) ->
     try:
         net = timm.create_model(name, pretrained=True, num_classes=len(classes), pretrained_cfg_overlay=source)
     except Exception as error:  # whatever the file system, the network, pickle, safetensors or torch raise
+        if weights is None:
+            raise UsageError(f"{_not_downloaded(name, error)}, or give weights=FILE") from error
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
-        if weights is not None:
-            raise UsageError(f"{weights} holds no weights of {name} for {len(classes)} classes: {reason}") from error
-        raise UsageError(
-            f"the weights of {name} cannot be downloaded ({reason}): connect to huggingface.co, or give weights=FILE"
-        ) from error
+        raise UsageError(f"{weights} holds no weights of {name} for {len(classes)} classes: {reason}") from error
     return net.eval()
+
+
+def pretrained_weights(name: str) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The published weights of timm's model `name`, and the classes that they are for, None if not ImageNet-1K's.
+
+    Raises:
+        UsageError: if timm has no such weights, or they cannot be downloaded.
+    """
+    classes = synsets() if _pretrained_cfg(name).num_classes == 1000 else None
+    print(f"weights of {name}: from the cache, or from huggingface.co", flush=True)
+    try:
+        return timm.create_model(name, pretrained=True).state_dict(), classes
+    except Exception as error:  # whatever the network or the file system raises
+        raise UsageError(f"{_not_downloaded(name, error)}, or begin from a file: init=FILE") from error
+
+
+def _not_downloaded(name: str, error: Exception) -> str:
+    reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" …")
+    return f"the weights of {name} cannot be downloaded ({reason}): connect to huggingface.co"
 
 
 def _check_name(name: str) -> None:

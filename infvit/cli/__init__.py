@@ -13,3 +13,4 @@ from infvit.cli.recipe import optimization as optimization
 from infvit.cli.run_errors import friendly_errors as friendly_errors
 from infvit.cli.run_errors import friendly_eval_errors as friendly_eval_errors
 from infvit.cli.run_folder import checkpoint_to_resume as checkpoint_to_resume
+from infvit.cli.start import make_network as make_network

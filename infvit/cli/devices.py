@@ -22,7 +22,19 @@ from infvit.run.ranks import launcher
 from infvit.sharding import FullySharded
 from infvit.vit import VisionTransformer
 
-READ_BY_CODE = ("name", "model.name", "data.name", "seed", "threads", "compile", "resume", "dry_run")
+READ_BY_CODE = (
+    "name",
+    "model.name",
+    "data.name",
+    "seed",
+    "threads",
+    "compile",
+    "grad_checkpointing",
+    "init",
+    "convert",
+    "resume",
+    "dry_run",
+)
 """Keys that train.py reads itself."""
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
@@ -31,7 +43,7 @@ RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RA
 def prepare_run(cfg: DictConfig, *parts: str) -> None:
     """Checks recipe, config and devices, and sets threads and seed, before anything is instantiated."""
     check_read(cfg, HydraConfig.get(), *READ_BY_CODE, *(part for part in parts if part != "recipe"))
-    check_config(cfg, *parts)
+    check_config(cfg, *parts, *(["convert"] if cfg.get("convert") else []))
     expect(isinstance(cfg.compile, bool), f"compile={cfg.compile}", "true or false")
     check_devices(cfg.trainer)
     check_values(cfg)

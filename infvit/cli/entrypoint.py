@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from infvit.cli.config_errors import format_config_error, printable_line
 from infvit.cli.devices import distributed_job
 from infvit.cli.run_folder import finished_result, report_other_code, resume_command
-from infvit.cli.targets import offer_installed_attentions
+from infvit.cli.targets import offer_attentions
 from infvit.errors import Interrupted, UsageError
 from infvit.run.environment import SWEEP_COMMAND, SWEEP_FOLDER, command
 from infvit.run.files import disk_full_message, print_line, tolerate_any_terminal
@@ -61,7 +61,7 @@ def run(main: Callable[[], Any]) -> None:
                 )
             if word.startswith("-") and not HYDRA_OPTIONS.fullmatch(word):
                 raise UsageError(f"{word} is not an option: overrides have no dashes, as seed=1 or +name=value")
-        offer_installed_attentions()
+        offer_attentions()
         with interruptible():
             main()
     except Interrupted:

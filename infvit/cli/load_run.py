@@ -15,6 +15,7 @@ from torch import nn
 from infvit.class_names import places, synsets
 from infvit.cli.devices import check_devices
 from infvit.cli.run_folder import CHECKPOINTS
+from infvit.cli.start import make_network
 from infvit.cli.targets import stored_config
 from infvit.errors import UsageError
 from infvit.measure.model_source import EvaluationData, LoadedRun
@@ -47,7 +48,7 @@ class ConfigModelSource:
         run_dir, run = run_of(checkpoint, self.cfg.trust)
         content = read_checkpoint(checkpoint)
         classes = classes_of(checkpoint, content)
-        model = _model(run, classes)
+        model = make_network(run, classes, trained=True).eval()
         matching_weights(checkpoint, content, nn.ModuleDict({"net": model}))
         model.load_state_dict({name.removeprefix("net."): w for name, w in content["state_dict"].items()})
         run.data = self._data(run.data)
@@ -76,7 +77,7 @@ class ConfigModelSource:
         """The run's model before training, rebuilt from the run's seed."""
         _, run = run_of(checkpoint, self.cfg.trust)
         seed_everything(run.seed, workers=True, verbose=False)
-        return _model(run, classes_of(checkpoint, read_checkpoint(checkpoint)))
+        return make_network(run, classes_of(checkpoint, read_checkpoint(checkpoint))).eval()
 
     def pretrained(self, name: str, weights: str | None) -> LoadedRun:
         """timm's model on the data that `data=` names, seen as its published configuration says."""
@@ -118,10 +119,6 @@ class ConfigModelSource:
     def _names_data(self) -> bool:
         """Whether `data=` names a data set; without one, settings such as data.root=DIR are of the run's own."""
         return "source" in self.cfg.data.module
-
-
-def _model(run: DictConfig, classes: list[str]) -> nn.Module:
-    return instantiate(run.model.net, num_classes=len(classes), _convert_="all").eval()
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def check_values(cfg: DictConfig) -> None:
     net = nn.Identity()
     net.group_matcher = None  # type: ignore[assignment]  # of every net that layer_decay fits
     made = optimization(cfg.recipe, net)
-    mixup = made.pop("mixup", None)
+    mixup, *_ = (made.pop(name, None) for name in ("mixup", "freeze", "train_only"))  # the last two need the model
     Classifier(net, 2, **made)
     for part in ("view", "augment", "erasing", "progressive"):
         instantiate(cfg.data.module.get(part), _convert_="all")

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from infvit.attention.registry import ATTENTIONS, GROUP, full_name
+from infvit.attention.registry import ATTENTIONS, GROUP
 from infvit.errors import UsageError, expect
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -37,19 +37,24 @@ NOT_MADE = ("callbacks", "logger")
 """Sections of a run's config of which a measurement makes nothing."""
 
 
-def offer_installed_attentions() -> None:
-    """Makes the attentions of installed packages options of the group `model`; their packages are not imported.
+def offer_attentions() -> None:
+    """Makes all attentions options of the group `convert`, and those of installed packages of the group `model`.
+
+    The packages are not imported.
 
     Raises:
         UsageError: if one has the name of another, or of a file in conf/model.
     """
-    taken = {name: full_name(known) for name, known in ATTENTIONS.items()}
-    taken |= {path.stem: str(path) for path in (CONF / "model").glob("*.yaml")}
+    ours = {name: f"infvit.attention.{known.__name__}" for name, known in ATTENTIONS.items()}  # as conf/model has them
+    taken = ours | {path.stem: str(path) for path in (CONF / "model").glob("*.yaml")}
     for name, target in _installed():
         if taken.setdefault(name, target) != target:
             raise UsageError(f"attention {name!r}, {target}, has the name of {taken[name]}: rename its entry point")
         attention = {"_target_": target, "_partial_": True}
         ConfigStore.instance().store(name, {"name": name, "net": "${backbone}", "attention": attention}, group="model")
+    for name, target in [*ours.items(), *_installed()]:
+        into = {"attention": {"_target_": target, "_partial_": True}, "blocks": None}
+        ConfigStore.instance().store(name, into, group="convert")
 
 
 def _installed() -> list[tuple[str, str]]:

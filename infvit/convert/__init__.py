@@ -21,11 +21,11 @@ from infvit.attention import Attention, find
 from infvit.attention.signature import constructor_signature
 from infvit.convert.adapters import AdaptedAttention, MultiheadAdapter, TokensAdapter
 from infvit.convert.projections import LeftAlone
-from infvit.convert.published import load_published
 from infvit.convert.report import Report
 from infvit.convert.sites import Site, called_with, find_sites
 from infvit.convert.trial import kind, returned_by
 from infvit.errors import UsageError, expect
+from infvit.weights.published import load_published
 
 Patterns = str | Iterable[str] | None
 
@@ -69,7 +69,7 @@ def convert(
     """
     make = find(attention) if isinstance(attention, str) else attention
     expect(callable(make), f"attention={attention!r}", "a name, or a class of layers")
-    label = attention if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
+    label = attention if isinstance(attention, str) else getattr(getattr(make, "func", make), "__name__", repr(make))
     if taken := {"dim", "num_heads", "qkv_bias"} & attention_options.keys():
         raise UsageError(f"{', '.join(sorted(taken))} comes from the model: leave it out of the options")
     parameters = constructor_signature(make).parameters

@@ -22,7 +22,7 @@ class Cost:
     MACs and FLOPs are None if they depend on the image (PureInfSA iterates the infinite series over more than
     `DENSE_TOKENS` tokens until it converges), or if the model does not run on the meta device.
 
-    `parameters` counts all trained ones, also gamma (one per head and layer), which the published counts exclude.
+    `parameters` counts all, frozen ones and gamma (one per head and layer), which the published counts exclude, too.
     """
 
     parameters: int
@@ -50,7 +50,7 @@ def cost(model: nn.Module, image_size: int | tuple[int, int], in_chans: int = 3)
     except Exception as error:  # whatever an attention of one's own raises where there are no numbers
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         warnings.warn(f"FLOPs not counted: {_raised_by(error, model)} fails on the meta device ({found})", stacklevel=2)
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.parameters())
     return Cost(parameters, None if forward is None else forward // 2, forward, training)
 
 

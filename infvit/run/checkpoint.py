@@ -54,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     torch.save(checkpoint, file)
                     file.flush()
                     os.fsync(file.fileno())
-                complete = folder / f"{path.stem}-{_checksum(part)}.ckpt"
+                complete = folder / f"{path.stem}-{checksum(part)}.ckpt"
                 part.rename(complete)
                 link_last(complete)
                 # Later steps are of a training that was given up when the run resumed from before them.
@@ -74,7 +74,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return ""
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -132,7 +132,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     expect(path.is_file(), f"checkpoint {path} does not exist", "a .ckpt file, e.g. RUN/checkpoints/last.ckpt")
     if named := NAME.fullmatch(path.resolve().name):
-        found = _checksum(path)
+        found = checksum(path)
         if found != named[2]:
             raise UsageError(f"{path} is damaged (checksum {found}, expected {named[2]}): use an earlier one")
     try:

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from infvit.run.code import code_hash
+from infvit.run.start_weights import fingerprint, row_label
 
-IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile")
-"""What the result of a run depends on, besides the code."""
+IDENTITY = ("model", "size", "recipe", "data", "trainer", "seed", "compile", "convert")
+"""What the result of a run depends on, besides the code and the weights that it begins with."""
 
 EXECUTION = {
     "accelerator",
@@ -38,7 +39,7 @@ UNNAMED = "imagefolder"
 """The name of data sets that only their folder identifies; named ones may be stored elsewhere the next time."""
 
 GROUPS = ("positions=", "gamma=", "locality=", "progressive=")
-VARIANTS = ("model.", "size.", "recipe.", "backbone.", "data.", "trainer.", "~", *GROUPS)
+VARIANTS = ("model.", "size.", "recipe.", "backbone.", "data.", "trainer.", "convert", "~", *GROUPS)
 """Beginnings of the overrides that make a variant; `size=`, `recipe=`, `data=` have fields of their own."""
 
 DEFAULTS = ("locality=none",)
@@ -54,8 +55,11 @@ def config_hash(cfg: Mapping[str, Any]) -> str:
     Eight hexadecimal digits of the configuration, a dash, and eight of the code that its model and its recipe name.
     """
     without = EXECUTION if cfg["data"]["name"] == UNNAMED else {*EXECUTION, "root"}
-    content = {name: _content(cfg[name], without) for name in IDENTITY}
-    names = re.findall(r'"_target_": "([^"]+)"', json.dumps([content["model"], content["recipe"]]))
+    content = {name: _content(cfg[name], without) for name in IDENTITY if name in cfg}
+    if init := cfg.get("init"):
+        content["init"] = fingerprint(init)
+    parts = [content.get(name) for name in ("model", "recipe", "convert")]
+    names = re.findall(r'"_target_": "([^"]+)"', json.dumps(parts))
     return f"{_digest(content)}-{code_hash(['infvit.module.Classifier', *names])}"
 
 
@@ -66,13 +70,20 @@ def recipe_hash(recipe: Mapping[str, Any]) -> str:
 
 def settings(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What a row of the comparison depends on, besides code and images, as {"model.attention.hops": 3}."""
-    return _flat({name: _content(cfg[name], FREE_WITHIN_ROW) for name in IDENTITY if name not in FREE_WITHIN_ROW})
+    found = _flat(
+        {name: _content(cfg[name], FREE_WITHIN_ROW) for name in IDENTITY if name in cfg and name not in FREE_WITHIN_ROW}
+    )
+    return found | ({"init": row_label(init)} if (init := cfg.get("init")) else {})
 
 
-def variant(overrides: Iterable[str]) -> str:
-    """The overrides that change what is computed beyond choosing it by name: the axes of an ablation."""
+def variant(overrides: Iterable[str], init: str | None = None) -> str:
+    """The overrides that change what is computed beyond choosing it by name: the axes of an ablation.
+
+    init: weights to begin with, which are named by their row and not by their path.
+    """
     plain = [override.lstrip("+") for override in overrides]
-    return " ".join(sorted(o for o in plain if o.startswith(VARIANTS) and o not in DEFAULTS and not _only_execution(o)))
+    own = [o for o in plain if o.startswith(VARIANTS) and o not in DEFAULTS and not _only_execution(o)]
+    return " ".join(sorted(own + ([f"init={row_label(init)}"] if init else [])))
 
 
 def _only_execution(override: str) -> bool:

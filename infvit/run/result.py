@@ -94,8 +94,11 @@ class Result:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """The settings of data and trainer that runs must share to be compared; precision depends on the machine."""
-        names = (name for name in self.settings if name.startswith(("data.", "trainer.")))
+        """Initial weights and settings of data and trainer that runs must share to be compared.
+
+        Precision depends on the machine.
+        """
+        names = (name for name in self.settings if name.startswith(("data.", "trainer.", "init")))
         return {name: self.settings[name] for name in names if name != "trainer.precision"}
 
     @property

@@ -1,4 +1,4 @@
-"""Loads state dicts of the published InfSA layer (arXiv:2603.00175), whose names differ from the layers here."""
+"""State dicts of the published InfSA layer (arXiv:2603.00175), whose names differ from the layers here."""
 
 from collections.abc import Mapping
 
@@ -12,19 +12,31 @@ def load_published(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Loads published layers into `module`: one `PureInfSA` or `LinearInfSA`, or a model that has them at the same
     names; other entries are loaded unchanged.
 
-    `q_proj`, `k_proj`, `v_proj` become `qkv`; `out_proj` becomes `proj`; `rho_logit` becomes `gamma_logit`, and one
-    number that of every head. A missing bias becomes 0, for q, k, v if any of them has one.
-
     Raises:
         UsageError: if there is no published layer, or one is incomplete.
         RuntimeError: if names or shapes do not match (`nn.Module.load_state_dict`, strict).
     """
-    own = module.state_dict()
+    if not published_layers(state_dict):
+        raise UsageError(f"no published InfSA layer: no key ends in q_proj.weight among {list(state_dict)[:4]}")
+    module.load_state_dict(renamed(state_dict, module.state_dict()))
+
+
+def published_layers(state_dict: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes of the published layers in a state dict."""
+    return [name.removesuffix("q_proj.weight") for name in state_dict if name.endswith("q_proj.weight")]
+
+
+def renamed(state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict under the names of the layers here, for a model whose state dict is `own`.
+
+    `q_proj`, `k_proj`, `v_proj` become `qkv`; `out_proj` becomes `proj`; `rho_logit` becomes `gamma_logit`, and one
+    number that of every head. A missing bias becomes 0, for q, k, v if any of them has one.
+
+    Raises:
+        UsageError: if a published layer is incomplete.
+    """
     given = dict(state_dict)
-    prefixes = [name.removesuffix("q_proj.weight") for name in given if name.endswith("q_proj.weight")]
-    if not prefixes:
-        raise UsageError(f"no published InfSA layer: no key ends in q_proj.weight among {list(given)[:4]}")
-    for prefix in prefixes:
+    for prefix in published_layers(state_dict):
         parts = [f"{prefix}{part}_proj" for part in ("q", "k", "v", "out")]
         missing = [f"{part.removeprefix(prefix)}.weight" for part in parts if f"{part}.weight" not in given]
         if missing:
@@ -39,4 +51,4 @@ def load_published(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         if (rho := given.pop(f"{prefix}rho_logit", None)) is not None:
             name, rho = f"{prefix}gamma_logit", rho.reshape(-1)
             given[name] = rho.expand_as(own[name]) if name in own and len(rho) == 1 else rho
-    module.load_state_dict(given)
+    return given
