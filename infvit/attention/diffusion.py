@@ -8,6 +8,7 @@ break) and FlopCounterMode counts it.
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -266,32 +267,31 @@ def spectral_bound(qkv: Tensor, gamma: Tensor, hidden: Tensor | None = None) -> 
             graph = heads.graph
             v = heads.V.new_ones(*heads.V.shape[:2], 1, dtype=graph.precise)
             norm = graph.product_and_norm(v)[1]
-            square = collatz_wielandt(graph.product, graph.transposed_product, v, norm.square())
-            bound[heads.at[0], heads.at[1]] = (heads.scale(norm) * square.sqrt())[:, 0, 0]
+            square = norm.square()
+            unit = torch.where(square == 0, 1, square)
+            largest = collatz_wielandt(partial(_gram, graph, 1 / unit), v).sqrt() * norm
+            bound[heads.at[0], heads.at[1]] = (heads.scale(norm) * largest)[:, 0, 0]
     return bound
 
 
-def collatz_wielandt(
-    product: Callable[[Tensor], Tensor],
-    transposed_product: Callable[[Tensor], Tensor],
-    v: Tensor,
-    bound: Tensor,
-    iterations: int = 20,
-) -> Tensor:
-    """An upper bound on ‖A‖₂² of a nonnegative A, (..., 1, 1).
+def _gram(graph: GraphTiles, scale: Tensor, v: Tensor) -> Tensor:
+    """scale · Aᵀ A v: (G, N, 1) → (G, N, 1)."""
+    return scale * graph.transposed_product(graph.product(v))
 
-    S = Aᵀ A is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above
-    (Collatz and Wielandt); power iteration tightens the bound.
 
-    Args:
-        product, transposed_product: A v and Aᵀ u, (..., N, 1) → (..., N, 1).
-        v: a positive start.
-        bound: another bound, ‖A‖_F², (..., 1, 1).
+def collatz_wielandt(S: Callable[[Tensor], Tensor], v: Tensor, rounds: int = 4) -> Tensor:
+    """An upper bound on the largest eigenvalue of S = Aᵀ A, at most 1, for a nonnegative A with ‖A‖_F ≤ 1: (..., 1, 1).
+
+    S is nonnegative, so the largest (S v)_i / v_i of any positive v bounds its spectral radius from above (Collatz and
+    Wielandt); each step of power iteration tightens the bound. S maps (..., N, 1) to the same, v is a positive start.
     """
-    for _ in range(iterations):
-        Sv = transposed_product(product(v))
+    for _ in range(rounds):
+        Sv = S(v)
         largest = Sv.amax(-2, keepdim=True)
-        bound = torch.minimum(bound, (Sv / v).amax(-2, keepdim=True))
-        # Half of v stays, so that every entry stays positive.
-        v = Sv / torch.where(largest == 0, 1, largest) + v / 2
-    return bound
+        # A part of v stays, so that every entry stays positive.
+        rest = torch.where(largest == 0, 1, largest) / 2
+        v = torch.addcmul(Sv, rest, v)
+        for _ in range(4):
+            v = torch.addcmul(S(v), rest, v)
+        v = v / v.amax(-2, keepdim=True)
+    return (S(v) / v).amax(-2, keepdim=True).clamp(max=1)

@@ -64,14 +64,16 @@ class SpectralInfSA(SeriesAttention):
         """Ahat: (B, N, 3, H, d) → (B, H, N, N)."""
         A, _ = affinities(precise(qkv), hidden)
         A = A ** (1 + torch.exp(-precise(self.temperature_logit)))[:, None, None]  # 1/tau
-        return A / spectral_norm_bound(A)
+        return over_spectral_norm(A)
 
     def _gain(self, x: Tensor, masks: Masks) -> Tensor:
         return self.gamma.expand(len(x), -1)
 
 
-def spectral_norm_bound(A: Tensor) -> Tensor:
-    """An upper bound on ‖A‖₂, 1 for A = 0: nonnegative (..., N, N) → (..., 1, 1)."""
-    start = A.square().sum((-2, -1), keepdim=True)
-    square = collatz_wielandt(lambda v: A @ v, lambda u: A.mT @ u, torch.ones_like(A[..., :1]), start)
-    return torch.where(square == 0, 1, square).sqrt()
+def over_spectral_norm(A: Tensor) -> Tensor:
+    """A nonnegative A divided by an upper bound on ‖A‖₂, 0 for 0: (..., N, N) → (..., N, N)."""
+    square = A.square().sum((-2, -1), keepdim=True)
+    zero = square == 0
+    A = A / torch.where(zero, 1, square).sqrt()
+    bound = collatz_wielandt(lambda v: A.mT @ (A @ v), torch.ones_like(A[..., :1]), rounds=2)
+    return A / torch.where(zero, 1, bound).sqrt()

@@ -66,13 +66,17 @@ def spectral(layer: SpectralInfSA, x: Tensor) -> Tensor:
 
 
 def spectral_norm(A: Tensor) -> Tensor:
-    """The least of ‖A‖_F and of the bounds of Collatz and Wielandt; 1 for A = 0."""
-    S = A.T @ A
-    v, squares = torch.ones(len(A), dtype=A.dtype), [S.trace()]
-    for _ in range(20):
-        squares.append((S @ v / v).max())
-        v = S @ v / (S @ v).max() + v / 2 if A.any() else v
-    return min(squares).sqrt() if A.any() else torch.ones((), dtype=A.dtype)
+    """The lesser of ‖A‖_F and of the bound of Collatz and Wielandt after power iteration; 1 for A = 0."""
+    if not A.any():
+        return torch.ones((), dtype=A.dtype)
+    unit = A.max()
+    S, v = (A / unit).T @ (A / unit), torch.ones(len(A), dtype=A.dtype)
+    for step in range(10):
+        if step % 5 == 0:
+            v = v / v.max()
+            largest = (S @ v).max()
+        v = S @ v + largest / 2 * v
+    return unit * torch.sqrt(torch.minimum((S @ v / v).max(), S.trace()))
 
 
 def kernel_affinities(layer: KernelInfSA, Q: Tensor, K: Tensor) -> Tensor:
