@@ -86,7 +86,7 @@ def test_weights_that_are_incomplete_missing_or_of_another_model_do_not_load(tmp
 
 
 class SideBySide(nn.Module):
-    """Pixels as tokens, and the first alone, by all attentions: (batch, 32, 4, 4) → (batch, attentions, 16 + 1, 32)."""
+    """Pixels as tokens by all attentions: (batch, 32, 4, 4) → (batch, attentions, 16, 32)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SideBySide(nn.Module):
 
     def forward(self, images):
         x = images.flatten(2).mT
-        return torch.stack([torch.cat([layer(x), layer.forward_class_token(x)], 1) for layer in self.layers], 1)
+        return torch.stack([layer(x) for layer in self.layers], 1)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ class SideBySide(nn.Module):
     ids=["attentions", "model"],
 )
 def test_onnxruntime_computes_the_same_at_two_batch_sizes(make, channels, side, tmp_path):
-    """The attentions in one file without a model for each, whose export would take a minute."""
+    """The attentions in one file without a model for each, whose export would take a minute; class tokens by the model."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = make()
