@@ -324,3 +324,7 @@ class VisionTransformer(nn.Module, HubModel):
         pools = ["token"] * self.num_prefix_tokens + ["avg", "max", "avgmax", ""]
         expect(global_pool in pools, f"global_pool={global_pool!r}", f"one of {pools}")
         self.global_pool = global_pool
+        last = self.blocks[-1].attn
+        if isinstance(last, Attention) and last.locality is not None:
+            # A class token gets nothing from it, and DDP waits for the gradient of every parameter that requires one.
+            last.locality.requires_grad_(global_pool != "token")

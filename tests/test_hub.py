@@ -105,7 +105,7 @@ class SideBySide(nn.Module):
     ids=["attentions", "model"],
 )
 def test_onnxruntime_computes_the_same_at_two_batch_sizes(make, channels, side, tmp_path):
-    """The attentions in one file without a model for each, whose export would take a minute; class tokens by the model."""
+    """The attentions in one file without a model for each; class tokens by the model."""
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     model = make()

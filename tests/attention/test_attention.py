@@ -1,6 +1,5 @@
 """Every operator against its naive twin, and the properties that all share."""
 
-import functools
 import math
 import re
 from itertools import accumulate
@@ -147,13 +146,6 @@ def test_no_check_fails(name, options, path, monkeypatch):
         monkeypatch.setattr(checks, "MANY", 26)
     report = check(ATTENTIONS[name], fast=True, **options)
     assert not report.failed, report
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), ("linear_infsa", {"locality": 3})])
-def test_compiles_in_one_graph(name, options):
-    make = functools.partial(ATTENTIONS[name], **options)
-    assert checks.compiled(checks.Subject(make, 32, 4, "cpu")).startswith("one graph")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_WEIGHTS])

@@ -95,3 +95,14 @@ def test_the_output_of_a_measured_block_includes_it():
     for found, step in net.run(net.embed(torch.randn(2, 3, 16, 16))):
         again = found.output(found.weights(step.tokens), step.tokens)
         torch.testing.assert_close(again, step.attended, rtol=1e-4, atol=1e-5)
+
+
+def test_every_trained_parameter_gets_a_gradient_as_ddp_needs_it():
+    """With a class token the last block's convolution is not trained; with an average over patches it is."""
+    net = VisionTransformer(partial(LinearInfSA, locality=3), **SMALL)
+    for pool, trained in {"token": [True, False], "avg": [True, True]}.items():
+        net.reset_classifier(7, pool)
+        net(torch.randn(2, 3, 16, 16)).sum().backward()
+        assert [block.attn.locality.weight.requires_grad for block in net.blocks] == trained
+        assert all(parameter.grad is not None for parameter in net.parameters() if parameter.requires_grad)
+        net.zero_grad()
