@@ -90,10 +90,14 @@ def check_read(cfg: DictConfig, hydra: Any, *read: str) -> None:
     by_any_run = _read(raw, [*(key for key in raw if key != "recipe"), *classifier])
     by_this_run = _read(raw, [*read, *classifier, "hydra"])
     given = [(f"recipe.{key}", by_any_run) for key in _keys(raw.get("recipe", {}))]
+    options: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
         key, value = override.key_or_group, override.value()
         if key in hydra.runtime.choices and not isinstance(value, dict):
-            key, value = _package(f"{key}/{hydra.runtime.choices[key]}") or "hydra", None
+            option = hydra.runtime.choices[key]
+            section = _package(f"{key}/{option}") or "hydra"
+            options[section] = f"{key}={option}"
+            key, value = section, None
         if not override.is_delete() and override.package is None:
             given += [(leaf, by_this_run) for leaf, _ in values(value, key)]
     for key, known in given:
@@ -102,7 +106,7 @@ def check_read(cfg: DictConfig, hydra: Any, *read: str) -> None:
             siblings = sorted(one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == above and above)
             expected = f"expected {', '.join(siblings)}; " if siblings else ""
             by = f" with model={cfg.model.name}" if known is by_this_run and "recipe" in raw else ""
-            raise UsageError(f"nothing reads {key}{by}: {expected}leave out {name}")
+            raise UsageError(f"nothing reads {key}{by}: {expected}leave out {options.get(key, name)}")
         opt = str(OmegaConf.select(cfg, "recipe.optimizer.opt")).lower().rpartition("_")[2]
         taken = get_optimizer_info(opt) if opt in list_optimizers() else None
         if key.startswith("recipe.optimizer.") and not getattr(taken, f"has_{key.split('.')[2]}", True):

@@ -88,6 +88,7 @@ TIMM = "model=timm"
             "recipe.model.class_token with model=deit_tiny.* expected drop_path",
         ),
         ([TIMM, "+positions=std0.02"], "nothing reads recipe.model.positions with model=deit_tiny"),
+        ([TIMM, "+locality=dwconv"], "nothing reads model.attention with model=deit.* leave out locality=dwconv"),
         ([TIMM, "size.dim=64"], "nothing reads size.dim with model=deit_tiny"),
         (["recipe.optimizer.opt=sgd", "recipe.optimizer.betas=[0.5,0.9]"], "betas.0 has no effect on sgd"),
         (["+recipe.optimizer.momentum=0.5"], "recipe.optimizer.momentum has no effect on adamw"),
