@@ -20,7 +20,7 @@ from infvit.run.ranks import open_store, store_outlives_workers
 from infvit.run.result import RESULT_FILE, Result, UnreadableResultError
 
 ADVICE = "all ranks stop; resume with the same command and resume=auto"
-GRACE = 5.0  # seconds in which all ranks that wait get their error, and in which a process ends by itself
+GRACE = 15.0  # seconds in which all ranks that wait get their error, and in which a process ends by itself
 GLOO_ERRORS = ("gloo", "pair closure", "monitoredBarrier")  # they have no class of their own
 
 
@@ -163,7 +163,7 @@ class HangWatchdog(Callback):
         for child in self.children:
             if str(child.pid) == pid:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    code = child.wait(GRACE)
+                    code = child.wait(5)
                     what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         error = self.table["error"].get(rank)
         return f"rank {rank} (process {pid} on {host}) {f'ended with {error}' if error else what}"

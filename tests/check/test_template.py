@@ -66,7 +66,7 @@ def test_an_installed_attention_needs_neither_config_nor_trust(cli, installed):
     assert result(folder)["attention"] == "Mine"
     cli("eval", f"ckpt={folder / 'checkpoints' / 'last.ckpt'}").ok()
     assert "mine" in cli("train", "--help").out
-    for name, taken in (("infsa", "infvit.attention.pure.PureInfSA"), ("vit", "conf/model/vit.yaml")):
+    for name, taken in (("infsa", "infvit.attention.PureInfSA"), ("vit", "conf/model/vit.yaml")):
         installed(f"{name} = mine_attn:Mine")
         line = cli("train", "experiment=digits", *QUICK, "model=vit").error()
         assert f"attention '{name}', mine_attn.Mine, has the name of" in line
