@@ -90,7 +90,9 @@ def curves(points: Points, names: list[str], name: str, title: str) -> Drawing:
     base = alt.Chart(_data(points)).encode(
         x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1)), color=_colour(points, names)
     )
-    scale = alt.Scale(domain=zoomed(points, ACCURACIES), nice=False) if name == "val_top1" else alt.Scale(zero=False)
+    scale = alt.Scale(zero=False)
+    if name == "val_top1":
+        scale = alt.Scale(domain=list(zoomed(points, ACCURACIES)), nice=False, zero=False)
     y = alt.Y("mean:Q", title=title, scale=scale, axis=alt.Axis(format=axis))
     near = alt.selection_point(
         f"near_{name}", fields=["epoch"], nearest=True, on="pointermove", clear="pointerout", empty=False

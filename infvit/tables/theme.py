@@ -22,9 +22,10 @@ def theme(text: str, faint: str, palette: list[str], background: str) -> dict[st
         "view": {"stroke": None},
         "axis": axis | {"titleFontWeight": 500, "titleFontSize": 12, "labelFontSize": 11, "titlePadding": 10},
         "axisX": {"grid": False, "tickCount": 7},
-        # Error bars and the line at zero.
+        # Error bars, the line at zero, and the numbers beyond an axis.
         "rule": {"color": text},
         "tick": {"color": text},
+        "text": {"color": text},
         "legend": {"labelColor": text, "orient": "bottom", "columns": 2, "title": None, "labelLimit": 300}
         | {"labelFontSize": 12, "symbolType": "circle", "symbolSize": 90, "symbolStrokeWidth": 0, "symbolOpacity": 1},
         "title": {"color": text, "subtitleColor": text, "anchor": "start", "fontSize": 14, "fontWeight": 600},

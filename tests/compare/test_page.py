@@ -130,8 +130,8 @@ def test_points_and_differences_are_the_tables_numbers(make_result):
 
 
 def test_a_row_far_below_does_not_press_the_others_together_and_stands_at_the_edge(make_result):
-    tops = {"vit": 0.95, "infvit": 0.96, "linear_infvit": 0.955, "relu": 0.965, "none": 0.1}
-    comparison = Comparison.from_results(make_result(model, top1=top1) for model, top1 in tops.items())
+    tops = {"none": 0.1} | {f"model_{i}": 0.95 + i / 1000 for i in range(14)}
+    comparison = Comparison.from_results(make_result(m, top1=x, epochs=60) for m, x in tops.items())
     drawn = {point["row"]: point for point in points(comparison, "accuracy")}
     assert {name: point["beyond"] for name, point in drawn.items()} == dict.fromkeys(tops, "0") | {"none": "-1"}
     low = float(drawn["none"]["at"])
@@ -139,6 +139,9 @@ def test_a_row_far_below_does_not_press_the_others_together_and_stands_at_the_ed
     assert float(drawn["none"]["mean"]) == 0.1
     text = json.dumps(specification(charts(comparison)["accuracy"]))
     assert f'"domain": [{low}, ' in text
+    line = specification(charts(comparison)["val_top1"])["layer"][1]
+    assert isinstance(line["encoding"]["y"]["scale"]["domain"], list)  # Vega-Lite ignores anything else
+    assert line["encoding"]["y"]["scale"]["domain"][0] > 0.1
 
 
 def test_a_title_names_few_rows_and_counts_many(make_result):
