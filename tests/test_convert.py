@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infvit import VisionTransformer
 from infvit.attention import LinearInfSA, PureInfSA, SoftmaxAttention
-from infvit.convert import convert, load_published
+from infvit.convert import convert
 from infvit.convert.adapters import MultiheadAdapter
 from infvit.errors import UsageError
 
@@ -434,49 +434,6 @@ def test_an_attention_shared_by_two_blocks_stays_shared():
     assert convert(model).converted == ["a", "b"]
     assert isinstance(model["a"], MultiheadAdapter)
     assert model["a"] is model["b"]
-
-
-def published(rho: Tensor | float = 1.5, prefix: str = "") -> dict[str, Tensor]:
-    layer = nn.ModuleDict({f"{part}_proj": nn.Linear(16, 16) for part in ("q", "k", "v", "out")})
-    state = layer.state_dict() | {"rho_logit": torch.as_tensor(rho)}
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize("cls", [PureInfSA, LinearInfSA])
-@pytest.mark.parametrize("rho", [torch.tensor(1.5), torch.tensor([1.5]), torch.arange(4.0)], ids=["0-d", "one", "four"])
-def test_state_dicts_of_the_published_layer_load(cls, rho):
-    layer, state = cls(16, 4), published(rho=rho)
-    load_published(layer, state)
-    q, k, v = layer.heads(TOKENS)
-    for letter, found in zip("qkv", (q, k, v), strict=True):
-        expected = nn.functional.linear(TOKENS, state[f"{letter}_proj.weight"], state[f"{letter}_proj.bias"])
-        torch.testing.assert_close(found.transpose(1, 2).flatten(2), expected)
-    assert torch.equal(layer.proj.weight, state["out_proj.weight"])
-    assert torch.equal(layer.proj.bias, state["out_proj.bias"])
-    assert torch.equal(layer.gamma_logit.data, rho.expand(4))
-    assert state.keys() == published().keys()
-
-
-def test_published_layers_inside_a_model_are_found_by_prefix():
-    model = nn.ModuleDict({"a": PureInfSA(16, 4), "b": LinearInfSA(16, 2), "head": nn.Linear(16, 3)})
-    head = nn.ModuleDict({"head": nn.Linear(16, 3)}).state_dict()
-    load_published(model, {**published(prefix="a."), **published(prefix="b."), **head})
-    assert torch.equal(model["head"].weight, head["head.weight"])
-    assert (model["b"].gamma_logit == 1.5).all()
-
-
-@pytest.mark.parametrize(
-    ("state", "error", "message"),
-    [
-        (published(rho=torch.zeros(3)), RuntimeError, r"size mismatch for gamma_logit"),
-        (nn.Linear(2, 2).state_dict(), UsageError, "no published InfSA layer"),
-        ({n: w for n, w in published().items() if n != "v_proj.weight"}, UsageError, r"v_proj\.weight missing"),
-    ],
-    ids=["heads differ", "another layer", "incomplete"],
-)
-def test_published_state_that_cannot_be_used(state, error, message):
-    with pytest.raises(error, match=message):
-        load_published(PureInfSA(16, 4), state)
 
 
 def test_a_class_that_takes_nothing_but_width_and_heads():
