@@ -24,7 +24,9 @@ class CompareAtEnd(Callback):
     `curve_epochs` are `Comparison`'s.
     """
 
-    def __init__(self, margin: float = 1.0, curve_epochs: Sequence[int] = (8,)) -> None:
+    def __init__(
+        self, margin: float = Comparison.margin, curve_epochs: Sequence[int] = Comparison.curve_epochs
+    ) -> None:
         self.options: dict[str, Any] = {"margin": margin, "curve_epochs": tuple(curve_epochs)}
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

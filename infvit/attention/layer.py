@@ -152,9 +152,9 @@ class Attention(nn.Module):
         masks = Masks(key_padding_mask, attn_mask, is_causal)
         x = self._checked(x, masks)
         O, V = self._forward(x, masks)  # noqa: E741 (the paper's letter)
-        if self.locality is not None:
-            O = O + self.locality(self.project(x, V_ALONE)[0] if V is None else V, key_padding_mask)  # noqa: E741
-        return self.merge_heads(O).expand_as(x)
+        if V is None and self.locality is not None:
+            (V,) = self.project(x, V_ALONE)
+        return self.combine(O, V, key_padding_mask).expand_as(x)
 
     def weights(self, x: Tensor, **masks: Any) -> Tensor:
         """The weights of the tokens, of the shape that `weighs` names: (B, N, D) → (B, H, N, N) or (B, H, N).
@@ -234,6 +234,12 @@ class Attention(nn.Module):
     def split_heads(self, packed: Tensor) -> tuple[Tensor, ...]:
         """Packed projections by kind and head: (B, N, n D) → n times (B, H, N, d)."""
         return packed.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+
+    def combine(self, O: Tensor, V: Tensor | None, padding: Tensor | None = None) -> Tensor:  # noqa: E741
+        """The output from O and, with `locality`, V of all tokens: (B, H, N, d) twice → (B, N, D). padding: (B, N)."""
+        if self.locality is not None:
+            O = O + self.locality(V, padding)  # noqa: E741
+        return self.merge_heads(O)
 
     def merge_heads(self, O: Tensor) -> Tensor:  # noqa: E741 (the paper's letter)
         """Joins the heads and projects: (B, H, n, d) → (B, n, D)."""

@@ -6,11 +6,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from infvit import weights
 from infvit.convert import convert
 from infvit.errors import UsageError
 from infvit.run.files import print_line
 from infvit.run.ranks import is_global_zero
+from infvit.run.start_weights import row_label, weights_file
+from infvit.weights import begin_from
 
 
 def make_network(cfg: DictConfig, classes: Sequence[str], trained: bool = False) -> nn.Module:
@@ -28,9 +29,9 @@ def make_network(cfg: DictConfig, classes: Sequence[str], trained: bool = False)
     net: nn.Module = instantiate(cfg.model.net, num_classes=len(classes), _convert_="all")
     quiet = trained or not is_global_zero()
     if (init := cfg.get("init")) and not trained:
-        tensors = weights.begin_from(net, init, classes)
+        tensors = begin_from(net, init, classes)
         if not quiet:
-            print_line(f"init {weights.row_label(init)}, {weights.weights_file(init) or 'of timm'}\n{tensors}")
+            print_line(f"init {row_label(init)}, {weights_file(init) or 'of timm'}\n{tensors}")
     if given := cfg.get("convert"):
         blocks = None if given.blocks is None else [f"blocks.{b}" if isinstance(b, int) else b for b in given.blocks]
         report = convert(net, instantiate(given.attention), blocks)

@@ -4,10 +4,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from infvit.compare import FILES, to_text, write_comparison
-from infvit.compare.comparison import BASELINE, find_results
+from infvit.compare.comparison import BASELINE, Comparison, find_results
 from infvit.errors import UsageError
 from infvit.run.files import tolerate_any_terminal
 
@@ -24,15 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--margin",
         type=float,
-        default=1.0,
+        default=Comparison.margin,
         metavar="POINTS",
-        help="rows this near to each other are equal (default: 1)",
+        help="rows this near to each other are equal (default: %(default)g)",
     )
     parser.add_argument(
         "--curve-epochs",
         type=int,
         nargs="*",
-        default=(8,),
+        default=Comparison.curve_epochs,
         metavar="N",
         help="top-1 after so many epochs too (default: 8)",
     )
@@ -41,8 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         found = [find_results(path) for path in options.run_dirs]
         if not any(found):
             raise UsageError(f"no result.json in {', '.join(options.run_dirs)}; give the folder of a run or of a sweep")
-        how: dict[str, Any] = {"margin": options.margin, "curve_epochs": tuple(options.curve_epochs)}
-        comparison = write_comparison(options.run_dirs, options.out, options.baseline, **how)
+        comparison = write_comparison(
+            options.run_dirs,
+            options.out,
+            options.baseline,
+            margin=options.margin,
+            curve_epochs=tuple(options.curve_epochs),
+        )
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2

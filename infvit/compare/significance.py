@@ -40,7 +40,7 @@ def seeds_needed(difference: Estimate, true: float) -> int:
 
     The standard deviation of the differences is the one seen; the power is that of the noncentral t distribution.
     """
-    deviation = _standard_error(difference) * math.sqrt(difference.n)
+    deviation = difference.standard_error * math.sqrt(difference.n)
     if not deviation:
         return 2
     # The normal approximation is a lower bound.
@@ -50,11 +50,7 @@ def seeds_needed(difference: Estimate, true: float) -> int:
     return n
 
 
-def _standard_error(estimate: Estimate) -> float:
-    return (estimate.half_width or 0.0) / float(stdtrit(estimate.n - 1, 1 - LEVEL / 2))
-
-
 def _in_errors(x: float, estimate: Estimate) -> float:
     """x in standard errors of the estimate; seeds that agree exactly have none."""
-    error = _standard_error(estimate)
+    error = estimate.standard_error
     return x / error if error else math.copysign(math.inf, x) if x else 0.0

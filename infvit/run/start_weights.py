@@ -42,13 +42,7 @@ def weights_file(init: str) -> Path | None:
         expect(bool(inside), f"init={init} is a folder without weights", f"one with {', '.join(IN_A_FOLDER)}")
         return inside[0]
     expect(re.fullmatch(r"[\w.-]+/[\w.-]+", init) is not None, f"init={init} does not exist", EXPECTED)
-    try:
-        return Path(hf_hub_download(init, "model.safetensors"))
-    except Exception as error:  # whatever the network, the hub or its cache raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(
-            f"init={init} is no file here and no repository of the hub ({reason}): give {EXPECTED}"
-        ) from error
+    return _from_hub(init)
 
 
 def fingerprint(init: str) -> str:
@@ -71,6 +65,18 @@ def row_label(init: str) -> str:
         except UnreadableResultError:
             pass  # a checkpoint that was copied without its run is any file
     return f"{path.stem}#{fingerprint(init)[:8]}"
+
+
+@functools.cache
+def _from_hub(repository: str) -> Path:
+    """The file of its weights, asked for once: hash, settings and row of a run all need it."""
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # whatever the network, the hub or its cache raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(
+            f"init={repository} is no file here and no repository of the hub ({reason}): give {EXPECTED}"
+        ) from error
 
 
 @functools.cache

@@ -32,12 +32,17 @@ class Estimate:
         mean = statistics.fmean(known)
         if len(known) == 1:
             return cls(1, mean)
-        t = float(stdtrit(len(known) - 1, (1 + CONFIDENCE) / 2))
-        return cls(len(known), mean, t * statistics.stdev(known, xbar=mean) / math.sqrt(len(known)))
+        half_width = _quantile(len(known)) * statistics.stdev(known, xbar=mean) / math.sqrt(len(known))
+        return cls(len(known), mean, half_width)
 
     def record(self, key: str) -> dict[str, float | None]:
         """The estimate as raw values under flat names: the mean under `key`, its half-width and its number of seeds."""
         return {key: self.mean, f"{key}_ci95_half_width": self.half_width, f"{key}_n": self.n}
+
+    @property
+    def standard_error(self) -> float:
+        """That of the mean, of an estimate of two seeds or more."""
+        return (self.half_width or 0.0) / _quantile(self.n)
 
     @property
     def low(self) -> float | None:
@@ -48,3 +53,8 @@ class Estimate:
     def high(self) -> float | None:
         """The upper end of the interval."""
         return None if self.mean is None or self.half_width is None else self.mean + self.half_width
+
+
+def _quantile(n: int) -> float:
+    """Student's t with n − 1 degrees of freedom at the upper end of the interval."""
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))

@@ -1,6 +1,8 @@
 """Weights to begin with (`init=`): read from a run, the hub, timm or a file, and fitted into a model.
 
-print(begin_from(net, "runs/vit_seed0", classes))
+    print(begin_from(net, "runs/vit_seed0", classes))
+
+What `init` may be: `infvit.run.start_weights`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +15,9 @@ from torch import Tensor, nn
 
 from infvit.errors import UsageError
 from infvit.run.checkpoint import read_checkpoint
-from infvit.run.start_weights import TIMM, row_label, weights_file
+from infvit.run.start_weights import TIMM, weights_file
 from infvit.timm_models import pretrained_weights
 from infvit.weights.fit import FitReport, fit
-from infvit.weights.published import load_published
 
 
 class Weights(NamedTuple):
@@ -68,6 +69,3 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"init={path} cannot be read as weights ({reason}): give .safetensors, .pth or .ckpt"
         ) from error
-
-
-__all__ = ["FitReport", "begin_from", "fit", "load_published", "read", "row_label", "weights_file"]

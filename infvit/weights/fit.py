@@ -3,15 +3,16 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_patch_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from infvit.errors import UsageError
+from infvit.positions import resample
 from infvit.weights.published import renamed
 
 MOST_PREFIX_TOKENS = 5
@@ -114,7 +115,7 @@ def _resampled(name: str, tensor: Tensor, own: Tensor, net: nn.Module) -> Tensor
 
 def _positions(tensor: Tensor, own: Tensor, net: nn.Module) -> Tensor | None:
     """Positions of a square grid behind a few prefix tokens, at the grid of `own` and behind its prefix tokens."""
-    grid: Sequence[int] | None = getattr(net, "grid_size", None) or getattr(
+    grid: tuple[int, int] | None = getattr(net, "grid_size", None) or getattr(
         getattr(net, "patch_embed", None), "grid_size", None
     )
     if grid is None:
@@ -124,7 +125,7 @@ def _positions(tensor: Tensor, own: Tensor, net: nn.Module) -> Tensor | None:
     if prefix > MOST_PREFIX_TOKENS or own_prefix < 0:
         return None
     kept = torch.cat([tensor[:, : min(prefix, own_prefix)].to(own), own[:, prefix:own_prefix]], 1)
-    patches = resample_abs_pos_embed(tensor[:, prefix:], list(grid), [side, side], num_prefix_tokens=0)
+    patches = resample(tensor[:, prefix:], (side, side), grid, prefix=0)
     return torch.cat([kept, patches.to(own)], 1)
 
 

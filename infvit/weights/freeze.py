@@ -24,9 +24,9 @@ def freeze(net: nn.Module, freeze: Collection[str] = (), train_only: Collection[
     """
     expect(not (freeze and train_only), f"freeze={freeze} and train_only={train_only}", "one of them")
     names = [name for name, _ in net.named_parameters()]
+    known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
     for key, patterns in {"freeze": freeze, "train_only": train_only}.items():
         for pattern in patterns:
-            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             found = any(_matches(name, [pattern]) for name in names)
             expect(found, f"{key}={pattern} matches no parameter", f"a part of the model, such as {known}")
     for name, parameter in net.named_parameters():

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from infvit.attention import LinearInfSA, SoftmaxAttention
 from infvit.errors import UsageError
 from infvit.vit import VisionTransformer
-from infvit.weights import begin_from, fit
+from infvit.weights import begin_from
+from infvit.weights.fit import fit
 
 TEN = [f"class {i}" for i in range(10)]
 

@@ -153,8 +153,7 @@ def _operator(attn: Any, after: Any = lambda attended: attended) -> Operator:
 
     def output(W: Tensor, x: Tensor) -> Tensor:
         V = layer.heads(x)[2]
-        O = layer.apply_weights(W, precise(V)).to(V.dtype)  # noqa: E741
-        return after(layer.merge_heads(O if layer.locality is None else O + layer.locality(V)))
+        return after(layer.combine(layer.apply_weights(W, precise(V)).to(V.dtype), V))
 
     factors = getattr(layer, "factors", None)
     graph = None if factors is None else lambda x: LowRankGraph(*factors(x))
